@@ -1,0 +1,1 @@
+"""How nodes talk: the contracts, the frames, and the in-process network core ships."""

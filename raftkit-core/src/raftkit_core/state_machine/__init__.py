@@ -1,0 +1,1 @@
+"""What the log is for: the contract of state machines, and the machines core ships."""

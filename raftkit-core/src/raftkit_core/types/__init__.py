@@ -1,0 +1,1 @@
+"""The vocabulary every other part of raftkit speaks. Imports nothing of ours."""

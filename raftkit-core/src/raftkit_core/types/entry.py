@@ -1,0 +1,74 @@
+"""Log entries: what is replicated, and the envelope around an application's command."""
+
+from __future__ import annotations
+
+import msgspec
+
+from raftkit_core.types.log_id import LogId
+from raftkit_core.types.membership import Membership
+
+BLANK = 0
+"""Kind: nothing to apply; the first entry of every leader."""
+NORMAL = 1
+"""Kind: an :class:`Envelope` with a command for a state machine."""
+MEMBERSHIP = 2
+"""Kind: a :class:`Membership`."""
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One log entry.
+
+    ``time_ms`` is *cluster time*: 0 at initialize, then the leader's last entry plus its own monotonic time. It never
+    falls and stops while nobody leads; it is not wall time.
+    """
+
+    log_id: LogId
+    time_ms: int
+    kind: int
+    payload: bytes
+
+    @property
+    def index(self) -> int:
+        return self.log_id.index
+
+
+class Envelope(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The payload of a normal entry: which machine, which client session, and the encoded command.
+
+    ``session`` 0 means none. ``serial`` numbers the writes of a session; every result up to ``acknowledged_floor`` may
+    be forgotten.
+    """
+
+    version: int
+    machine: str
+    session: int
+    serial: int
+    acknowledged_floor: int
+    body: bytes
+
+
+ENVELOPE_VERSION = 1
+
+_envelope_encoder = msgspec.msgpack.Encoder()
+_envelope_decoder = msgspec.msgpack.Decoder(Envelope)
+_membership_encoder = msgspec.msgpack.Encoder(order="deterministic")
+_membership_decoder = msgspec.msgpack.Decoder(Membership)
+
+
+def encode_envelope(envelope: Envelope) -> bytes:
+    return _envelope_encoder.encode(envelope)
+
+
+def decode_envelope(payload: bytes) -> Envelope:
+    """Raises: ``msgspec.DecodeError`` if ``payload`` is not an envelope."""
+    return _envelope_decoder.decode(payload)
+
+
+def encode_membership(membership: Membership) -> bytes:
+    """Canonical bytes: equal memberships encode equally in every process."""
+    return _membership_encoder.encode(membership)
+
+
+def decode_membership(payload: bytes) -> Membership:
+    """Raises: ``msgspec.DecodeError`` if ``payload`` is not a membership."""
+    return _membership_decoder.decode(payload)

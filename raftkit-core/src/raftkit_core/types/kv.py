@@ -1,0 +1,68 @@
+"""Commands, queries and results of the logical machine ``kv/1`` (kv, sqlite-kv, redis-kv: one vocabulary)."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+KV_MACHINE = "kv/1"
+
+MAX_KEY_BYTES = 4096
+"""A longer key (in UTF-8) is a ``BadCommand``."""
+
+
+class Put(msgspec.Struct, frozen=True, tag="put", array_like=True):
+    """Set ``key``. ``if_revision`` must be its revision (0: it must not exist); None: whatever it is."""
+
+    key: str
+    value: bytes
+    if_revision: int | None = None
+
+
+class Delete(msgspec.Struct, frozen=True, tag="delete", array_like=True):
+    """Remove ``key``; removing an absent key changes nothing."""
+
+    key: str
+    if_revision: int | None = None
+
+
+class CompareAndSet(msgspec.Struct, frozen=True, tag="cas", array_like=True):
+    """Set ``value`` if the key holds ``expected`` (None: the key does not exist)."""
+
+    key: str
+    expected: bytes | None
+    value: bytes
+
+
+KvCommand: TypeAlias = Put | Delete | CompareAndSet
+
+
+class Get(msgspec.Struct, frozen=True):
+    """Query: a :class:`KeyValue`, or None."""
+
+    key: str
+
+
+class ListKeys(msgspec.Struct, frozen=True):
+    """Query: :class:`KeyValue` of keys with ``prefix`` in order (as UTF-8 bytes), after ``after``, at most ``limit``."""
+
+    prefix: str = ""
+    limit: int = 1000
+    after: str | None = None
+
+
+class KeyValue(msgspec.Struct, frozen=True, kw_only=True):
+    """A key and its value. ``revision`` is the log index of its last change."""
+
+    key: str
+    value: bytes
+    revision: int
+
+
+class WriteResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a change: its log index, and the key's revision before it (0: it did not exist)."""
+
+    revision: int
+    previous_revision: int = 0
+    changed: bool = True
