@@ -45,7 +45,7 @@ class Get(msgspec.Struct, frozen=True):
 
 
 class ListKeys(msgspec.Struct, frozen=True):
-    """Query: :class:`KeyValue` of keys with ``prefix`` in order (as UTF-8 bytes), after ``after``, at most ``limit``."""
+    """Query: :class:`KeyValue` of keys with ``prefix``, ordered as UTF-8 bytes, after ``after``, at most ``limit``."""
 
     prefix: str = ""
     limit: int = 1000
