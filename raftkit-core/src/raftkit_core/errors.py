@@ -397,6 +397,18 @@ class NotFound(RaftError):
     code = "NOT_FOUND"
 
 
+class BadRequest(RaftError):
+    """A request cannot be understood; nothing was done."""
+
+    code = "BAD_REQUEST"
+
+
+class RequestTooLarge(BadRequest):
+    """A request, or the command in it, is larger than this node takes; nothing was done."""
+
+    code = "REQUEST_TOO_LARGE"
+
+
 def _all_errors(base: type[RaftError]) -> dict[str, type[RaftError]]:
     found = {base.code: base}
     for child in base.__subclasses__():
