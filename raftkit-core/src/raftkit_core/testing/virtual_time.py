@@ -1,0 +1,146 @@
+"""An event loop whose time jumps: when every task waits, the clock moves to the next timer at once.
+
+Nothing real is waited for, so hours of timeouts run in milliseconds and equal programs take equal steps. Sockets,
+pipes and subprocesses are refused, and threads do not exist: ``run_in_executor`` runs the function on the loop, one
+turn later, as a thread would leave the caller one turn to go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, NoReturn, TypeVar
+
+T = TypeVar("T")
+
+WALL_START = 1_700_000_000.0
+"""Wall time, in seconds since the epoch, at virtual time 0."""
+
+
+class VirtualDeadlock(RuntimeError):
+    """Every task waits and no timer is left: the message names each task and the line where it waits."""
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """``time()`` starts at ``start`` (seconds) and moves only when nothing else can run."""
+
+    def __init__(self, start: float = 0.0) -> None:
+        self._virtual_now = start
+        self._virtual_selector = _TimeSelector(self)
+        super().__init__(self._virtual_selector)
+        self._virtual_selector.is_closed_to_files = True  # the loop's own wake-up pipe is in
+
+    def time(self) -> float:
+        return self._virtual_now
+
+    def jump(self, timeout: float | None) -> None:
+        """Called by the selector when nothing is ready: ``timeout`` seconds until the next timer, None if none is.
+
+        Raises: VirtualDeadlock.
+        """
+        if timeout is None:
+            raise VirtualDeadlock(f"every task waits and no timer is set at {self.time():.6f} s:\n{self._describe()}")
+        if timeout > 0:
+            self._virtual_now += timeout
+
+    def _describe(self) -> str:
+        tasks = sorted(asyncio.all_tasks(self), key=lambda task: task.get_name())
+        return "\n".join(f"  {task.get_name()}: {_where(task)}" for task in tasks)
+
+    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
+        future: asyncio.Future[T] = self.create_future()
+        self.call_soon(_run_into, future, func, args)
+        return future
+
+    async def create_connection(self, *args: Any, **kwargs: Any) -> NoReturn:
+        _refuse_files()
+
+    async def create_server(self, *args: Any, **kwargs: Any) -> NoReturn:
+        _refuse_files()
+
+    async def getaddrinfo(self, *args: Any, **kwargs: Any) -> NoReturn:
+        _refuse_files()
+
+
+class VirtualClock:
+    """The clock of a node on a :class:`VirtualTimeLoop`; ``loop`` None: the running one, looked up at each reading."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None, *, wall_start: float = WALL_START) -> None:
+        self._loop = loop
+        self._wall_start = wall_start
+
+    def monotonic(self) -> float:
+        loop = asyncio.get_running_loop() if self._loop is None else self._loop
+        return loop.time()
+
+    def wall(self) -> float:
+        return self._wall_start + self.monotonic()
+
+
+def run_virtual(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run ``coroutine`` to its end in virtual time, like ``asyncio.run``.
+
+    Raises: VirtualDeadlock, and whatever ``coroutine`` raises.
+    """
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        return runner.run(coroutine)
+
+
+class _TimeSelector(selectors.BaseSelector):
+    """Selects nothing, ever; asked to wait, it moves the loop's time."""
+
+    def __init__(self, loop: VirtualTimeLoop) -> None:
+        self._loop = loop
+        self._keys: dict[Any, selectors.SelectorKey] = {}
+        self.is_closed_to_files = False
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        if self.is_closed_to_files:
+            _refuse_files()
+        key = selectors.SelectorKey(fileobj, fileobj if isinstance(fileobj, int) else fileobj.fileno(), events, data)
+        self._keys[fileobj] = key
+        return key
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        return self._keys.pop(fileobj)
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self._loop.jump(timeout)
+        return []
+
+    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
+        return self._keys
+
+
+def _refuse_files() -> NoReturn:
+    raise RuntimeError("sockets, pipes and subprocesses do not exist in virtual time: use the memory network")
+
+
+def _run_into(future: asyncio.Future[T], func: Callable[..., T], args: tuple[Any, ...]) -> None:
+    """Runs even if the caller was cancelled: a thread would not have noticed either."""
+    try:
+        result = func(*args)
+    except Exception as error:
+        if not future.cancelled():
+            future.set_exception(error)
+    else:
+        if not future.cancelled():
+            future.set_result(result)
+
+
+def _where(task: asyncio.Task[Any]) -> str:
+    """File, line and function of the innermost coroutine ``task`` waits in."""
+    awaitable: Any = task.get_coro()
+    frame = None
+    while awaitable is not None:
+        found = getattr(awaitable, "cr_frame", None) or getattr(awaitable, "gi_frame", None)
+        frame = found or getattr(awaitable, "ag_frame", None) or frame
+        awaitable = (
+            getattr(awaitable, "cr_await", None)
+            or getattr(awaitable, "gi_yieldfrom", None)
+            or getattr(awaitable, "ag_await", None)
+        )
+    if frame is None:
+        return "not started"
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
