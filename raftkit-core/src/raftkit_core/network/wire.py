@@ -1,0 +1,362 @@
+"""Frames between peers: MessagePack, the same for every transport that ships with raftkit.
+
+A frame is ``[kind, request_id, timeout_ms, body]``. Kinds 0 and 1 are answers (a result, an error) to the request with
+that id; every other kind is a request, ``timeout_ms`` says how long its caller waits. ``body`` is the message.
+
+An append has a body of its own, because nearly every byte on the wire is one::
+
+    [vote, prev_log_id, leader_commit, lease_ms, runs]
+    run = [term, node_id, first_index, [[time_ms, kind, payload], …]]
+
+Runs of entries of one leader write its id once; indexes are consecutive by construction.
+
+Whatever comes in is hostile until decoded: every way in which bytes can be wrong is a :class:`FrameError`, and no other
+exception leaves this module for what another node sent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from raftkit_core.errors import ErrorInfo, PayloadTooLarge
+from raftkit_core.types.entry import MEMBERSHIP, Entry
+from raftkit_core.types.ids import MAX_ENTRY_BYTES, MAX_FRAME_BYTES, is_node_id
+from raftkit_core.types.log_id import LogId, next_index
+from raftkit_core.types.messages import (
+    AppendEntriesRequest,
+    AppendEntriesResponse,
+    ForwardRequest,
+    ForwardResponse,
+    HeartbeatRequest,
+    HelloRequest,
+    HelloResponse,
+    InstallSnapshotRequest,
+    InstallSnapshotResponse,
+    ReadIndexRequest,
+    ReadIndexResponse,
+    TransferLeaderRequest,
+    TransferLeaderResponse,
+    VoteRequest,
+    VoteResponse,
+)
+from raftkit_core.types.snapshot import SnapshotMeta
+from raftkit_core.types.vote import LeaderId, Vote
+
+T = TypeVar("T")
+
+INT_MAX = 2**63 - 1
+FRAME_OVERHEAD_BYTES = 32
+"""More than the array, kind, request id and timeout of a frame ever take."""
+MEMO_BYTES_MAX = 8 * 1024 * 1024
+"""Encoded appends kept for the next peer, beside the newest one."""
+MEMO_ENTRIES_MAX = 4
+TEXT_MAX = 4096
+"""Longest name, address or message in a frame, in characters."""
+
+SNAPSHOT_ID_PATTERN = re.compile(r"[0-9a-f-]{1,128}\Z")
+"""Snapshot ids become file names: nothing that could be a path may pass."""
+
+
+class FrameError(msgspec.DecodeError):
+    """The bytes are no valid frame or message. The connection they came on must be closed."""
+
+
+class Kind(IntEnum):
+    """What a frame is. The numbers are the protocol: never reuse one."""
+
+    ANSWER = 0
+    ERROR = 1
+    HELLO = 2
+    APPEND_ENTRIES = 3
+    HEARTBEAT = 4
+    VOTE = 5
+    PRE_VOTE = 6
+    TRANSFER_LEADER = 7
+    READ_INDEX = 8
+    FORWARD = 9
+    SNAPSHOT_OFFSET = 10
+    INSTALL_SNAPSHOT = 11
+
+
+CONTROL_KINDS = frozenset({Kind.HELLO, Kind.HEARTBEAT, Kind.VOTE, Kind.PRE_VOTE, Kind.TRANSFER_LEADER, Kind.READ_INDEX})
+"""Small and urgent: the control lane."""
+DATA_KINDS = frozenset({Kind.HELLO, Kind.APPEND_ENTRIES, Kind.FORWARD, Kind.SNAPSHOT_OFFSET})
+"""Everything that may be large: the data lane."""
+
+
+class SnapshotOffer(msgspec.Struct, frozen=True, array_like=True):
+    """Answer to SNAPSHOT_OFFSET: bytes already there, and what the stream must show to belong to this request."""
+
+    offset: int
+    ticket: str = ""
+
+
+class Frame(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One frame, its body not decoded yet."""
+
+    kind: int
+    request_id: int
+    timeout_ms: int
+    body: msgspec.Raw
+
+
+_Int = Annotated[int, msgspec.Meta(ge=0, le=INT_MAX)]
+_EntryKind = Annotated[int, msgspec.Meta(ge=0, le=MEMBERSHIP)]
+_Payload = Annotated[bytes, msgspec.Meta(max_length=MAX_ENTRY_BYTES)]
+
+
+class _Run(msgspec.Struct, array_like=True, gc=False):
+    term: _Int
+    node_id: str
+    first_index: _Int
+    entries: list[tuple[_Int, _EntryKind, _Payload]]
+
+
+class _Append(msgspec.Struct, array_like=True, gc=False):
+    vote: Vote
+    prev_log_id: LogId | None
+    leader_commit: LogId | None
+    lease_ms: _Int
+    runs: list[_Run]
+
+
+REQUEST_TYPES: dict[Kind, Any] = {
+    Kind.HELLO: HelloRequest,
+    Kind.APPEND_ENTRIES: AppendEntriesRequest,
+    Kind.HEARTBEAT: HeartbeatRequest,
+    Kind.VOTE: VoteRequest,
+    Kind.PRE_VOTE: VoteRequest,
+    Kind.TRANSFER_LEADER: TransferLeaderRequest,
+    Kind.READ_INDEX: ReadIndexRequest,
+    Kind.FORWARD: ForwardRequest,
+    Kind.SNAPSHOT_OFFSET: InstallSnapshotRequest,
+    Kind.INSTALL_SNAPSHOT: InstallSnapshotRequest,
+}
+ANSWER_TYPES: dict[Kind, Any] = {
+    Kind.HELLO: HelloResponse,
+    Kind.APPEND_ENTRIES: AppendEntriesResponse,
+    Kind.HEARTBEAT: AppendEntriesResponse,
+    Kind.VOTE: VoteResponse,
+    Kind.PRE_VOTE: VoteResponse,
+    Kind.TRANSFER_LEADER: TransferLeaderResponse,
+    Kind.READ_INDEX: ReadIndexResponse,
+    Kind.FORWARD: ForwardResponse,
+    Kind.SNAPSHOT_OFFSET: SnapshotOffer,
+    Kind.INSTALL_SNAPSHOT: InstallSnapshotResponse,
+}
+
+_encoder = msgspec.msgpack.Encoder()
+_frame_decoder = msgspec.msgpack.Decoder(Frame)
+_append_decoder = msgspec.msgpack.Decoder(_Append)
+_error_decoder = msgspec.msgpack.Decoder(ErrorInfo)
+_request_decoders = {kind: msgspec.msgpack.Decoder(type_) for kind, type_ in REQUEST_TYPES.items()}
+_answer_decoders = {kind: msgspec.msgpack.Decoder(type_) for kind, type_ in ANSWER_TYPES.items()}
+_REQUEST_KINDS = {int(kind): kind for kind in REQUEST_TYPES}
+
+
+# --- Frames ---------------------------------------------------------------------------------------------------------
+
+
+def encode_frame(kind: int, request_id: int, timeout_ms: int, body: bytes) -> bytes:
+    """Put an encoded message in a frame. Raises: PayloadTooLarge."""
+    if len(body) > MAX_FRAME_BYTES - FRAME_OVERHEAD_BYTES:
+        raise PayloadTooLarge(f"a message of {len(body)} bytes does not fit a frame of {MAX_FRAME_BYTES} bytes")
+    return _encoder.encode((int(kind), request_id, timeout_ms, msgspec.Raw(body)))
+
+
+def decode_frame(data: bytes) -> Frame:
+    """Raises: FrameError."""
+    if len(data) > MAX_FRAME_BYTES:
+        raise FrameError(f"a frame of {len(data)} bytes is larger than {MAX_FRAME_BYTES}")
+    frame = _guarded(_frame_decoder.decode, data)
+    if not 0 <= frame.request_id <= INT_MAX or not 0 <= frame.timeout_ms <= INT_MAX:
+        raise FrameError(f"request id {frame.request_id} or timeout {frame.timeout_ms} is out of range")
+    return frame
+
+
+def request_kind(kind: int) -> Kind:
+    """The kind of a request frame. Raises: FrameError if it is none."""
+    known = _REQUEST_KINDS.get(kind)
+    if known is None:
+        raise FrameError(f"{kind} is no kind of request")
+    return known
+
+
+# --- Messages -------------------------------------------------------------------------------------------------------
+
+
+def encode_request(kind: Kind, message: Any) -> bytes:
+    """The body of a request. Appends go through :class:`AppendEncoder` where several peers get the same one."""
+    if kind is Kind.APPEND_ENTRIES:
+        return encode_append(message)
+    return _encoder.encode(message)
+
+
+def decode_request(kind: Kind, body: bytes | msgspec.Raw) -> Any:
+    """Raises: FrameError."""
+    if kind is Kind.APPEND_ENTRIES:
+        return decode_append(body)
+    message = _guarded(_request_decoders[kind].decode, body)
+    _check(message)
+    return message
+
+
+def encode_answer(message: Any) -> bytes:
+    return _encoder.encode(message)
+
+
+def decode_answer(kind: Kind, body: bytes | msgspec.Raw) -> Any:
+    """The answer to a request of ``kind``. Raises: FrameError."""
+    message = _guarded(_answer_decoders[kind].decode, body)
+    _check(message)
+    return message
+
+
+def encode_error(info: ErrorInfo, max_bytes: int | None = None) -> bytes:
+    """The body of an error answer, shortened until it fits ``max_bytes``: a lane for small frames stays one."""
+    body = _encoder.encode(info)
+    limit = TEXT_MAX
+    while (max_bytes is not None and len(body) > max_bytes) or len(info.message) > limit:
+        limit //= 2
+        info = msgspec.structs.replace(
+            info, message=info.message[:limit], hint=info.hint and info.hint[:limit], leader_node=None
+        )
+        body = _encoder.encode(info)
+        if limit == 0:
+            break
+    return body
+
+
+def decode_error(body: bytes | msgspec.Raw) -> ErrorInfo:
+    """Raises: FrameError."""
+    info = _guarded(_error_decoder.decode, body)
+    _check(info)
+    return info
+
+
+# --- Appends --------------------------------------------------------------------------------------------------------
+
+
+def encode_append(request: AppendEntriesRequest) -> bytes:
+    """Raises: ValueError if the entries are not consecutive: ours must be."""
+    runs: list[tuple[int, str, int, list[tuple[int, int, bytes]]]] = []
+    leader: LeaderId | None = None
+    entries: list[tuple[int, int, bytes]] = []
+    expected = next_index(request.prev_log_id)
+    for entry in request.entries:
+        log_id = entry.log_id
+        if log_id.index != expected:
+            raise ValueError(f"entry {log_id} where index {expected} was due")
+        expected += 1
+        if log_id.leader_id is not leader and log_id.leader_id != leader:
+            leader = log_id.leader_id
+            entries = []
+            runs.append((leader.term, leader.node_id, log_id.index, entries))
+        entries.append((entry.time_ms, entry.kind, entry.payload))
+    return _encoder.encode((request.vote, request.prev_log_id, request.leader_commit, request.lease_ms, runs))
+
+
+def decode_append(body: bytes | msgspec.Raw) -> AppendEntriesRequest:
+    """Entries come out with consecutive indexes after ``prev_log_id`` and growing leader ids. Raises: FrameError."""
+    raw = _guarded(_append_decoder.decode, body)
+    _check(raw.vote)
+    _check(raw.prev_log_id)
+    _check(raw.leader_commit)
+    prev = raw.prev_log_id
+    expected = next_index(prev)
+    last_leader = None if prev is None else prev.leader_id
+    entries: list[Entry] = []
+    for run in raw.runs:
+        leader = LeaderId(run.term, run.node_id)
+        _check(leader)
+        if run.first_index != expected or not run.entries:
+            raise FrameError(f"a run of {len(run.entries)} entries starts at {run.first_index}, {expected} was due")
+        if last_leader is not None and leader < last_leader:
+            raise FrameError(f"entries of {leader} after entries of {last_leader}")
+        last_leader = leader
+        entries += [
+            Entry(LogId(leader, index), time_ms, kind, payload)
+            for index, (time_ms, kind, payload) in enumerate(run.entries, expected)
+        ]
+        expected += len(run.entries)
+    if expected > INT_MAX:
+        raise FrameError("an index is out of range")
+    return AppendEntriesRequest(raw.vote, prev, entries, raw.leader_commit, raw.lease_ms)
+
+
+class AppendEncoder:
+    """Remembers the last few encoded appends by request object, so that one append is encoded once for all peers.
+
+    Bounded by :data:`MEMO_ENTRIES_MAX` and :data:`MEMO_BYTES_MAX`; the newest is kept whatever its size.
+    """
+
+    def __init__(self) -> None:
+        self._memo: list[tuple[AppendEntriesRequest, bytes]] = []
+        self._bytes = 0
+
+    def encode(self, request: AppendEntriesRequest) -> bytes:
+        """The body of ``request``. Raises: ValueError if its entries are not consecutive."""
+        for known, body in self._memo:
+            if known is request:
+                return body
+        body = encode_append(request)
+        self._memo.append((request, body))
+        self._bytes += len(body)
+        while len(self._memo) > 1 and (len(self._memo) > MEMO_ENTRIES_MAX or self._bytes > MEMO_BYTES_MAX):
+            self._bytes -= len(self._memo.pop(0)[1])
+        return body
+
+    def clear(self) -> None:
+        """Forget everything, and the memory it holds."""
+        self._memo.clear()
+        self._bytes = 0
+
+
+# --- Strictness -----------------------------------------------------------------------------------------------------
+
+
+def _guarded(decode: Callable[[Any], T], data: Any) -> T:
+    """msgspec lets three other exceptions out of garbage: text that is no UTF-8, deep nesting, absurd sizes."""
+    try:
+        return decode(data)
+    except FrameError:
+        raise
+    except (msgspec.DecodeError, ValueError, RecursionError, OverflowError, MemoryError) as error:
+        raise FrameError(f"not a valid frame: {error}") from None
+
+
+def _check(value: Any) -> None:
+    """What types cannot say: ints in [0, 2**63), node ids and snapshot ids well formed, no endless names."""
+    if value is None or type(value) is bool or type(value) is bytes:
+        return
+    if type(value) is int:
+        if not 0 <= value <= INT_MAX:
+            raise FrameError(f"integer {value} is not in [0, 2**63)")
+    elif type(value) is str:
+        if len(value) > TEXT_MAX:
+            raise FrameError(f"a text of {len(value)} characters is longer than {TEXT_MAX}")
+    elif isinstance(value, LeaderId):
+        _check(value.term)
+        if value.node_id and not is_node_id(value.node_id):
+            raise FrameError(f"{value.node_id[:80]!r} is no node id")
+    elif isinstance(value, msgspec.Struct):
+        if isinstance(value, SnapshotMeta) and SNAPSHOT_ID_PATTERN.match(value.snapshot_id) is None:
+            raise FrameError(f"{value.snapshot_id[:80]!r} is no snapshot id")
+        if isinstance(value, HelloRequest | HelloResponse) and not (is_node_id(value.node_id) and value.group):
+            raise FrameError(f"a hello from node {value.node_id[:80]!r} of group {value.group[:80]!r}")
+        for name in value.__struct_fields__:
+            _check(getattr(value, name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _check(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check(key)
+            _check(item)
+    else:
+        raise FrameError(f"a {type(value).__name__} has no place in a frame")
