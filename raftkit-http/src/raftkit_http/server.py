@@ -31,8 +31,8 @@ SHUTDOWN_TIMEOUT = 2.0
 CONNECTIONS_MAX = 4096
 """Open connections; more are closed as they arrive, so that descriptors remain for storage and peers."""
 
-STREAMED_PREFIX = "/raft/"
-"""Below it handlers read their body themselves, chunk by chunk, each with its own deadline."""
+STREAMED_PREFIX = ("/raft/", "/v1/")
+"""Below these, handlers read their body themselves, chunk by chunk, each with its own deadline."""
 
 
 class HttpServer:
