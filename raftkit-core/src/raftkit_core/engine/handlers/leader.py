@@ -1,0 +1,101 @@
+"""Proposing: assigning log ids to what clients write (openraft.md §2.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from raftkit_core.engine.handlers.log import LogHandler
+from raftkit_core.engine.handlers.replication import ReplicationHandler
+from raftkit_core.engine.handlers.server_state import ServerStateHandler, forward_to_leader
+from raftkit_core.engine.handlers.vote import VoteHandler
+from raftkit_core.engine.parts import EngineParts
+from raftkit_core.errors import ForwardToLeader, Overloaded, QuorumNotEnough, RaftError
+from raftkit_core.types.entry import Entry
+from raftkit_core.types.log_id import LogId
+
+
+class LeaderHandler:
+    def __init__(
+        self,
+        parts: EngineParts,
+        log: LogHandler,
+        vote: VoteHandler,
+        replication: ReplicationHandler,
+        server_state: ServerStateHandler,
+    ) -> None:
+        self._parts = parts
+        self._log = log
+        self._vote = vote
+        self._replication = replication
+        self._server_state = server_state
+
+    def refusal(self, now: float, size_bytes: int = 0) -> RaftError | None:
+        """Why nothing can be proposed now, or None. Every refusal is definite: nothing enters the log."""
+        parts = self._parts
+        leader = parts.leader
+        if leader is None:
+            return forward_to_leader(parts)
+        if leader.transfer is not None:
+            target = leader.transfer.target
+            return ForwardToLeader(
+                f"{parts.config.id} is handing leadership to {target}",
+                leader=target,
+                leader_node=parts.effective.nodes.get(target),
+                hint=f"ask {target}, or try again in a moment",
+            )
+        if now >= self._vote.quorum_lease_until(now):
+            reached = sorted(
+                voter
+                for voter in parts.effective.voter_ids
+                if voter == parts.config.id
+                or now - leader.acked_at.get(voter, float("-inf")) < parts.config.leader_lease
+            )
+            needed = " and ".join(str(len(config) // 2 + 1) for config in parts.effective.configs)
+            return QuorumNotEnough(
+                f"no quorum: {len(reached)} of {len(parts.effective.voter_ids)} voters answer ({', '.join(reached)}),"
+                f" {needed} needed; nothing was written",
+                hint="restart the missing nodes, or look at: raftkit status",
+            )
+        if leader.uncommitted_bytes + size_bytes > parts.config.max_uncommitted_bytes and leader.uncommitted:
+            return Overloaded(
+                f"{leader.uncommitted_bytes} bytes wait to be committed; max_uncommitted_bytes is"
+                f" {parts.config.max_uncommitted_bytes}",
+                hint="wait for earlier writes before sending more",
+            )
+        return None
+
+    def append(self, payloads: Sequence[tuple[int, bytes]], now: float) -> LogId:
+        """Append ``(kind, payload)`` under this leader's own vote; gives the first log id.
+
+        Ids come from the log's own end, not from a flushed or committed position: nothing is ever written twice.
+        """
+        parts = self._parts
+        leader = parts.leader
+        assert leader is not None, "only a leader proposes"
+        leader_id = leader.vote.leader_id
+        time_ms = leader.time_ms(now, parts.state.last_time_ms)
+        index = first_index = parts.state.log.last_index + 1
+        entries: list[Entry] = []
+        size_bytes = 0
+        for kind, payload in payloads:
+            entries.append(Entry(LogId(leader_id, index), time_ms, kind, payload))
+            size_bytes += len(payload)
+            index += 1
+        leader.uncommitted.append((index - 1, size_bytes))
+        leader.uncommitted_bytes += size_bytes
+        memberships = self._log.append(entries, now)
+        assert len(memberships) <= 1, "a leader proposes one membership at a time"
+        for membership in memberships:
+            parts.state.membership.append(membership)
+            self._server_state.refresh()
+            self._replication.rebuild(now)
+        return LogId(leader_id, first_index)
+
+    def write(self, payloads: Sequence[tuple[int, bytes]], now: float) -> LogId | RaftError:
+        """Propose a batch: one append, one round of replication. Gives the first log id, or the refusal of all."""
+        refusal = self.refusal(now, sum(len(payload) for _, payload in payloads))
+        if refusal is not None:
+            return refusal
+        first = self.append(payloads, now)
+        self._replication.initiate(now)
+        return first

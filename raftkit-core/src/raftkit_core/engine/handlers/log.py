@@ -1,0 +1,65 @@
+"""The log: append, truncate, purge. The only place that emits log-lane commands about entries."""
+
+from __future__ import annotations
+
+from raftkit_core.engine.commands import AppendInputEntries, DeleteConflictLog, PurgeLog
+from raftkit_core.engine.parts import EngineParts
+from raftkit_core.types.entry import MEMBERSHIP, Entry, decode_membership
+from raftkit_core.types.log_id import LogId, index_of
+from raftkit_core.types.membership import StoredMembership
+
+
+class LogHandler:
+    def __init__(self, parts: EngineParts) -> None:
+        self._parts = parts
+
+    def append(self, entries: list[Entry], now: float) -> list[StoredMembership]:
+        """Append consecutive entries; gives the memberships among them, in order."""
+        state = self._parts.state
+        first, last = entries[0].log_id, entries[-1].log_id
+        memberships: list[StoredMembership] = []
+        size_bytes = 0
+        if first.leader_id == last.leader_id:
+            state.log.extend(first, last)
+            for entry in entries:
+                size_bytes += len(entry.payload)
+                if entry.kind == MEMBERSHIP:
+                    memberships.append(StoredMembership(entry.log_id, decode_membership(entry.payload)))
+        else:
+            for entry in entries:
+                state.log.extend(entry.log_id, entry.log_id)
+                size_bytes += len(entry.payload)
+                if entry.kind == MEMBERSHIP:
+                    memberships.append(StoredMembership(entry.log_id, decode_membership(entry.payload)))
+        state.log_bytes += size_bytes
+        if entries[-1].time_ms > state.last_time_ms:
+            state.last_time_ms = entries[-1].time_ms
+        io_id = state.io.submit_entries(first.index, last, size_bytes, now)
+        self._parts.output.push(AppendInputEntries(io_id, entries))
+        return memberships
+
+    def truncate(self, since: int, now: float) -> bool:
+        """Remove ``since`` and after; says whether the effective membership went back.
+
+        Never at or below ``committed``: that would lose acknowledged data, so it stops the node (S11).
+        """
+        state = self._parts.state
+        assert since > index_of(state.committed), f"truncation at {since} below committed {state.committed}"
+        if since > state.log.last_index:
+            return False
+        state.log.truncate(since)
+        io_id = state.io.submit_truncate(since, state.log.last, now)
+        self._parts.output.push(DeleteConflictLog(io_id, since))
+        if index_of(state.accepted) >= since:
+            state.accepted = state.log.last
+        return state.membership.truncate(since)
+
+    def purge(self, upto: LogId, now: float) -> int:
+        """Remove up to ``upto``; gives the write's io_id, or 0 if there is nothing to remove."""
+        state = self._parts.state
+        if upto.index <= index_of(state.log.purged):
+            return 0
+        state.log.purge(upto)
+        io_id = state.io.submit_purge(upto, now)
+        self._parts.output.push(PurgeLog(io_id, upto))
+        return io_id

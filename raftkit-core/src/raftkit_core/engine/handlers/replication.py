@@ -1,0 +1,437 @@
+"""Replication: what to send to whom, what the answers mean, and when an entry is committed (openraft.md §2.7)."""
+
+from __future__ import annotations
+
+from raftkit_core.engine.commands import (
+    Commit,
+    ConfirmRead,
+    RebuildReplicationStreams,
+    Replicate,
+    ReplicateCommitted,
+    ReplicateSnapshot,
+    Respond,
+    SaveCommitted,
+    SendHeartbeat,
+    SendTransferLeader,
+)
+from raftkit_core.engine.handlers.snapshot import SnapshotHandler
+from raftkit_core.engine.handlers.vote import VoteHandler
+from raftkit_core.engine.inflight import Inflight
+from raftkit_core.engine.leader import Leader
+from raftkit_core.engine.parts import EngineParts
+from raftkit_core.engine.progress import ProgressEntry, ProgressState
+from raftkit_core.engine.quorum import quorum_log_id, quorum_value
+from raftkit_core.types.ids import NodeId
+from raftkit_core.types.log_id import LogId, index_of
+from raftkit_core.types.messages import (
+    AppendEntriesResponse,
+    Busy,
+    Conflict,
+    HigherVote,
+    Success,
+    TransferLeaderRequest,
+)
+
+
+class ReplicationHandler:
+    def __init__(self, parts: EngineParts, vote: VoteHandler, snapshot: SnapshotHandler) -> None:
+        self._parts = parts
+        self._vote = vote
+        self._snapshot = snapshot
+
+    # --- streams ----------------------------------------------------------------------------------------------------
+
+    def rebuild(self, now: float) -> None:
+        """Make progress fit the effective membership: known peers keep what they matched, removed ones linger for two
+        timeouts so that they can learn of their removal."""
+        parts = self._parts
+        leader = self._leader()
+        nodes = parts.effective.nodes
+        for node_id in nodes:
+            if node_id == parts.config.id:
+                continue
+            entry = leader.progress.get(node_id)
+            if entry is None:
+                # The first probe starts at the leader's end: after an election peers mostly match there.
+                leader.progress[node_id] = ProgressEntry(parts.state.log.last_index + 1, leader.next_epoch())
+            else:
+                entry.leaving_until = None
+        for node_id, entry in leader.progress.items():
+            if node_id not in nodes and entry.leaving_until is None:
+                entry.leaving_until = now + 2 * parts.config.election_timeout_max
+        self._push_streams(leader)
+
+    def drop_left(self, now: float) -> None:
+        """Close the streams of removed nodes whose time is over."""
+        leader = self._leader()
+        gone = [
+            node_id
+            for node_id, entry in leader.progress.items()
+            if entry.leaving_until is not None and now >= entry.leaving_until
+        ]
+        if gone:
+            for node_id in gone:
+                del leader.progress[node_id]
+                leader.acked_at.pop(node_id, None)
+                leader.acked_seq.pop(node_id, None)
+            self._push_streams(leader)
+
+    def _push_streams(self, leader: Leader) -> None:
+        """Removed nodes keep the address their stream was opened with."""
+        nodes = self._parts.effective.nodes
+        former = self._parts.state.membership.committed.membership.nodes
+        targets = tuple(
+            (node_id, node)
+            for node_id in leader.progress
+            if (node := nodes.get(node_id) or former.get(node_id)) is not None
+        )
+        self._parts.output.push(RebuildReplicationStreams(leader.session, targets))
+
+    def _leader(self) -> Leader:
+        leader = self._parts.leader
+        assert leader is not None, "only a leader replicates"
+        return leader
+
+    # --- sending ----------------------------------------------------------------------------------------------------
+
+    def initiate(self, now: float) -> None:
+        """Send whatever can be sent, to everybody."""
+        leader = self._leader()
+        for target, entry in leader.progress.items():
+            self._send_next(leader, target, entry, now)
+
+    def _send_next(self, leader: Leader, target: NodeId, entry: ProgressEntry, now: float) -> None:
+        """Fill the window of a peer that matches; send one probe or one snapshot to one that does not (yet)."""
+        if entry.state is ProgressState.PIPELINE:
+            last_index = self._parts.state.log.last_index
+            limit = self._parts.config.max_payload_entries
+            while entry.next_index <= last_index and len(entry.inflight) < self._parts.config.max_inflight:
+                start = entry.next_index
+                end = min(start + limit - 1, last_index)
+                if not self._send_logs(leader, target, entry, start, end, now):
+                    return
+                entry.next_index = end + 1
+        elif entry.state is ProgressState.PROBE and not entry.inflight:
+            self._send_probe(leader, target, entry, now)
+
+    def _send_probe(self, leader: Leader, target: NodeId, entry: ProgressEntry, now: float) -> None:
+        start = entry.probe_index()
+        log = self._parts.state.log
+        if start < log.first_index:
+            # What the peer needs is purged; or everything is, and there is nothing left to probe with (§6 item 26).
+            if entry.searching_end < log.first_index:
+                self._send_snapshot(leader, target, entry, now)
+                return
+            start = log.first_index
+        end = start - 1
+        if not entry.probed:
+            end = min(start + self._parts.config.max_payload_entries - 1, log.last_index)
+        self._send_logs(leader, target, entry, start, end, now)
+
+    def _send_logs(
+        self, leader: Leader, target: NodeId, entry: ProgressEntry, start: int, end: int, now: float
+    ) -> bool:
+        """Send entries ``start..end`` (none if ``end < start``); False if that needs a snapshot instead."""
+        state = self._parts.state
+        prev = None if start == 0 else state.log.get(start - 1)
+        if start > 0 and prev is None:
+            entry.reset(leader.next_epoch())
+            self._send_snapshot(leader, target, entry, now)
+            return False
+        inflight = Inflight(leader.next_inflight_id(), start - 1, end)
+        entry.inflight.append(inflight)
+        entry.sent_committed = state.committed
+        self._parts.output.push(
+            Replicate(
+                leader.vote_io,
+                leader.session,
+                target,
+                entry.epoch,
+                inflight.id,
+                leader.next_seq(),
+                now,
+                leader.vote,
+                prev,
+                end,
+                state.committed,
+            )
+        )
+        return True
+
+    def _send_snapshot(self, leader: Leader, target: NodeId, entry: ProgressEntry, now: float) -> None:
+        snapshot = self._parts.state.snapshot
+        purged = self._parts.state.log.purged
+        if snapshot is None or index_of(snapshot.last_log_id) < index_of(purged):
+            # A durable machine streams a snapshot on demand: build one, and come back when it is there.
+            self._snapshot.trigger()
+            return
+        entry.state = ProgressState.SNAPSHOT
+        inflight = Inflight(leader.next_inflight_id(), -1, index_of(snapshot.last_log_id), snapshot.last_log_id)
+        entry.inflight.append(inflight)
+        self._parts.output.push(
+            ReplicateSnapshot(
+                leader.vote_io, leader.session, target, entry.epoch, inflight.id, leader.next_seq(), now, leader.vote
+            )
+        )
+
+    def heartbeat(self, now: float) -> None:
+        """Tell every peer that this node leads, on a lane of its own."""
+        leader = self._leader()
+        peers = tuple((target, entry.matching) for target, entry in leader.progress.items())
+        if not peers:
+            return
+        for entry in leader.progress.values():
+            entry.sent_committed = self._parts.state.committed
+        self._parts.output.push(
+            SendHeartbeat(
+                leader.vote_io, leader.session, peers, leader.next_seq(), now, leader.vote, self._parts.state.committed
+            )
+        )
+
+    def _replicate_committed(self, leader: Leader, now: float) -> None:
+        """Peers with nothing in flight hear of the commit at once; the others with their next append."""
+        committed = self._parts.state.committed
+        idle = tuple(
+            (target, entry.matching)
+            for target, entry in leader.progress.items()
+            if entry.state is ProgressState.PIPELINE and not entry.inflight and entry.sent_committed != committed
+        )
+        if not idle:
+            return
+        for target, _ in idle:
+            leader.progress[target].sent_committed = committed
+        self._parts.output.push(
+            ReplicateCommitted(leader.vote_io, leader.session, idle, leader.next_seq(), now, leader.vote, committed)
+        )
+
+    # --- answers ----------------------------------------------------------------------------------------------------
+
+    def _entry_of(self, session: int, target: NodeId, response: AppendEntriesResponse) -> ProgressEntry | None:
+        """The progress an answer is about; None for an answer of an earlier leadership, or of a store that is not the
+        member's (a wiped node's acknowledgements must not count)."""
+        leader = self._parts.leader
+        if leader is None or leader.session != session:
+            return None
+        if self._parts.is_foreign_store(target, response.store_id):
+            return None
+        return leader.progress.get(target)
+
+    def on_append_response(
+        self,
+        session: int,
+        target: NodeId,
+        epoch: int,
+        seq: int,
+        sent_at: float,
+        response: AppendEntriesResponse,
+        now: float,
+    ) -> None:
+        """The answer to a ``Replicate``; ``Success`` covers what was sent, which may be less than was ordered."""
+        entry = self._entry_of(session, target, response)
+        if entry is None:
+            return
+        if isinstance(response, HigherVote):
+            self._on_higher_vote(response, now)
+            return
+        leader = self._leader()
+        self._count_contact(leader, target, seq, sent_at)
+        if entry.epoch == epoch and entry.state is not ProgressState.REVERTED:
+            match response:
+                case Success(matching=matching):
+                    self._on_success(leader, target, entry, matching, now)
+                case Conflict():
+                    self._on_conflict(leader, target, entry, response)
+                case Busy():
+                    entry.reset(leader.next_epoch())
+        self._after_answer(leader, target, entry, now)
+
+    def _on_success(
+        self, leader: Leader, target: NodeId, entry: ProgressEntry, matching: LogId | None, now: float
+    ) -> None:
+        if matching is not None:
+            held = self._parts.state.log.get(matching.index)
+            assert held is None or held == matching, f"{target} acknowledged {matching}, but here it is {held}"
+            assert matching.index <= self._parts.state.log.last_index, (
+                f"{target} acknowledged {matching} from the future"
+            )
+        if entry.ack(matching):
+            self.try_commit(leader, now)
+            self._try_transfer(leader)
+
+    def _on_conflict(self, leader: Leader, target: NodeId, entry: ProgressEntry, response: Conflict) -> None:
+        if response.index <= index_of(entry.matching):
+            self._on_lost_data(leader, target, entry)
+        elif entry.state is ProgressState.PIPELINE:
+            entry.reset(leader.next_epoch())
+        else:
+            entry.conflict(response.index, index_of(response.last_log_id))
+            if self._parts.state.log.first_index > entry.searching_end:
+                entry.probed = True
+
+    def _on_lost_data(self, leader: Leader, target: NodeId, entry: ProgressEntry) -> None:
+        """The peer no longer holds what it acknowledged. Under a bound store that breaks the promise every commit rests
+        on: nothing more is sent to it. An unbound one starts over (what ``bind=False`` loses)."""
+        entry.reset(leader.next_epoch())
+        if self._parts.bound_store(target) is not None:
+            entry.state = ProgressState.REVERTED
+            return
+        entry.matching = None
+        entry.searching_end = self._parts.state.log.last_index + 1
+        entry.probed = False
+
+    def on_heartbeat_response(
+        self, session: int, target: NodeId, seq: int, sent_at: float, response: AppendEntriesResponse, now: float
+    ) -> None:
+        """The answer to a heartbeat: contact; a conflict is evidence of lost data, for its prev had been acknowledged."""
+        entry = self._entry_of(session, target, response)
+        if entry is None:
+            return
+        if isinstance(response, HigherVote):
+            self._on_higher_vote(response, now)
+            return
+        leader = self._leader()
+        self._count_contact(leader, target, seq, sent_at)
+        if isinstance(response, Conflict) and response.index <= index_of(entry.matching):
+            self._on_lost_data(leader, target, entry)
+        self._after_answer(leader, target, entry, now)
+
+    def on_snapshot_sent(
+        self, session: int, target: NodeId, epoch: int, seq: int, sent_at: float, installed: LogId | None, now: float
+    ) -> None:
+        """The peer holds everything up to ``installed``."""
+        leader = self._parts.leader
+        if leader is None or leader.session != session:
+            return
+        entry = leader.progress.get(target)
+        if entry is None or entry.epoch != epoch:
+            return
+        self._count_contact(leader, target, seq, sent_at)
+        if entry.ack(installed):
+            self.try_commit(leader, now)
+            self._try_transfer(leader)
+        self._after_answer(leader, target, entry, now)
+
+    def on_failure(self, session: int, target: NodeId, epoch: int, now: float) -> None:
+        """A request of ``epoch`` failed, after any back-off: void what is in flight and probe."""
+        leader = self._parts.leader
+        if leader is None or leader.session != session:
+            return
+        entry = leader.progress.get(target)
+        if entry is None or entry.epoch != epoch or entry.state is ProgressState.REVERTED:
+            return
+        entry.reset(leader.next_epoch())
+        self._after_answer(leader, target, entry, now)
+
+    def _on_higher_vote(self, response: HigherVote, now: float) -> None:
+        """Somebody follows a greater vote: this leadership is over. Taken uncommitted: its own leader will say so."""
+        vote = response.vote.as_uncommitted()
+        if self._parts.accepts(vote):
+            self._vote.update_vote(vote, now)
+
+    def _count_contact(self, leader: Leader, target: NodeId, seq: int, sent_at: float) -> None:
+        if sent_at > leader.acked_at.get(target, float("-inf")):
+            leader.acked_at[target] = sent_at
+        if seq > leader.acked_seq.get(target, 0):
+            leader.acked_seq[target] = seq
+
+    def _after_answer(self, leader: Leader, target: NodeId, entry: ProgressEntry, now: float) -> None:
+        self.confirm_reads(now)
+        self._snapshot.try_purge(now)
+        self._send_next(leader, target, entry, now)
+
+    # --- commit -----------------------------------------------------------------------------------------------------
+
+    def try_commit(self, leader: Leader, now: float) -> None:
+        """Raise ``committed`` to what a quorum holds durably; only entries of the own leader id count (paper §5.4.2)."""
+        parts = self._parts
+        state = parts.state
+        matching = {target: entry.matching for target, entry in leader.progress.items()}
+        if not parts.needs_rejoin:
+            matching[parts.config.id] = state.io.flushed_log_id
+        position = quorum_log_id(parts.effective.configs, matching)
+        if position is None or position.leader_id != leader.vote.leader_id:
+            return
+        if position.index <= index_of(state.committed):
+            return
+        self.commit_to(position)
+        leader.committed_to(position.index)
+        self._replicate_committed(leader, now)
+
+    def commit_to(self, committed: LogId) -> None:
+        """``committed`` is committed: remember it, settle the membership, apply what is durable here."""
+        state = self._parts.state
+        assert committed.index > index_of(state.committed), f"commit falls from {state.committed} to {committed}"
+        state.committed = committed
+        state.membership.commit(committed)
+        self._parts.output.push(SaveCommitted(committed))
+        self.apply_durable()
+        self._snapshot.check_policy()
+
+    def apply_durable(self) -> None:
+        """Hand over to the state machine what is committed *and* flushed here."""
+        state = self._parts.state
+        end = min(index_of(state.committed), index_of(state.io.flushed_log_id))
+        since = index_of(state.submitted) + 1
+        if end < since:
+            return
+        upto = state.log.get(end)
+        assert upto is not None, f"entry {end} is committed but not in the log"
+        state.submitted = upto
+        self._parts.output.push(Commit(since, upto))
+
+    # --- reads ------------------------------------------------------------------------------------------------------
+
+    def confirm_reads(self, now: float) -> None:
+        """Release reads that a quorum has confirmed; start a round for those that wait without one."""
+        leader = self._parts.leader
+        if leader is None or not leader.reads:
+            return
+        acked = dict(leader.acked_seq)
+        if not self._parts.needs_rejoin:
+            acked[self._parts.config.id] = float("inf")
+        confirmed = quorum_value(self._parts.effective.configs, acked, 0)
+        while leader.reads and leader.reads[0].seq < confirmed:
+            read = leader.reads.popleft()
+            self._parts.output.push(Respond(0, read.request_id, read.read_log_id))
+        if leader.reads and leader.read_round_seq <= leader.reads[0].seq:
+            self.send_read_round(leader, now)
+
+    def send_read_round(self, leader: Leader, now: float) -> None:
+        """One round of heartbeats for every read that waits."""
+        voters = [voter for voter in self._parts.effective.voter_ids if voter in leader.progress]
+        leader.read_round_seq = leader.next_seq()
+        leader.read_round_at = now
+        if voters:
+            peers = tuple((voter, leader.progress[voter].matching) for voter in voters)
+            self._parts.output.push(
+                ConfirmRead(
+                    leader.vote_io,
+                    leader.session,
+                    peers,
+                    leader.read_round_seq,
+                    now,
+                    leader.vote,
+                    self._parts.state.committed,
+                )
+            )
+
+    # --- hand-over --------------------------------------------------------------------------------------------------
+
+    def _try_transfer(self, leader: Leader) -> None:
+        """Once the target holds the whole log, ask it to campaign."""
+        transfer = leader.transfer
+        if transfer is None or transfer.sent:
+            return
+        entry = leader.progress.get(transfer.target)
+        last = self._parts.state.log.last
+        if entry is None or entry.matching != last:
+            return
+        transfer.sent = True
+        self._parts.output.push(
+            SendTransferLeader(leader.session, transfer.target, TransferLeaderRequest(leader.vote, last))
+        )
+        self._parts.output.push(Respond(0, transfer.request_id, transfer.target))
+
+    def start_transfer(self) -> None:
+        """The target may be ready at once."""
+        self._try_transfer(self._leader())

@@ -1,0 +1,102 @@
+"""Snapshots and purging: when to build, what to remove (openraft.md §2.9)."""
+
+from __future__ import annotations
+
+from raftkit_core.config import LogBytesSinceLast, LogsSinceLast
+from raftkit_core.engine.commands import BuildSnapshot
+from raftkit_core.engine.handlers.log import LogHandler
+from raftkit_core.engine.parts import EngineParts
+from raftkit_core.types.log_id import LogId, index_of
+from raftkit_core.types.snapshot import SnapshotMeta
+
+
+class SnapshotHandler:
+    def __init__(self, parts: EngineParts, log: LogHandler) -> None:
+        self._parts = parts
+        self._log = log
+        self._purge_upto: LogId | None = None
+
+    @property
+    def purge_upto(self) -> LogId | None:
+        """What may be purged as soon as nobody reads it."""
+        return self._purge_upto
+
+    def check_policy(self) -> None:
+        """Build a snapshot if the policy asks for one at this commit."""
+        state = self._parts.state
+        policy = self._parts.config.snapshot_policy
+        snapshot = state.snapshot
+        if isinstance(policy, LogsSinceLast):
+            last = -1 if snapshot is None else index_of(snapshot.last_log_id)
+            due = index_of(state.committed) - last >= policy.count
+        elif isinstance(policy, LogBytesSinceLast):
+            size_bytes = 0 if snapshot is None else snapshot.size_bytes
+            due = state.log_bytes - state.snapshot_mark >= max(policy.minimum_bytes, size_bytes)
+        else:
+            due = False
+        if due:
+            self.trigger()
+
+    def trigger(self) -> None:
+        """Build now; while one is under way remember the wish and look again when it ends (§6 item 27)."""
+        parts = self._parts
+        if parts.building_snapshot or parts.installing is not None:
+            parts.snapshot_wanted = True
+            return
+        parts.building_snapshot = True
+        parts.snapshot_wanted = False
+        parts.state.snapshot_mark = parts.state.log_bytes
+        parts.output.push(BuildSnapshot())
+
+    def on_built(self, meta: SnapshotMeta | None, now: float) -> None:
+        """A build ended, with a published snapshot or without (nothing applied yet, or given up)."""
+        parts = self._parts
+        parts.building_snapshot = False
+        if meta is not None:
+            self.adopt(meta)
+            self.plan_purge()
+            self.try_purge(now)
+        if parts.snapshot_wanted:
+            parts.snapshot_wanted = False
+            self.check_policy()
+
+    def adopt(self, meta: SnapshotMeta) -> None:
+        """``meta`` is published; an older or equal one changes nothing (§6 item 53)."""
+        current = self._parts.state.snapshot
+        if current is None or index_of(meta.last_log_id) > index_of(current.last_log_id):
+            self._parts.state.snapshot = meta
+
+    def plan_purge(self) -> None:
+        """Keep some entries behind the snapshot for peers that lag a little, and purge in batches only."""
+        parts = self._parts
+        snapshot = parts.state.snapshot
+        if snapshot is None:
+            return
+        end = index_of(snapshot.last_log_id) + 1 - parts.config.snapshot_logs_to_keep
+        if end <= 0 or parts.state.log.first_index + parts.config.purge_batch_size > end:
+            return
+        self._raise_purge(parts.state.log.get(end - 1))
+
+    def request_purge(self, index: int) -> None:
+        """Purge up to ``index`` on request, never beyond the snapshot; keeps nothing behind it."""
+        snapshot = self._parts.state.snapshot
+        if snapshot is None or snapshot.last_log_id is None:
+            return
+        self._raise_purge(self._parts.state.log.get(min(index, snapshot.last_log_id.index)))
+
+    def _raise_purge(self, upto: LogId | None) -> None:
+        if upto is not None and upto.index > index_of(self._purge_upto):
+            self._purge_upto = upto
+
+    def try_purge(self, now: float) -> None:
+        """Purge what is planned, but nothing that a request in flight was built on."""
+        upto = self._purge_upto
+        if upto is None or upto.index <= index_of(self._parts.state.log.purged):
+            return
+        leader = self._parts.leader
+        if leader is not None:
+            for entry in leader.progress.values():
+                lowest = entry.lowest_prev_inflight
+                if lowest is not None and lowest < upto.index:
+                    return
+        self._log.purge(upto, now)

@@ -1,0 +1,97 @@
+"""What the log lane has been asked to write, and how much of it is durable.
+
+Every write in the lane has a position, its ``io_id``. "Flushed" is asked of the io_id that wrote an entry, never of its
+index: an index may be truncated and written again, and an old completion must not vouch for the new entry.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from raftkit_core.types.log_id import LogId, index_of
+
+
+class _Write:
+    """One write under way. ``log_id`` is the last entry it makes durable (None for votes and the like)."""
+
+    __slots__ = ("first_index", "io_id", "log_id", "size_bytes", "submitted_at")
+
+    def __init__(self, io_id: int, submitted_at: float) -> None:
+        self.io_id = io_id
+        self.submitted_at = submitted_at
+        self.first_index = -1
+        self.log_id: LogId | None = None
+        self.size_bytes = 0
+
+
+class IoState:
+    """Positions of the log lane. ``flushed_log_id`` is the end of the durable prefix of the *current* log."""
+
+    __slots__ = ("_pending", "flushed_io", "flushed_log_id", "last_io", "unflushed_bytes")
+
+    def __init__(self, flushed_log_id: LogId | None = None) -> None:
+        self.last_io = 0
+        self.flushed_io = 0
+        self.flushed_log_id = flushed_log_id
+        self.unflushed_bytes = 0
+        self._pending: deque[_Write] = deque()
+
+    def submit(self, now: float) -> int:
+        """A write without entries."""
+        self.last_io += 1
+        self._pending.append(_Write(self.last_io, now))
+        return self.last_io
+
+    def submit_entries(self, first_index: int, last: LogId, size_bytes: int, now: float) -> int:
+        """A write of entries ``first_index..last``."""
+        io_id = self.submit(now)
+        write = self._pending[-1]
+        write.first_index = first_index
+        write.log_id = last
+        write.size_bytes = size_bytes
+        self.unflushed_bytes += size_bytes
+        return io_id
+
+    def submit_purge(self, upto: LogId, now: float) -> int:
+        """A purge: when it is durable, so is everything up to ``upto`` (by the snapshot it stands for)."""
+        io_id = self.submit(now)
+        write = self._pending[-1]
+        write.first_index = 0
+        write.log_id = upto
+        return io_id
+
+    def submit_truncate(self, since: int, last_before: LogId | None, now: float) -> int:
+        """A truncation. The flushed position falls at once, and no write under way vouches for what was cut."""
+        for write in self._pending:
+            if write.log_id is None or write.log_id.index < since:
+                continue
+            write.log_id = last_before if write.first_index < since else None
+        if index_of(self.flushed_log_id) >= since:
+            self.flushed_log_id = last_before
+        return self.submit(now)
+
+    def io_of(self, index: int) -> int:
+        """The write that makes the current entry at ``index`` durable; 0 if it is durable already."""
+        if index <= index_of(self.flushed_log_id):
+            return 0
+        for write in self._pending:
+            if write.log_id is not None and write.log_id.index >= index:
+                return write.io_id
+        return self.last_io
+
+    def flush(self, io_id: int) -> None:
+        """Everything up to ``io_id`` is durable. Completions may come late or out of order: only the greatest counts."""
+        if io_id <= self.flushed_io:
+            return
+        assert io_id <= self.last_io, f"flushed {io_id}, but only {self.last_io} was submitted"
+        self.flushed_io = io_id
+        pending = self._pending
+        while pending and pending[0].io_id <= io_id:
+            write = pending.popleft()
+            self.unflushed_bytes -= write.size_bytes
+            if write.log_id is not None and write.log_id.index > index_of(self.flushed_log_id):
+                self.flushed_log_id = write.log_id
+
+    def oldest_submitted_at(self) -> float | None:
+        """When the oldest write under way was submitted, or None if all is durable."""
+        return self._pending[0].submitted_at if self._pending else None
