@@ -80,7 +80,7 @@ class IoState:
         return self.last_io
 
     def flush(self, io_id: int) -> None:
-        """Everything up to ``io_id`` is durable. Completions may come late or out of order: only the greatest counts."""
+        """Everything up to ``io_id`` is durable. Completions may come out of order: only the greatest counts."""
         if io_id <= self.flushed_io:
             return
         assert io_id <= self.last_io, f"flushed {io_id}, but only {self.last_io} was submitted"

@@ -44,12 +44,9 @@ class LeaderHandler:
                 hint=f"ask {target}, or try again in a moment",
             )
         if now >= self._vote.quorum_lease_until(now):
-            reached = sorted(
-                voter
-                for voter in parts.effective.voter_ids
-                if voter == parts.config.id
-                or now - leader.acked_at.get(voter, float("-inf")) < parts.config.leader_lease
-            )
+            horizon = now - parts.config.leader_lease
+            answering = {node for node, at in leader.acked_at.items() if at > horizon} | {parts.config.id}
+            reached = [voter for voter in parts.effective.voter_ids if voter in answering]
             needed = " and ".join(str(len(config) // 2 + 1) for config in parts.effective.configs)
             return QuorumNotEnough(
                 f"no quorum: {len(reached)} of {len(parts.effective.voter_ids)} voters answer ({', '.join(reached)}),"

@@ -100,7 +100,7 @@ def _apply_to_nodes(current: Membership, change: ChangeMembers) -> dict[NodeId, 
         case SetNodes(nodes=added):
             for node_id, node in added.items():
                 known = nodes.get(node_id)
-                # A known node keeps its store id whatever the caller passed: rebinding is how a wiped voter would count.
+                # A known node keeps its store id whatever was passed: rebinding is how a wiped voter would count.
                 nodes[node_id] = node if known is None else Node(node.peer, node.client, known.store_id, node.tags)
         case RemoveNodes(ids=ids):
             for node_id in ids:

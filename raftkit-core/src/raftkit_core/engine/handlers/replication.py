@@ -154,6 +154,7 @@ class ReplicationHandler:
                 prev,
                 end,
                 state.committed,
+                entry.state is not ProgressState.PIPELINE,
             )
         )
         return True
@@ -249,11 +250,10 @@ class ReplicationHandler:
         self, leader: Leader, target: NodeId, entry: ProgressEntry, matching: LogId | None, now: float
     ) -> None:
         if matching is not None:
-            held = self._parts.state.log.get(matching.index)
+            log = self._parts.state.log
+            held = log.get(matching.index)
             assert held is None or held == matching, f"{target} acknowledged {matching}, but here it is {held}"
-            assert matching.index <= self._parts.state.log.last_index, (
-                f"{target} acknowledged {matching} from the future"
-            )
+            assert matching.index <= log.last_index, f"{target} acknowledged {matching}, but the log ends at {log.last}"
         if entry.ack(matching):
             self.try_commit(leader, now)
             self._try_transfer(leader)
@@ -282,7 +282,7 @@ class ReplicationHandler:
     def on_heartbeat_response(
         self, session: int, target: NodeId, seq: int, sent_at: float, response: AppendEntriesResponse, now: float
     ) -> None:
-        """The answer to a heartbeat: contact; a conflict is evidence of lost data, for its prev had been acknowledged."""
+        """The answer to a heartbeat: contact. A conflict is evidence of lost data: its prev had been acknowledged."""
         entry = self._entry_of(session, target, response)
         if entry is None:
             return
@@ -342,7 +342,7 @@ class ReplicationHandler:
     # --- commit -----------------------------------------------------------------------------------------------------
 
     def try_commit(self, leader: Leader, now: float) -> None:
-        """Raise ``committed`` to what a quorum holds durably; only entries of the own leader id count (paper §5.4.2)."""
+        """Raise ``committed`` to what a quorum holds durably; only own entries count (paper §5.4.2)."""
         parts = self._parts
         state = parts.state
         matching = {target: entry.matching for target, entry in leader.progress.items()}
