@@ -1,0 +1,166 @@
+"""The table of routes, and how they get onto a node's server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiohttp import hdrs, web
+
+from raftkit_core.errors import BadRequest, NotFound
+from raftkit_http.api import cluster, health, kv, socket, write
+from raftkit_http.api.decode import quoted
+from raftkit_http.api.envelope import failure, success
+from raftkit_http.api.guard import ApiLimits, Call, ClientApi, Role, Route
+from raftkit_http.api.handle import RaftHandle
+
+if TYPE_CHECKING:
+    from raftkit_http.server import HttpServer
+
+
+def routes() -> list[Route]:
+    """Every route, in matching order. A key may hold slashes, so ``/cas`` stands before the plain key."""
+    return [
+        Route(method="GET", path="/v1", role="open", summary="This list", handler=get_index),
+        *_data_routes(),
+        *_cluster_routes(),
+        Route(method="GET", path="/livez", role="open", summary="Is the node alive", handler=health.get_livez),
+        Route(method="GET", path="/readyz", role="open", summary="Can it serve now", handler=health.get_readyz),
+        Route(method="GET", path="/metrics", role="open", summary="Prometheus metrics", handler=health.get_metrics),
+    ]
+
+
+def _data_routes() -> list[Route]:
+    consistency = "consistency"
+    key = "/v1/kv/{key:.+}"
+    write_: Role = "write"
+    return [
+        Route(method="POST", path="/v1/write", role=write_, summary="Write a command", handler=write.post_write),
+        Route(method="POST", path="/v1/read", role="read", summary="Read a key or a list", handler=kv.post_read),
+        Route(
+            method="GET",
+            path="/v1/kv",
+            role="read",
+            summary="List keys in order",
+            handler=kv.list_keys,
+            query=("prefix", "limit", "after", consistency),
+        ),
+        Route(
+            method="POST",
+            path="/v1/kv/{key:.+}/cas",
+            role=write_,
+            summary="Set a key if it holds the expected value",
+            handler=kv.cas_key,
+        ),
+        Route(method="GET", path=key, role="read", summary="A key", handler=kv.get_key, query=(consistency,)),
+        Route(method="PUT", path=key, role=write_, summary="Set a key", handler=kv.put_key, query=("if_revision",)),
+        Route(
+            method="DELETE",
+            path=key,
+            role=write_,
+            summary="Delete a key",
+            handler=kv.delete_key,
+            query=("if_revision",),
+        ),
+        Route(
+            method="GET",
+            path="/v1/ws",
+            role=write_,
+            summary="WebSocket for pipelining",
+            handler=socket.get_socket,
+            long_lived=True,
+        ),
+    ]
+
+
+def _cluster_routes() -> list[Route]:
+    admin: Role = "admin"
+    return [
+        Route(
+            method="GET",
+            path="/v1/status",
+            role="open",
+            summary="This node about itself",
+            handler=cluster.get_status,
+            query=("digest",),
+        ),
+        Route(method="GET", path="/v1/members", role="open", summary="Members", handler=cluster.get_members),
+        Route(method="GET", path="/v1/leader", role="open", summary="Who leads", handler=cluster.get_leader),
+        Route(
+            method="POST",
+            path="/v1/initialize",
+            role=admin,
+            summary="Make a new cluster",
+            handler=cluster.post_initialize,
+        ),
+        Route(method="POST", path="/v1/members", role=admin, summary="Add a learner", handler=cluster.post_member),
+        Route(
+            method="POST",
+            path="/v1/members/change",
+            role=admin,
+            summary="Make exactly these the voters",
+            handler=cluster.post_change,
+        ),
+        Route(
+            method="POST",
+            path="/v1/members/remove",
+            role=admin,
+            summary="Remove learners",
+            handler=cluster.post_remove,
+        ),
+        Route(
+            method="DELETE",
+            path="/v1/members/{id}",
+            role=admin,
+            summary="Remove a learner",
+            handler=cluster.delete_member,
+        ),
+        Route(
+            method="POST",
+            path="/v1/leader/transfer",
+            role=admin,
+            summary="Hand leadership over",
+            handler=cluster.post_transfer,
+        ),
+        Route(
+            method="POST",
+            path="/v1/snapshot",
+            role=admin,
+            summary="Snapshot this node",
+            handler=cluster.post_snapshot,
+        ),
+    ]
+
+
+async def get_index(call: Call) -> web.Response:
+    listed = [{"method": route.method, "path": route.path, "summary": route.summary} for route in routes()]
+    return success(call.request, "index", {"node": call.raft.id, "routes": listed})
+
+
+async def no_such_route(call: Call) -> web.Response:
+    """405 where the path exists with another method, else 404: both with an envelope."""
+    allowed: set[str] = set()
+    for resource in call.request.app.router.resources():
+        if not resource.canonical.startswith("/v1/{tail"):
+            allowed |= (await resource.resolve(call.request))[1]
+    if allowed:
+        response = failure(call.request, BadRequest(f"{quoted(call.request.method)} is not offered here"), status=405)
+        response.headers[hdrs.ALLOW] = ", ".join(sorted(allowed))
+        return response
+    raise NotFound(f"there is no {quoted(call.request.path)}", hint="GET /v1 lists what there is")
+
+
+def route_defs(api: ClientApi) -> list[web.RouteDef]:
+    """What aiohttp registers. The last one catches every other path under ``/v1``."""
+    last = Route(method="*", path="/v1/{tail:.*}", role="open", summary="", handler=no_such_route)
+    return [web.route(route.method, route.path, api.guarded(route)) for route in [*routes(), last]]
+
+
+def attach(server: HttpServer, raft: RaftHandle, limits: ApiLimits | None = None) -> ClientApi:
+    """Serve the client API of ``raft`` on ``server``, which must not have started. The server closes it."""
+    api = ClientApi(raft, limits)
+    server.add_routes(route_defs(api))
+    server.on_close(api.close)
+    return api
+
+
+__all__ = ["ClientApi", "attach", "route_defs", "routes"]

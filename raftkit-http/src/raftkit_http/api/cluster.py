@@ -1,0 +1,111 @@
+"""Status, members, leader and snapshots: what an operator asks of any node. The leader carries changes out."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from raftkit_core.network.client import MembershipResult
+from raftkit_core.types.membership import RemoveNodes, ReplaceAllVoters
+from raftkit_core.types.operations import (
+    AddLearner,
+    ChangeMembership,
+    MembershipDone,
+    Operation,
+    TransferDone,
+    TransferLeader,
+)
+from raftkit_http.api.decode import node_id_in_path
+from raftkit_http.api.envelope import success
+from raftkit_http.api.guard import Call
+from raftkit_http.api.schema import (
+    AddLearnerRequest,
+    ChangeMembersRequest,
+    EmptyRequest,
+    InitializeRequest,
+    LeaderAnswer,
+    MembersAnswer,
+    RemoveMembersRequest,
+    TransferAnswer,
+    TransferRequest,
+    member_list,
+)
+
+
+async def get_status(call: Call) -> web.Response:
+    return success(call.request, "status", await call.raft.status(digest=call.query.flag("digest")))
+
+
+async def get_members(call: Call) -> web.Response:
+    metrics = call.raft.metrics().value
+    stored = metrics.membership
+    answer = MembersAnswer(
+        members=member_list(stored.membership),
+        joint=stored.membership.is_joint,
+        log_index=None if stored.log_id is None else stored.log_id.index,
+        id=call.raft.id,
+        leader=metrics.current_leader,
+        term=metrics.current_term,
+    )
+    return success(call.request, "members", answer)
+
+
+async def get_leader(call: Call) -> web.Response:
+    metrics = call.raft.metrics().value
+    leader = metrics.current_leader
+    node = None if leader is None else metrics.membership.membership.nodes.get(leader)
+    return success(call.request, "leader", LeaderAnswer(leader=leader, node=node, term=metrics.current_term))
+
+
+async def post_initialize(call: Call) -> web.Response:
+    body = await call.json(InitializeRequest)
+    members = {node_id: node.to_node() for node_id, node in sorted(body.members.items())}
+
+    async def initialize() -> None:
+        await call.raft.initialize(members)
+
+    await call.change(initialize())
+    return success(call.request, "initialize", {"members": sorted(members)})
+
+
+async def post_member(call: Call) -> web.Response:
+    body = await call.json(AddLearnerRequest)
+    operation = AddLearner(body.id, body.node.to_node(), blocking=body.blocking, bind=body.bind)
+    return await _membership(call, operation)
+
+
+async def post_change(call: Call) -> web.Response:
+    body = await call.json(ChangeMembersRequest)
+    voters = ReplaceAllVoters(tuple(sorted(set(body.voters))))
+    return await _membership(call, ChangeMembership(voters, retain=body.retain, force=body.force))
+
+
+async def post_remove(call: Call) -> web.Response:
+    body = await call.json(RemoveMembersRequest)
+    return await _membership(call, ChangeMembership(RemoveNodes(tuple(sorted(set(body.ids))))))
+
+
+async def delete_member(call: Call) -> web.Response:
+    return await _membership(call, ChangeMembership(RemoveNodes((node_id_in_path(call.request),))))
+
+
+async def _membership(call: Call, operation: Operation) -> web.Response:
+    done: MembershipDone = await call.change(call.raft.call(operation, timeout=call.remaining))
+    result = MembershipResult(members=member_list(done.membership), log_index=done.log_id.index)
+    return success(call.request, "membership", result)
+
+
+async def post_transfer(call: Call) -> web.Response:
+    body = await call.json(TransferRequest)
+    done: TransferDone = await call.change(call.raft.call(TransferLeader(body.to), timeout=call.remaining))
+    return success(call.request, "transfer", TransferAnswer(leader=done.leader))
+
+
+async def post_snapshot(call: Call) -> web.Response:
+    """Of this node only: each member snapshots for itself."""
+    await call.json(EmptyRequest)
+
+    async def trigger() -> None:
+        await call.raft.trigger().snapshot()
+
+    await call.change(trigger())
+    return success(call.request, "snapshot", {"node": call.raft.id})

@@ -1,0 +1,208 @@
+"""What stands around every handler: limits, a deadline, error translation, and an owner for what must not be cut off.
+
+A handler gets a :class:`Call` and returns data or a response; it never catches errors and never times itself. A change
+runs in a task of :class:`ClientApi`: a client that goes away ends the waiting, never a membership change half-way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from raftkit_core import errors
+from raftkit_http.api.decode import BodyTooSlow, Query, UnsupportedBody, decode_json, read_body, require_type
+from raftkit_http.api.envelope import failure, status_of
+from raftkit_http.api.handle import RaftHandle
+from raftkit_http.api.metrics import ApiMetrics
+from raftkit_http.api.schema import JSON_TYPE
+
+T = TypeVar("T")
+log = logging.getLogger("raftkit_http.api")
+
+Role = Literal["open", "read", "write", "admin"]
+"""What a caller must be allowed. ``open`` routes say nothing about data and are never refused for load."""
+
+SMALL_BODY_BYTES = 256 * 1024
+"""Every body but a command's."""
+GRACE_SECONDS = 1.0
+"""How much longer than its own deadline the Raft may take before the caller is told that the outcome is unknown."""
+
+
+class ApiLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Bounds on what clients may ask of one node. Seconds and counts."""
+
+    default_timeout: float = 5.0
+    max_timeout: float = 300.0
+    max_requests: int = 1024
+    max_socket_window: int = 256
+    max_sockets: int = 256
+    close_timeout: float = 2.0
+
+
+class Route(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the API: also what ``/v1`` lists."""
+
+    method: str
+    path: str
+    summary: str
+    role: Role
+    handler: Callable[[Call], Awaitable[web.StreamResponse]]
+    query: tuple[str, ...] = ()
+    long_lived: bool = False
+    """No deadline and no place in the count of requests: what comes over it has its own."""
+
+
+class Call:
+    """One request on its way: what it asks, and until when."""
+
+    def __init__(
+        self, api: ClientApi, request: web.Request, query: Query, deadline: float, *, owned: bool = False
+    ) -> None:
+        self.api = api
+        self.raft = api.raft
+        self.request = request
+        self.query = query
+        self.changing = False
+        """Whether a change has been handed to the Raft: from then on a lost answer is an unknown outcome."""
+        self._deadline = deadline
+        self._owned = owned  # runs in a task of the API already
+
+    @property
+    def remaining(self) -> float:
+        """Seconds left, never below a millisecond."""
+        return max(self._deadline - asyncio.get_running_loop().time(), 0.001)
+
+    async def change(self, operation: Coroutine[Any, Any, T]) -> T:
+        """Carry out a change to its end, whatever becomes of the caller."""
+        self.changing = True
+        if self._owned:
+            return await operation
+        return await asyncio.shield(self.api.own(operation))
+
+    async def json(self, into: type[T], *, limit_bytes: int = SMALL_BODY_BYTES) -> T:
+        """The JSON body, strictly ``into``; an empty one is ``{}``."""
+        require_type(self.request, JSON_TYPE)
+        return decode_json(await read_body(self.request, limit_bytes) or b"{}", into)
+
+    @property
+    def command_limit_bytes(self) -> int:
+        """For bodies with a command in it: base64 and JSON escapes included."""
+        return 2 * self.raft.config.max_entry_bytes + SMALL_BODY_BYTES
+
+
+class ClientApi:
+    """The client API of one node."""
+
+    def __init__(self, raft: RaftHandle, limits: ApiLimits | None = None) -> None:
+        self.raft = raft
+        self.limits = ApiLimits() if limits is None else limits
+        self.metrics = ApiMetrics()
+        self.closing = False
+        self.sockets: set[web.WebSocketResponse] = set()
+        self._running = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def own(self, operation: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run to the end, at the latest to :meth:`close`."""
+        task = asyncio.get_running_loop().create_task(operation)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # a caller that went away does not fetch it
+
+    async def close(self) -> None:
+        """Refuse what comes, let changes under way end for ``close_timeout``, close the sockets. Idempotent."""
+        self.closing = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self.limits.close_timeout)
+        await asyncio.gather(*(socket.close(code=1001, message=b"shutting down") for socket in list(self.sockets)))
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self.limits.close_timeout)
+
+    def guarded(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        """``route``'s handler as aiohttp wants it: every outcome is an answer."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            response = await self._answer(route, request)
+            self.metrics.request(route.path, response.status)
+            return response
+
+        return handle
+
+    async def _answer(self, route: Route, request: web.Request) -> web.StreamResponse:
+        call: Call | None = None
+        try:
+            check_origin(request)
+            call = self._call(route, request)
+            if route.long_lived:
+                return await route.handler(call)
+            with self.admitted(count=route.role != "open"):
+                async with asyncio.timeout(call.remaining + GRACE_SECONDS):
+                    return await route.handler(call)
+        except BodyTooSlow as error:
+            return failure(request, error, status=408)
+        except UnsupportedBody as error:
+            return failure(request, error, status=415)
+        except errors.RaftError as error:
+            return failure(request, error)
+        except TimeoutError:
+            return failure(request, self._late(call))
+        except Exception as error:
+            log.exception("%s %s failed", route.method, route.path)
+            return failure(request, error, status=status_of(error))
+
+    def _call(self, route: Route, request: web.Request) -> Call:
+        query = Query(request, *route.query)
+        longest = self.limits.max_timeout
+        asked_ms = query.integer("timeout_ms", minimum=1, maximum=2**31)
+        timeout = self.limits.default_timeout if asked_ms is None else min(asked_ms / 1000, longest)
+        return Call(self, request, query, asyncio.get_running_loop().time() + timeout)
+
+    @contextmanager
+    def admitted(self, *, count: bool = True) -> Iterator[None]:
+        """Around one request. Raises: Stopped or Overloaded, both definite."""
+        if not count:
+            yield
+            return
+        if self.closing:
+            raise errors.Stopped(
+                f"{self.raft.id} is shutting down", hint="ask another node", retryable=True, outcome="not_applied"
+            )
+        if self._running >= self.limits.max_requests:
+            raise errors.Overloaded(
+                f"{self.raft.id} serves {self.limits.max_requests} requests already", hint="try again in a second"
+            )
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+
+    def _late(self, call: Call | None) -> errors.RaftError:
+        if call is not None and call.changing:
+            return errors.OutcomeUnknown(
+                "no answer within the deadline: the change may have happened, or happen later",
+                hint="read the state before you try again, or raise timeout_ms",
+            )
+        return errors.RPCTimeout(
+            "not finished within the deadline; nothing was changed", hint="raise timeout_ms", outcome="not_applied"
+        )
+
+
+def check_origin(request: web.Request) -> None:
+    """A page of another site must not drive a node through its reader's browser. Raises: AccessDenied."""
+    origin = request.headers.get("Origin")
+    if origin is not None and origin.partition("://")[2] != request.headers.get("Host", ""):
+        raise errors.AccessDenied("requests from pages of another origin are refused")

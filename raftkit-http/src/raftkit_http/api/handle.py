@@ -1,0 +1,60 @@
+"""What the client API needs of a ``Raft``: so that a test can stand in for it without an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from raftkit_core.config import Config, ReadPolicy
+from raftkit_core.network.client import NodeStatus
+from raftkit_core.state_machine.interface import Codec
+from raftkit_core.types.log_id import LogId
+from raftkit_core.types.membership import Node
+from raftkit_core.types.metrics import RaftMetrics
+from raftkit_core.types.operations import Operation
+
+
+class WriteOutcome(Protocol):
+    """What a write gives back."""
+
+    @property
+    def log_id(self) -> LogId: ...
+    @property
+    def data(self) -> Any: ...
+
+
+class Machine(Protocol):
+    """The state machine, as far as commands and results are concerned."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def codec(self) -> Codec: ...
+
+
+class MetricsWatch(Protocol):
+    @property
+    def value(self) -> RaftMetrics: ...
+
+
+class Trigger(Protocol):
+    async def snapshot(self) -> object: ...
+
+
+class RaftHandle(Protocol):
+    """The part of ``raftkit_core.Raft`` that is served. Every method may raise a ``RaftError``."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def config(self) -> Config: ...
+    @property
+    def machine(self) -> Machine: ...
+
+    async def status(self, digest: bool = False) -> NodeStatus: ...
+    def metrics(self) -> MetricsWatch: ...
+    async def write(self, command: Any, *, timeout: float = 5.0) -> WriteOutcome: ...
+    async def read(self, fn_or_query: Any, policy: ReadPolicy = ..., timeout: float = 5.0) -> Any: ...
+    async def call(self, operation: Operation, timeout: float = 5.0) -> Any: ...
+    async def initialize(self, members: Mapping[str, Node]) -> object: ...
+    def trigger(self) -> Trigger: ...

@@ -1,0 +1,101 @@
+"""``/v1/kv`` and ``POST /v1/read``: the key-value machine for people, curl and clients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from raftkit_core.config import ReadPolicy
+from raftkit_core.errors import BadRequest, NotFound
+from raftkit_core.types.kv import Delete, Get, KeyValue, ListKeys, Put
+from raftkit_http.api.decode import decode_json, key_in_path, quoted, read_body, require_type
+from raftkit_http.api.envelope import success
+from raftkit_http.api.guard import Call
+from raftkit_http.api.schema import (
+    JSON_TYPE,
+    MAX_LIST_BYTES,
+    CasValueRequest,
+    KeyValueAnswer,
+    KeyValueBody,
+    ListAnswer,
+    PutValueRequest,
+    ReadRequest,
+)
+from raftkit_http.api.write import propose, require_kv
+
+PREFIX = "/v1/kv/"
+
+
+async def get_key(call: Call) -> web.Response:
+    key = key_in_path(call.request, PREFIX)
+    answer = await read_key(call, key, call.query.consistency())
+    if answer.item is None:
+        raise NotFound(f"the key {quoted(key)} does not exist")
+    return success(call.request, "kv", answer.item)
+
+
+async def list_keys(call: Call) -> web.Response:
+    query = ListKeys(prefix=call.query.text("prefix") or "", limit=call.query.limit(), after=call.query.text("after"))
+    return success(call.request, "kv-list", await read_list(call, query, call.query.consistency()))
+
+
+async def post_read(call: Call) -> web.Response:
+    body = await call.json(ReadRequest)
+    return success(call.request, *await answer_read(call, body))
+
+
+async def answer_read(call: Call, body: ReadRequest) -> tuple[str, Any]:
+    """Schema and data of the answer. Raises: BadRequest unless exactly one of get and list is asked."""
+    policy = ReadPolicy(body.consistency)
+    if not isinstance(body.get, msgspec.UnsetType) and isinstance(body.list, msgspec.UnsetType):
+        return "kv-item", await read_key(call, body.get.key, policy)
+    if not isinstance(body.list, msgspec.UnsetType) and isinstance(body.get, msgspec.UnsetType):
+        query = ListKeys(prefix=body.list.prefix, limit=body.list.limit, after=body.list.after)
+        return "kv-list", await read_list(call, query, policy)
+    raise BadRequest("a read is exactly one of get and list", hint='for example {"get": {"key": "hello"}}')
+
+
+async def put_key(call: Call) -> web.Response:
+    """The body is the value as it is; with ``Content-Type: application/json`` it is ``{"value": …}``."""
+    require_kv(call.raft)
+    key, if_revision = key_in_path(call.request, PREFIX), call.query.revision()
+    body = await read_body(call.request, call.command_limit_bytes)
+    if call.request.content_type == JSON_TYPE:
+        body = decode_json(body, PutValueRequest).value_bytes()
+    return success(call.request, "write", await propose(call, Put(key, body, if_revision)))
+
+
+async def delete_key(call: Call) -> web.Response:
+    require_kv(call.raft)
+    command = Delete(key_in_path(call.request, PREFIX), call.query.revision())
+    return success(call.request, "write", await propose(call, command))
+
+
+async def cas_key(call: Call) -> web.Response:
+    require_kv(call.raft)
+    key = key_in_path(call.request, PREFIX, "/cas")
+    require_type(call.request, JSON_TYPE)
+    body = await call.json(CasValueRequest, limit_bytes=call.command_limit_bytes)
+    return success(call.request, "write", await propose(call, body.command_for(key)))
+
+
+async def read_key(call: Call, key: str, policy: ReadPolicy) -> KeyValueAnswer:
+    require_kv(call.raft)
+    found: KeyValue | None = await call.raft.read(Get(key), policy, timeout=call.remaining)
+    return KeyValueAnswer(item=None if found is None else KeyValueBody.of(found))
+
+
+async def read_list(call: Call, query: ListKeys, policy: ReadPolicy) -> ListAnswer:
+    """Cut at ``MAX_LIST_BYTES``: a thousand values of a megabyte are no answer."""
+    require_kv(call.raft)
+    found: list[KeyValue] = await call.raft.read(query, policy, timeout=call.remaining)
+    items: list[KeyValueBody] = []
+    size = 0
+    for item in found:
+        size += len(item.key) + len(item.value)
+        if items and size > MAX_LIST_BYTES:
+            break
+        items.append(KeyValueBody.of(item))
+    return ListAnswer(items=items, more=len(items) < len(found) or len(found) >= query.limit)

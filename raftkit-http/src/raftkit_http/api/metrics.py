@@ -1,0 +1,114 @@
+"""``/metrics``, names with prefix ``raftkit_``: a registry per node, because several may live in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from raftkit_core.network.client import NodeStatus
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+
+class ApiMetrics:
+    """Counters of the client API; the node's own figures are read when somebody asks."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        self._node = NodeCollector()
+        self.registry.register(self._node)
+        self._requests = Counter(
+            "raftkit_http_requests", "Answered client requests.", ["route", "status"], registry=self.registry
+        )
+        self._seconds = Histogram(
+            "raftkit_proposal_seconds",
+            "Time from a write's arrival at this node's client API to its result.",
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self._failed = Counter(
+            "raftkit_proposals_failed", "Writes that failed, by error code.", ["reason"], registry=self.registry
+        )
+
+    def request(self, route: str, status: int) -> None:
+        self._requests.labels(route, str(status)).inc()
+
+    def proposal(self, seconds: float) -> None:
+        self._seconds.observe(seconds)
+
+    def proposal_failed(self, reason: str) -> None:
+        self._failed.labels(reason).inc()
+
+    def expose(self, status: NodeStatus | None) -> bytes:
+        """The text format. ``status`` None: the node did not say, so only the API's own counters."""
+        self._node.status = status
+        return generate_latest(self.registry)
+
+
+class NodeCollector(Collector):
+    """A :class:`NodeStatus` as gauges. A position that does not exist yet has no sample, rather than a false zero."""
+
+    def __init__(self) -> None:
+        self.status: NodeStatus | None = None
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        status = self.status
+        if status is None:
+            return
+        yield gauge("has_leader", "1 if this node knows a leader.", status.leader is not None)
+        yield gauge("is_leader", "1 if this node leads.", status.role == "leader")
+        yield gauge("is_learner", "1 if this node is a learner.", status.role == "learner")
+        yield gauge("fatal", "1 if this node has stopped for good.", status.fatal is not None)
+        yield gauge("needs_rejoin", "1 if this node must be added anew.", status.needs_rejoin is not None)
+        yield gauge("term", "Current term.", status.term)
+        yield gauge("last_log_index", "Index of the last log entry.", status.last_log_index)
+        yield gauge("commit_index", "Index of the last committed entry.", status.committed)
+        yield gauge("applied_index", "Index of the last applied entry.", status.applied)
+        yield gauge("snapshot_index", "Last index in the current snapshot.", status.snapshot)
+        yield gauge("purged_index", "Last index removed from the log.", status.purged)
+        yield gauge("proposals_pending", "Writes waiting for their result.", status.pending_writes)
+        yield gauge("storage_bytes", "Size of the log store.", status.storage.size_bytes)
+        yield gauge("snapshot_bytes", "Size of the current snapshot.", status.snapshot_size_bytes)
+        yield gauge(
+            "quorum_ack_age_seconds", "Leader: age of the last quorum.", seconds(status.millis_since_quorum_ack)
+        )
+        yield gauge(
+            "leader_contact_age_seconds", "Age of the last contact.", seconds(status.millis_since_leader_contact)
+        )
+        peers = status.replication or {}
+        yield peer_gauge(
+            "peer_match_index", "Last index known to match.", {peer: view.matching for peer, view in peers.items()}
+        )
+        yield peer_gauge("peer_lag_entries", "Entries behind.", {peer: view.lag for peer, view in peers.items()})
+        yield peer_gauge(
+            "peer_last_contact_seconds",
+            "Age of the peer's last answer.",
+            {peer: seconds(view.last_contact_ms) for peer, view in peers.items()},
+        )
+
+
+def gauge(name: str, help_text: str, value: float | None) -> Metric:
+    family = GaugeMetricFamily(f"raftkit_{name}", help_text)
+    if value is not None:
+        family.add_metric([], float(value))
+    return family
+
+
+def peer_gauge(name: str, help_text: str, values: Mapping[str, float | None]) -> Metric:
+    family = GaugeMetricFamily(f"raftkit_{name}", help_text, labels=["peer"])
+    for peer, value in values.items():
+        if value is not None:
+            family.add_metric([peer], float(value))
+    return family
+
+
+def seconds(millis: int | None) -> float | None:
+    return None if millis is None else millis / 1000

@@ -1,0 +1,323 @@
+"""A client of one cluster over HTTP: asks any node, follows failures to the next one, and never guesses.
+
+A change is repeated only when it provably did not happen: it was never sent, or a node said ``not_applied`` and
+``retryable``. When its answer is lost the caller gets ``OutcomeUnknown``. Before a change goes to a node that has not
+answered for a second, the node is asked something harmless first: a dead node or a stale connection is found out while
+it is still certain that nothing was sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import aiohttp
+import msgspec
+
+from raftkit_core.errors import BadCommand, ConfigError, OutcomeUnknown, RaftError, UnknownOption, Unreachable
+from raftkit_core.network.client import ClusterClient, Consistency, MembershipResult, NodeStatus
+from raftkit_core.types.kv import CompareAndSet, Delete, KeyValue, Put, WriteResult
+from raftkit_core.types.membership import Node
+from raftkit_http.api.schema import (
+    MAX_LIST_KEYS,
+    MSGPACK_TYPE,
+    KeyValueAnswer,
+    ListAnswer,
+    MembersAnswer,
+    TransferAnswer,
+    WriteAnswer,
+)
+from raftkit_http.endpoints import Endpoints, normalize
+from raftkit_http.exchange import Lost, NotSent, Outgoing, exchange, make_session
+
+T = TypeVar("T")
+
+DEFAULT_TIMEOUT = 5.0
+PROBE_SECONDS = 1.0
+BACKOFF_SECONDS = 0.05
+BACKOFF_SECONDS_MAX = 0.5
+_MIN_SHARE_SECONDS = 0.25
+
+_encoder = msgspec.json.Encoder()
+
+
+class HttpClusterClient(ClusterClient):
+    """See :class:`ClusterClient`. ``timeout`` (seconds) bounds each call, retries included.
+
+    Use it as ``async with HttpClusterClient(["http://127.0.0.1:7401"]) as client``.
+
+    Raises:
+        ConfigError: an endpoint is no ``http://host:port``, the timeout is not positive, or the token is malformed.
+    """
+
+    def __init__(self, endpoints: Sequence[str], *, timeout: float = DEFAULT_TIMEOUT, token: str | None = None) -> None:
+        if isinstance(endpoints, str):
+            endpoints = endpoints.split(",")
+        if type(timeout) not in (int, float) or not 0 < timeout < 86400:
+            raise ConfigError(f"timeout must be a positive number of seconds, not {timeout!r}")
+        if token is not None and not (token.isascii() and token.isprintable() and 0 < len(token) <= 4096):
+            raise ConfigError("the token must be printable ASCII without line breaks")
+        self._endpoints = Endpoints(endpoints)
+        self._timeout = float(timeout)
+        self._token = token
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> HttpClusterClient:
+        if self._session is not None:
+            raise ConfigError("this client is open already")
+        self._session = make_session(self._token)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    # --- Status and membership --------------------------------------------------------------------------------------
+
+    async def status(self, *, digest: bool = False) -> NodeStatus:
+        status = await self._call(_get_status(digest), NodeStatus)
+        self._endpoints.learn(status.members)
+        return status
+
+    async def status_of(self, address: str, *, digest: bool = False) -> NodeStatus:
+        return await self._call(_get_status(digest), NodeStatus, only=address)
+
+    async def initialize(self, members: dict[str, Node]) -> None:
+        await self._call(_post("/v1/initialize", {"members": members}), dict, changes=True)
+
+    async def add_learner(self, node_id: str, node: Node, *, blocking: bool = True) -> MembershipResult:
+        body = {"id": node_id, "node": node, "blocking": blocking}
+        return await self._membership(_post("/v1/members", body))
+
+    async def change_membership(
+        self, voters: list[str], *, retain: bool = False, force: bool = False
+    ) -> MembershipResult:
+        body = {"voters": voters, "retain": retain, "force": force}
+        return await self._membership(_post("/v1/members/change", body))
+
+    async def remove_nodes(self, node_ids: list[str]) -> MembershipResult:
+        return await self._membership(_post("/v1/members/remove", {"ids": node_ids}))
+
+    async def _membership(self, outgoing: Outgoing) -> MembershipResult:
+        result = await self._call(outgoing, MembershipResult, changes=True)
+        self._endpoints.learn(result.members)
+        return result
+
+    async def transfer_leader(self, to: str | None = None) -> str:
+        done = await self._call(_post("/v1/leader/transfer", {"to": to}), TransferAnswer, changes=True)
+        return done.leader
+
+    async def trigger_snapshot(self, address: str | None = None) -> None:
+        await self._call(_post("/v1/snapshot", {}), dict, changes=True, only=address)
+
+    # --- Writes -----------------------------------------------------------------------------------------------------
+
+    async def write(self, command: Any) -> Any:
+        """JSON-like data as the machine's codec reads it, a kv command, or bytes its codec has encoded already."""
+        if isinstance(command, bytes):
+            outgoing = Outgoing(method="POST", path="/v1/write", body=command, content_type=MSGPACK_TYPE)
+        elif isinstance(command, Put | Delete | CompareAndSet):
+            outgoing = _kv_write(command)
+        else:
+            outgoing = _post("/v1/write", {"command": command})
+        return (await self._call(outgoing, WriteAnswer, changes=True)).result
+
+    async def kv_put(self, key: str, value: bytes, *, if_revision: int | None = None) -> WriteResult:
+        return _write_result(await self.write(Put(key, value, if_revision)))
+
+    async def kv_delete(self, key: str, *, if_revision: int | None = None) -> WriteResult:
+        return _write_result(await self.write(Delete(key, if_revision)))
+
+    async def kv_cas(self, key: str, expected: bytes | None, value: bytes) -> WriteResult:
+        return _write_result(await self.write(CompareAndSet(key, expected, value)))
+
+    # --- Reads ------------------------------------------------------------------------------------------------------
+
+    async def kv_get(self, key: str, *, consistency: Consistency = "linearizable") -> KeyValue | None:
+        body = {"get": {"key": key}, "consistency": consistency}
+        answer = await self._call(_post("/v1/read", body), KeyValueAnswer)
+        return None if answer.item is None else answer.item.to_key_value()
+
+    async def kv_list(
+        self,
+        prefix: str = "",
+        *,
+        limit: int = 1000,
+        after: str | None = None,
+        consistency: Consistency = "linearizable",
+    ) -> list[KeyValue]:
+        """In pages: each is as consistent as asked, the whole is not one moment."""
+        found: list[KeyValue] = []
+        while len(found) < limit:
+            page = {"prefix": prefix, "limit": min(limit - len(found), MAX_LIST_KEYS), "after": after}
+            answer = await self._call(_post("/v1/read", {"list": page, "consistency": consistency}), ListAnswer)
+            found += [item.to_key_value() for item in answer.items]
+            if not answer.more or not answer.items:
+                break
+            after = found[-1].key
+        return found
+
+    # --- The way to a node ------------------------------------------------------------------------------------------
+
+    async def _call(self, outgoing: Outgoing, into: type[T], *, changes: bool = False, only: str | None = None) -> T:
+        """Ask until somebody answers for good, nobody can be reached, or the time is up."""
+        if self._session is None:
+            raise ConfigError("the client is not open", hint="async with HttpClusterClient([...]) as client: …")
+        return await Attempt(self._session, self._endpoints, self._timeout, changes, only).run(outgoing, into)
+
+
+class Attempt:
+    """One call on its way through the endpoints, against one deadline."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        endpoints: Endpoints,
+        timeout: float,
+        changes: bool,
+        only: str | None,
+    ) -> None:
+        self._session = session
+        self._endpoints = endpoints
+        self._changes = changes
+        self._only = None if only is None else normalize(only)
+        self._now = asyncio.get_running_loop().time
+        self._deadline = self._now() + timeout
+        self._reasons: dict[str, str] = {}
+        self._refusal: RaftError | None = None
+
+    async def run(self, outgoing: Outgoing, into: type[T]) -> T:
+        delay = BACKOFF_SECONDS
+        while True:
+            answered = await self._round(outgoing, into)
+            if answered is not None:
+                return answered
+            if self._refusal is None:
+                raise self._unreachable()
+            if self._remaining() <= delay:
+                raise self._refusal
+            # Jitter: clients refused together must not come back together.
+            await asyncio.sleep(delay * (0.5 + random.random() / 2))
+            delay = min(delay * 2, BACKOFF_SECONDS_MAX)
+
+    async def _round(self, outgoing: Outgoing, into: type[T]) -> T | None:
+        """Everyone once, until one answers for good. Raises: the error it answered, or OutcomeUnknown."""
+        candidates = self._endpoints.order() if self._only is None else [self._only]
+        for position, endpoint in enumerate(candidates):
+            remaining = self._remaining()
+            if remaining <= 0:
+                break
+            # A change cannot be taken back from one node to be given to another, so it gets all the time there is.
+            share = remaining
+            if not self._changes:
+                share = min(remaining, max(remaining / (len(candidates) - position), _MIN_SHARE_SECONDS))
+            try:
+                await self._make_sure(endpoint)
+                answer = await exchange(self._session, endpoint, outgoing, into, min(share, self._remaining()))
+            except NotSent as error:
+                self._note(endpoint, str(error))
+                continue
+            except Lost as error:
+                self._note(endpoint, str(error))
+                if self._changes:
+                    raise _unknown(endpoint, str(error)) from error
+                continue
+            self._endpoints.answered(endpoint, self._now())
+            if answer.data is not None:
+                return answer.data
+            assert answer.error is not None, "an answer has data or an error"
+            self._judge(endpoint, answer.error)
+        return None
+
+    async def _make_sure(self, endpoint: str) -> None:
+        """Before a change: that the node is there. Raises: NotSent."""
+        if not self._changes or self._endpoints.is_warm(endpoint, self._now()):
+            return
+        probe = Outgoing(method="GET", path="/v1/members")
+        try:
+            answer = await exchange(
+                self._session, endpoint, probe, MembersAnswer, min(PROBE_SECONDS, self._remaining() / 2)
+            )
+        except Lost as error:
+            raise NotSent(str(error)) from error
+        if answer.data is not None:
+            self._endpoints.learn(answer.data.members)
+
+    def _judge(self, endpoint: str, error: RaftError) -> None:
+        """Go on to the next node if that is safe and may help. Raises: ``error``, or OutcomeUnknown."""
+        if self._changes:
+            if error.outcome == "unknown":
+                if isinstance(error, OutcomeUnknown):
+                    raise error
+                raise _unknown(endpoint, f"{error.message} [{error.code}]") from error
+            if not error.retryable or error.outcome != "not_applied":
+                raise error
+        elif not error.retryable and error.outcome != "unknown":
+            raise error
+        self._refusal = error
+        self._reasons[endpoint] = error.message
+        if error.leader_node is not None:
+            self._endpoints.prefer(error.leader_node.client_address)
+
+    def _note(self, endpoint: str, reason: str) -> None:
+        self._endpoints.failed(endpoint)
+        self._reasons[endpoint] = reason
+
+    def _remaining(self) -> float:
+        return self._deadline - self._now()
+
+    def _unreachable(self) -> Unreachable:
+        tried = ", ".join(f"{endpoint} ({reason})" for endpoint, reason in self._reasons.items())
+        return Unreachable(
+            f"no node answers: {tried}",
+            hint="start a cluster: raftkit local up; or name a running node: -e http://HOST:PORT",
+            outcome="not_applied",
+        )
+
+
+def make_client(endpoints: list[str], options: Mapping[str, Any]) -> HttpClusterClient:
+    """What the hook ``raftkit_register_clients`` registers. Options: ``timeout`` (seconds), ``token``."""
+    unknown = sorted(set(options) - {"timeout", "token"})
+    if unknown:
+        raise UnknownOption(f"the http client has no option {unknown[0]!r}", hint="known options: timeout, token")
+    return HttpClusterClient(endpoints, **options)
+
+
+def _unknown(endpoint: str, reason: str) -> OutcomeUnknown:
+    return OutcomeUnknown(
+        f"the change may or may not have happened: it was sent to {endpoint}, then {reason}",
+        hint="read the state before you try again",
+    )
+
+
+def _get_status(digest: bool) -> Outgoing:
+    return Outgoing(method="GET", path="/v1/status?digest=1" if digest else "/v1/status")
+
+
+def _post(path: str, body: Any) -> Outgoing:
+    try:
+        return Outgoing(method="POST", path=path, body=_encoder.encode(body))
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise BadCommand(f"this cannot be written as JSON: {error}") from error
+
+
+def _kv_write(command: Put | Delete | CompareAndSet) -> Outgoing:
+    match command:
+        case Put(key, value, if_revision):
+            form = {"put": {"key": key, "value_b64": value, "if_revision": if_revision}}
+        case Delete(key, if_revision):
+            form = {"delete": {"key": key, "if_revision": if_revision}}
+        case CompareAndSet(key, expected, value):
+            held = {"expected": None} if expected is None else {"expected_b64": expected}
+            form = {"cas": {"key": key, "value_b64": value, **held}}
+    return _post("/v1/write", form)
+
+
+def _write_result(data: Any) -> WriteResult:
+    try:
+        return msgspec.convert(data, WriteResult, strict=True)
+    except msgspec.ValidationError as error:
+        raise OutcomeUnknown(f"the change happened, but its result cannot be read: {error}") from error

@@ -1,0 +1,76 @@
+"""Which nodes a client knows, and in what order it asks them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from raftkit_core.errors import ConfigError
+from raftkit_core.network.client import MemberStatus
+from raftkit_http.settings import parse_peer_address
+
+MAX_LEARNED = 64
+WARM_SECONDS = 1.0
+"""How long after its last answer a node is trusted to be there without asking first."""
+
+
+def normalize(endpoint: str) -> str:
+    """``host:port`` or a URL as ``http://host:port``. Raises: ConfigError."""
+    return parse_peer_address(endpoint if "://" in endpoint else f"http://{endpoint}").url
+
+
+class Endpoints:
+    """The configured nodes first, then members learned from answers; the one that answered last before all others."""
+
+    def __init__(self, configured: Sequence[str]) -> None:
+        self._configured = list(dict.fromkeys(normalize(endpoint) for endpoint in configured))
+        if not self._configured:
+            raise ConfigError("a client needs at least one endpoint", hint="for example http://127.0.0.1:7401")
+        self._learned: list[str] = []
+        self._preferred: str | None = None
+        self._failed: set[str] = set()
+        self._answered: dict[str, float] = {}
+
+    def order(self) -> list[str]:
+        """Everyone, best first; those that failed last are at the end, not left out."""
+        known = dict.fromkeys([*self._configured, *self._learned])
+        return sorted(known, key=lambda endpoint: (endpoint in self._failed, endpoint != self._preferred))
+
+    def answered(self, endpoint: str, now: float) -> None:
+        self._preferred = endpoint
+        self._failed.discard(endpoint)
+        self._answered[endpoint] = now
+
+    def failed(self, endpoint: str) -> None:
+        self._failed.add(endpoint)
+        self._answered.pop(endpoint, None)
+
+    def is_warm(self, endpoint: str, now: float) -> bool:
+        """Whether it answered within the last second."""
+        return now - self._answered.get(endpoint, float("-inf")) < WARM_SECONDS
+
+    def prefer(self, address: str) -> None:
+        """Ask ``address`` first: a node called it the leader. Anything but an address is ignored."""
+        for endpoint in self._addresses([address]):
+            self._preferred = endpoint
+            self._failed.discard(endpoint)
+            if endpoint not in self._learned:
+                self._learned = [endpoint, *self._learned][:MAX_LEARNED]
+
+    def learn(self, members: Iterable[MemberStatus]) -> None:
+        """Replace what was learned by the addresses of ``members``."""
+        learned = self._addresses(member.node.client_address for member in members)
+        if learned:
+            self._learned = learned[:MAX_LEARNED]
+            known = {*self._configured, *self._learned}
+            self._failed &= known
+            self._answered = {endpoint: at for endpoint, at in self._answered.items() if endpoint in known}
+
+    @staticmethod
+    def _addresses(texts: Iterable[str]) -> list[str]:
+        found: list[str] = []
+        for text in texts:
+            try:
+                found.append(normalize(text))
+            except ConfigError:
+                continue  # another transport's address; the rest may still be reached
+        return found

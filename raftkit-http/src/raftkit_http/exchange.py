@@ -1,0 +1,148 @@
+"""One HTTP exchange with one node, and what became of it: answered, never sent, or lost.
+
+The difference between the last two is what a client may repeat. The other end is not trusted either: answers are
+bounded, never decompressed, never redirected, and decoded strictly.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import aiohttp
+import msgspec
+
+from raftkit_core.errors import ErrorInfo, RaftError, from_info
+from raftkit_http.api.schema import JSON_TYPE
+
+T = TypeVar("T")
+
+MAX_ANSWER_BYTES = 32 * 1024 * 1024
+"""The largest honest answer is one entry of 16 MiB in base64."""
+CONNECT_SECONDS = 2.0
+KEEPALIVE_SECONDS = 10.0
+"""Shorter than any server's: a connection the server is about to close must not carry a write (aiohttp 13283)."""
+
+
+class NotSent(Exception):
+    """The node was not asked, or provably did nothing: another one may be."""
+
+
+class Lost(Exception):
+    """The request may have been carried out: no (usable) answer came back."""
+
+
+class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
+    """A request. Changes go by POST only: aiohttp silently repeats GET, PUT and DELETE on a stale connection."""
+
+    method: str
+    path: str
+    body: bytes | None = None
+    content_type: str = JSON_TYPE
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    schema: str
+    ok: bool
+    data: msgspec.Raw = msgspec.Raw(b"null")
+    error: ErrorInfo | None = None
+
+
+class Answer(Generic[T]):
+    """What a node said: ``data``, or the error it answered with."""
+
+    def __init__(self, data: T | None, error: RaftError | None) -> None:
+        self.data = data
+        self.error = error
+
+
+_envelopes = msgspec.json.Decoder(Envelope, strict=True)
+
+
+def make_session(token: str | None) -> aiohttp.ClientSession:
+    """A session without proxies from the environment, cookies, or decompression. The caller closes it."""
+    headers = {"Accept": JSON_TYPE, "Accept-Encoding": "identity"}
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=100, keepalive_timeout=KEEPALIVE_SECONDS),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers=headers,
+        auto_decompress=False,
+        trust_env=False,
+    )
+
+
+async def exchange(
+    session: aiohttp.ClientSession, endpoint: str, outgoing: Outgoing, into: type[T], timeout: float
+) -> Answer[T]:
+    """Ask ``endpoint`` and decode its answer as ``into``. Raises: NotSent, Lost."""
+    limits = aiohttp.ClientTimeout(total=timeout, connect=min(CONNECT_SECONDS, timeout / 2))
+    # The node gives up a little earlier than we do: its own verdict says more than our timeout.
+    url = f"{endpoint}{outgoing.path}"
+    params = {"timeout_ms": str(max(int(timeout * 900), 1))}
+    headers = {"Content-Type": outgoing.content_type} if outgoing.body is not None else {}
+    try:
+        async with session.request(
+            outgoing.method,
+            url,
+            params=params,
+            data=outgoing.body,
+            headers=headers,
+            allow_redirects=False,
+            timeout=limits,
+        ) as response:
+            body = await _read(response)
+            return _decode(response, body, into)
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
+        raise NotSent(_reason(error)) from error
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise Lost(_reason(error)) from error
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    announced = response.content_length or 0
+    chunks: list[bytes] = []
+    size = 0
+    if announced <= MAX_ANSWER_BYTES:
+        async for chunk in response.content.iter_chunked(64 * 1024):
+            size += len(chunk)
+            chunks.append(chunk)
+            if size > MAX_ANSWER_BYTES:
+                break
+    if max(announced, size) > MAX_ANSWER_BYTES:
+        response.close()
+        raise Lost(f"the answer is larger than {MAX_ANSWER_BYTES} bytes")
+    return b"".join(chunks)
+
+
+def _decode(response: aiohttp.ClientResponse, body: bytes, into: type[T]) -> Answer[T]:
+    try:
+        envelope = _envelopes.decode(body)
+        if envelope.ok:
+            return Answer(msgspec.json.decode(envelope.data, type=into, strict=True), None)
+        if envelope.error is not None:
+            return Answer(None, from_info(envelope.error))
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        failure: Exception | None = error
+    else:
+        failure = None
+    status = response.status
+    reason = f"HTTP {status}, which is no answer of a raftkit node"
+    # A redirect or a client error was not carried out. A success or a gateway's error may have been.
+    if 300 <= status < 500 and status != 408:
+        raise NotSent(reason) from failure
+    raise Lost(reason) from failure
+
+
+def _reason(error: BaseException) -> str:
+    """Short, and without the library's own words where plain ones exist."""
+    os_error = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return "its name cannot be resolved"
+    if isinstance(os_error, ConnectionRefusedError):
+        return "connection refused"
+    if isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError):
+        return "the connection broke"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return str(getattr(os_error, "strerror", None) or str(error) or type(error).__name__)
