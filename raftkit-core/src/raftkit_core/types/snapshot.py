@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 
@@ -9,6 +10,13 @@ import msgspec
 
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import StoredMembership
+
+_SNAPSHOT_ID = re.compile(r"[0-9a-f-]{1,64}\Z")
+
+
+def is_snapshot_id(text: str) -> bool:
+    """Whether ``text`` may name a snapshot: 1 to 64 of lower-case hex digits and dashes, so that it is a safe file name."""
+    return _SNAPSHOT_ID.match(text) is not None
 
 
 class SnapshotMeta(msgspec.Struct, frozen=True):
