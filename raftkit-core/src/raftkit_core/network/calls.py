@@ -1,0 +1,433 @@
+"""The calling half of a connection, whatever carries its frames: one lane to one peer.
+
+A lane numbers requests, says hello on every new connection (T1), keeps order (T2), ends every call by its deadline
+(T4) and fails what is pending when a connection breaks (T5). A transport brings a ``dial`` function and a
+:class:`Link`.
+
+::
+
+    closed ──call──▶ dialling ──hello accepted──▶ open ──lost──▶ closed (the next call dials again)
+                        └───refused, failed, nobody waits any more───▶ closed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from raftkit_core.errors import (
+    Fatal,
+    IdentityError,
+    NetworkError,
+    PayloadTooLarge,
+    PeerBusy,
+    RaftError,
+    RemoteError,
+    RPCError,
+    RPCTimeout,
+    StorageError,
+    Unreachable,
+    from_info,
+)
+from raftkit_core.network.deadlines import Deadlines
+from raftkit_core.network.interface import RaftService
+from raftkit_core.network.wire import (
+    FRAME_OVERHEAD_BYTES,
+    FrameError,
+    Kind,
+    decode_answer,
+    decode_error,
+    decode_frame,
+    encode_frame,
+    encode_request,
+)
+from raftkit_core.types.ids import MAX_FRAME_BYTES, NodeId
+from raftkit_core.types.messages import HelloResponse
+
+CALLS_MAX = 4096
+"""Calls that may be pending on one lane."""
+CALL_BYTES_MAX = 2 * MAX_FRAME_BYTES
+"""Bytes of pending calls on one lane; one whole frame always fits."""
+TIMEOUT_MAX = 3600.0
+
+RAISED_AS_ITSELF = frozenset({Kind.FORWARD, Kind.READ_INDEX})
+"""Calls made on behalf of a client: the peer's typed answer is the client's answer."""
+ABOUT_THE_PEER = (Fatal, StorageError)
+"""What a peer says about its own process or disk must never read as if ours had died."""
+
+logger = logging.getLogger(__name__)
+
+
+class Link(ABC):
+    """One open connection as a lane uses it. Frames leave in the order of ``send``."""
+
+    @abstractmethod
+    def send(self, frame: bytes, request_id: int) -> None:
+        """Queue ``frame``. Never waits and never raises; a broken connection is told through ``lost``."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Drop the connection at once. Idempotent; tells nobody."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing of the connection is left to wait for."""
+        return True
+
+    async def wait_closed(self) -> None:
+        """After ``abort``: return when the tasks of the connection have ended."""
+        return
+
+
+class Connection:
+    """One attempt of a lane to be connected: what a transport's reader talks to. Late events of an old one are void."""
+
+    def __init__(self, lane: CallLane) -> None:
+        self._lane = lane
+        self.link: Link | None = None
+        self.heard_at = 0.0
+        self.broken: RPCError | None = None
+        self.hello: asyncio.Future[bytes] | None = asyncio.get_running_loop().create_future()
+
+    def is_wanted(self, request_id: int) -> bool:
+        """Whether somebody still waits for the answer: a queued frame nobody waits for need not be sent."""
+        return request_id == 0 or self._lane._is_pending(request_id)
+
+    def received(self, data: bytes) -> None:
+        """A frame came in."""
+        if self.hello is not None:
+            if not self.hello.done():
+                self.hello.set_result(data)
+        elif self._lane._connection is self:
+            self._lane._received(self, data)
+
+    def fail(self, request_id: int, error: RPCError) -> None:
+        """One request cannot be delivered; the connection is fine."""
+        if self.hello is not None:
+            self.lost(error)
+        elif self._lane._connection is self and self._lane._is_pending(request_id):
+            _failed(self._lane._forget(request_id).future, error)
+
+    def lost(self, error: RPCError) -> None:
+        """The connection broke, or the peer closed it."""
+        self.broken = error
+        if self.hello is not None:
+            if not self.hello.done():
+                self.hello.set_exception(error)
+                self.hello.exception()  # retrieved: a dial that gave up meanwhile is no reason for a warning
+        elif self._lane._connection is self:
+            self._lane._lost(error)
+
+
+Dial = Callable[[Connection], Awaitable[Link]]
+"""Connects and gives a link whose reader calls ``received`` and ``lost``. Raises: RPCError."""
+
+
+class _Call:
+    __slots__ = ("future", "kind", "sent_at", "size")
+
+    def __init__(self, kind: Kind, future: asyncio.Future[Any], size: int, sent_at: float) -> None:
+        self.kind = kind
+        self.future = future
+        self.size = size
+        self.sent_at = sent_at
+
+
+class CallLane:
+    """Calls to one peer in order. ``name`` is for messages; ``dial_timeout`` is in seconds."""
+
+    def __init__(
+        self,
+        name: str,
+        target: NodeId,
+        service: RaftService,
+        dial: Dial,
+        *,
+        dial_timeout: float,
+        max_frame_bytes: int = MAX_FRAME_BYTES,
+    ) -> None:
+        self.name = name
+        self.target = target
+        self._service = service
+        self._dial = dial
+        self._dial_timeout = dial_timeout
+        self._max_frame_bytes = max_frame_bytes
+        self._calls: dict[int, _Call] = {}
+        self._call_bytes = 0
+        self._next_id = 1
+        self._unsent: list[tuple[int, bytes]] = []
+        self._connection: Connection | None = None
+        self._dialling: asyncio.Task[None] | None = None
+        self._hello_waiters: list[asyncio.Future[HelloResponse]] = []
+        self._aborted: list[Link] = []
+        self._deadlines = Deadlines(self._expired, self._is_over)
+        self._closed = False
+
+    @property
+    def is_open(self) -> bool:
+        return self._connection is not None
+
+    def call(self, kind: Kind, body: bytes, timeout: float) -> asyncio.Future[Any]:
+        """Send a request. The future gives the answer, or raises an RPCError, or what the peer said to a client's call.
+
+        An encoded message that is too large fails the future too: nothing is raised here.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        refusal = self._refusal(len(body))
+        if refusal is not None:
+            return _failed(future, refusal)
+        timeout = min(max(timeout, 0.0), TIMEOUT_MAX)
+        request_id = self._next_id
+        self._next_id += 1
+        frame = encode_frame(kind, request_id, math.ceil(timeout * 1000), body)
+        self._calls[request_id] = _Call(kind, future, len(frame), loop.time())
+        self._call_bytes += len(frame)
+        self._deadlines.add(request_id, timeout)
+        if self._connection is not None and self._connection.link is not None:
+            self._connection.link.send(frame, request_id)
+        else:
+            self._unsent.append((request_id, frame))
+            self._start_dialling()
+        return future
+
+    async def hello(self, timeout: float) -> HelloResponse:
+        """Say hello, on a new connection if none is open, and give the answer. Raises: RPCError, IdentityError."""
+        if self._connection is not None:
+            body = encode_request(Kind.HELLO, self._service.local_hello(self.target))
+            try:
+                response: HelloResponse = await self.call(Kind.HELLO, body, timeout)
+                self._service.check_hello(self.target, response)
+            except IdentityError as error:
+                self._drop(Unreachable(f"{self.target} is not who it should be: {error}"))
+                raise
+            return response
+        if self._closed:
+            raise Unreachable(f"the {self.name} to {self.target} is closed")
+        waiter: asyncio.Future[HelloResponse] = asyncio.get_running_loop().create_future()
+        self._hello_waiters.append(waiter)
+        self._start_dialling()
+        try:
+            async with asyncio.timeout(min(max(timeout, 0.0), TIMEOUT_MAX)):
+                return await waiter
+        except TimeoutError:
+            raise Unreachable(f"{self.target} did not answer a hello within {timeout:g} s") from None
+        finally:
+            if waiter in self._hello_waiters:
+                self._hello_waiters.remove(waiter)
+            self._stop_dialling_for_nobody()
+
+    async def close(self) -> None:
+        """Drop the connection, fail what is pending, end every task. Idempotent."""
+        self._closed = True
+        dialling = self._dialling
+        self._drop(Unreachable(f"the {self.name} to {self.target} was closed"))
+        if dialling is not None:
+            dialling.cancel()
+            await asyncio.wait([dialling])
+        self._deadlines.close()
+        while self._aborted:
+            await self._aborted.pop().wait_closed()
+
+    # --- Connecting -------------------------------------------------------------------------------------------------
+
+    def _start_dialling(self) -> None:
+        if self._dialling is None:
+            self._dialling = asyncio.get_running_loop().create_task(self._connect(), name=f"dial {self.target}")
+            self._dialling.add_done_callback(self._dialled)
+
+    def _dialled(self, task: asyncio.Task[None]) -> None:
+        if self._dialling is task:
+            self._dialling = None
+        if task.cancelled():
+            if not self._closed and (self._calls or self._hello_waiters):
+                self._start_dialling()  # somebody called after it was given up
+        else:
+            task.result()
+
+    def _stop_dialling_for_nobody(self) -> None:
+        """Nobody waits for it: the next call dials afresh, which also notices a healed network sooner."""
+        if self._dialling is not None and not self._calls and not self._hello_waiters:
+            self._dialling.cancel()
+
+    async def _connect(self) -> None:
+        connection = Connection(self)
+        error: RaftError
+        try:
+            async with asyncio.timeout(self._dial_timeout):
+                connection.link = await self._dial(connection)
+                response = await self._say_hello(connection)
+            self._service.check_hello(self.target, response)
+            if connection.broken is not None:
+                raise connection.broken
+        except asyncio.CancelledError:
+            if connection.link is not None:
+                self._abort(connection.link)
+            raise
+        except TimeoutError:
+            error = Unreachable(f"no connection to {self.target} within {self._dial_timeout:g} s")
+        except RaftError as failure:
+            error = failure
+        except FrameError as failure:
+            error = Unreachable(f"{self.target} answered a hello with garbage: {failure}")
+        except Exception as failure:
+            logger.exception("connecting to %s failed", self.target)
+            error = Unreachable(f"cannot connect to {self.target}: {type(failure).__name__}")
+        else:
+            self._dialling = None
+            self._opened(connection, response)
+            return
+        self._dialling = None
+        self._dial_failed(connection, error)
+
+    async def _say_hello(self, connection: Connection) -> HelloResponse:
+        assert connection.link is not None, "a dial gives a link"
+        assert connection.hello is not None, "hello is said once"
+        request = encode_request(Kind.HELLO, self._service.local_hello(self.target))
+        connection.link.send(encode_frame(Kind.HELLO, 0, math.ceil(self._dial_timeout * 1000), request), 0)
+        frame = decode_frame(await connection.hello)
+        if frame.kind == Kind.ERROR:
+            raise from_info(decode_error(frame.body))
+        if frame.kind != Kind.ANSWER or frame.request_id != 0:
+            raise FrameError(f"frame of kind {frame.kind} for request {frame.request_id}")
+        response: HelloResponse = decode_answer(Kind.HELLO, frame.body)
+        return response
+
+    def _opened(self, connection: Connection, response: HelloResponse) -> None:
+        connection.hello = None
+        connection.heard_at = asyncio.get_running_loop().time()
+        self._connection = connection
+        assert connection.link is not None, "an open connection has a link"
+        unsent, self._unsent = self._unsent, []
+        for request_id, frame in unsent:
+            if request_id in self._calls:
+                self._calls[request_id].sent_at = connection.heard_at
+                connection.link.send(frame, request_id)
+        waiters, self._hello_waiters = self._hello_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(response)
+
+    def _dial_failed(self, connection: Connection, error: RaftError) -> None:
+        if connection.link is not None:
+            self._abort(connection.link)
+        connection.hello = None
+        waiters, self._hello_waiters = self._hello_waiters, []
+        for waiter in waiters:
+            _failed(waiter, error if isinstance(error, IdentityError | RPCError) else _unreachable(self.target, error))
+        self._fail_pending(_unreachable(self.target, error))
+
+    # --- Answers ----------------------------------------------------------------------------------------------------
+
+    def _is_pending(self, request_id: int) -> bool:
+        call = self._calls.get(request_id)
+        return call is not None and not call.future.done()
+
+    def _is_over(self, request_id: int) -> bool:
+        return request_id not in self._calls
+
+    def _received(self, connection: Connection, data: bytes) -> None:
+        connection.heard_at = asyncio.get_running_loop().time()
+        try:
+            frame = decode_frame(data)
+            call = self._calls.get(frame.request_id)
+            if call is None:
+                return  # late: its caller has gone (T4)
+            if frame.kind == Kind.ANSWER:
+                answer, error = decode_answer(call.kind, frame.body), None
+            elif frame.kind == Kind.ERROR:
+                answer, error = None, remote_error(call.kind, self.target, frame.body)
+            else:
+                raise FrameError(f"a peer must not send frames of kind {frame.kind} here")
+        except FrameError as garbage:
+            self._drop(NetworkError(f"{self.target} sent garbage: {garbage}"))
+            return
+        self._forget(frame.request_id)
+        if call.future.done():
+            return
+        if error is None:
+            call.future.set_result(answer)
+        else:
+            _failed(call.future, error)
+
+    def _lost(self, error: RPCError) -> None:
+        self._drop(error)
+
+    def _expired(self, request_id: int) -> None:
+        call = self._forget(request_id)
+        connection = self._connection
+        if connection is None:
+            _failed(call.future, Unreachable(f"no connection to {self.target} in time"))
+            self._stop_dialling_for_nobody()
+            return
+        _failed(call.future, RPCTimeout(f"{self.target} did not answer {call.kind.name.lower()} in time"))
+        if connection.heard_at <= call.sent_at:
+            # Nothing at all came back since this was sent: the connection may be half open, and a new one will tell.
+            self._drop(NetworkError(f"the connection to {self.target} went silent"))
+
+    # --- Book-keeping -----------------------------------------------------------------------------------------------
+
+    def _refusal(self, size: int) -> RPCError | None:
+        if self._closed:
+            return Unreachable(f"the {self.name} to {self.target} is closed")
+        if size > self._max_frame_bytes - FRAME_OVERHEAD_BYTES:
+            return PayloadTooLarge(f"a message of {size} bytes is too large for the {self.name} to {self.target}")
+        if len(self._calls) >= CALLS_MAX or (self._calls and self._call_bytes + size > CALL_BYTES_MAX):
+            return PeerBusy(f"{len(self._calls)} calls to {self.target} are pending already")
+        return None
+
+    def _forget(self, request_id: int) -> _Call:
+        call = self._calls.pop(request_id)
+        self._call_bytes -= call.size
+        return call
+
+    def _fail_pending(self, error: RPCError) -> None:
+        calls, self._calls = self._calls, {}
+        self._call_bytes = 0
+        self._unsent = []
+        for call in calls.values():
+            _failed(call.future, error)
+
+    def _drop(self, error: RPCError) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None and connection.link is not None:
+            self._abort(connection.link)
+        self._fail_pending(error)
+
+    def _abort(self, link: Link) -> None:
+        link.abort()
+        self._aborted = [old for old in self._aborted if not old.finished]
+        self._aborted.append(link)
+
+
+def _failed(future: asyncio.Future[Any], error: BaseException) -> asyncio.Future[Any]:
+    """Fail ``future`` unless it is done. An error of the network nobody asks about is not worth a warning."""
+    if not future.done():
+        future.set_exception(error)
+        future.exception()
+    return future
+
+
+def _unreachable(target: NodeId, error: RaftError) -> Unreachable:
+    if isinstance(error, Unreachable):
+        return error
+    refused = Unreachable(f"{target} cannot be used: {error.message}", hint=error.hint)
+    refused.__cause__ = error
+    return refused
+
+
+def remote_error(kind: Kind, target: NodeId, body: Any) -> RaftError:
+    """What an error answer means to the caller of ``kind``. Raises: FrameError."""
+    info = decode_error(body)
+    typed = from_info(info)
+    if kind is Kind.HELLO:
+        return typed
+    if kind in RAISED_AS_ITSELF:
+        is_the_answer = not isinstance(typed, ABOUT_THE_PEER)
+    else:
+        is_the_answer = isinstance(typed, PeerBusy | PayloadTooLarge)  # the peer says what to do next
+    return typed if is_the_answer else RemoteError(f"{target}: {info.message}", info=info)

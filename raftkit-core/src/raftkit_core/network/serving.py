@@ -1,0 +1,227 @@
+"""The answering half of a connection, whatever carries its frames.
+
+Requests are started in the order they come in and answered as they complete. Nothing but a hello is believed before the
+service has accepted one (T1). Whatever is wrong with a frame is a ``FrameError``: the transport closes the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from raftkit_core.errors import ErrorInfo, IdentityError, RaftError, to_info
+from raftkit_core.network.deadlines import Deadlines
+from raftkit_core.network.interface import RaftService
+from raftkit_core.network.wire import (
+    FrameError,
+    Kind,
+    decode_frame,
+    decode_request,
+    encode_answer,
+    encode_error,
+    encode_frame,
+    request_kind,
+)
+from raftkit_core.types.identity import PeerIdentity
+from raftkit_core.types.ids import MAX_FRAME_BYTES
+from raftkit_core.types.messages import HelloRequest, HelloResponse, InstallSnapshotRequest
+
+logger = logging.getLogger(__name__)
+
+HANDLER_TIMEOUT = 60.0
+"""Seconds after which no answer is waited for, whatever the caller said."""
+REQUESTS_MAX = 1024
+"""Requests of one connection under way; reading stops there until some are answered."""
+REQUEST_BYTES_MAX = 2 * MAX_FRAME_BYTES
+
+
+class ServedConnection:
+    """One accepted connection.
+
+    ``find_service`` gives the service of ``group`` or None; ``send`` queues a frame; ``refused`` is called after an
+    error answer to a hello was sent: close when it has left. ``offer`` makes the ticket of a snapshot stream.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        find_service: Callable[[], RaftService | None],
+        kinds: frozenset[Kind],
+        *,
+        send: Callable[[bytes], None],
+        refused: Callable[[], None],
+        offer: Callable[[InstallSnapshotRequest, PeerIdentity], str],
+        max_frame_bytes: int = MAX_FRAME_BYTES,
+    ) -> None:
+        self.group = group
+        self.peer: PeerIdentity | None = None
+        self._find_service = find_service
+        self._kinds = kinds
+        self._send = send
+        self._refused = refused
+        self._offer = offer
+        self._max_frame_bytes = max_frame_bytes
+        self._running: dict[int, tuple[asyncio.Future[Any], int, int]] = {}
+        self._running_bytes = 0
+        self._next_serial = 1
+        self._greeting = False
+        self._closed = False
+        self._room: asyncio.Future[None] | None = None
+        self._deadlines = Deadlines(self._expired, lambda serial: serial not in self._running)
+
+    def received(self, data: bytes) -> None:
+        """Take one frame. Raises: FrameError, and the connection must be closed."""
+        if self._closed:
+            return
+        frame = decode_frame(data)
+        kind = request_kind(frame.kind)
+        if kind not in self._kinds:
+            raise FrameError(f"{kind.name} does not belong on this connection")
+        message = decode_request(kind, frame.body)
+        timeout = min(frame.timeout_ms / 1000, HANDLER_TIMEOUT) if frame.timeout_ms else HANDLER_TIMEOUT
+        if kind is Kind.HELLO:
+            self._greeting = self.peer is None
+            self._start(self._hello(message), frame.request_id, len(data), timeout)
+            return
+        if self.peer is None:
+            raise FrameError(f"{kind.name} before hello" + (" was answered" if self._greeting else ""))
+        service = self._find_service()
+        if service is None:
+            self._reply_error(frame.request_id, to_info(_not_served(self.group)))
+            return
+        try:
+            awaitable = self._dispatch(service, kind, message, self.peer)
+        except Exception as error:
+            self._reply_failure(frame.request_id, error)
+            return
+        self._start(awaitable, frame.request_id, len(data), timeout)
+
+    @property
+    def has_room(self) -> bool:
+        return len(self._running) < REQUESTS_MAX and self._running_bytes < REQUEST_BYTES_MAX
+
+    async def wait_for_room(self) -> None:
+        """Return when another frame may be read. Ends with the requests under way, each of which has a deadline."""
+        while not self.has_room and not self._closed:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
+
+    async def close(self) -> None:
+        """End every handler; answers under way are dropped. Idempotent."""
+        self._closed = True
+        self._deadlines.close()
+        tasks = [future for future, _, _ in self._running.values() if isinstance(future, asyncio.Task)]
+        self._running.clear()
+        self._make_room()
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    # --- Handlers ---------------------------------------------------------------------------------------------------
+
+    async def _hello(self, request: HelloRequest) -> HelloResponse:
+        """Judge who connects; said again on an open connection, it is judged again. A refusal ends the connection."""
+        service = self._find_service()
+        try:
+            if service is None:
+                raise _not_served(self.group)
+            if request.group != self.group:
+                raise IdentityError(f"a hello of group {request.group!r} on a connection of group {self.group!r}")
+            response = await service.hello(request)
+        except BaseException:
+            self.peer = None
+            raise
+        protocol = min(request.protocol_max, response.protocol_max)
+        self.peer = PeerIdentity(request.node_id, request.store_id, protocol)
+        return response
+
+    def _dispatch(self, service: RaftService, kind: Kind, message: Any, peer: PeerIdentity) -> Awaitable[Any]:
+        if kind is Kind.APPEND_ENTRIES:
+            return service.append_entries(message, peer)
+        if kind is Kind.HEARTBEAT:
+            return service.heartbeat(message, peer)
+        if kind is Kind.VOTE:
+            return service.vote(message, peer)
+        if kind is Kind.PRE_VOTE:
+            return service.pre_vote(message, peer)
+        if kind is Kind.READ_INDEX:
+            return service.read_index(message, peer)
+        if kind is Kind.FORWARD:
+            return service.forward(message, peer)
+        if kind is Kind.TRANSFER_LEADER:
+            return service.transfer_leader(message, peer)
+        if kind is Kind.SNAPSHOT_OFFSET:
+            return self._snapshot_offset(service, message, peer)
+        raise FrameError(f"{kind.name} is no request of a connection")
+
+    async def _snapshot_offset(
+        self, service: RaftService, message: InstallSnapshotRequest, peer: PeerIdentity
+    ) -> tuple[int, str]:
+        offset = await service.snapshot_offset(message, peer)
+        return offset, self._offer(message, peer)
+
+    # --- Answers ----------------------------------------------------------------------------------------------------
+
+    def _start(self, awaitable: Awaitable[Any], request_id: int, size: int, timeout: float) -> None:
+        """A future costs no task; a coroutine gets one, and tasks start in the order they were made."""
+        future = awaitable if isinstance(awaitable, asyncio.Future) else asyncio.ensure_future(awaitable)
+        serial = self._next_serial
+        self._next_serial += 1
+        self._running[serial] = (future, request_id, size)
+        self._running_bytes += size
+        self._deadlines.add(serial, timeout)
+        future.add_done_callback(lambda done: self._done(serial, done))
+
+    def _done(self, serial: int, future: asyncio.Future[Any]) -> None:
+        error = None if future.cancelled() else future.exception()  # retrieved, also when nobody waits any more
+        running = self._running.pop(serial, None)
+        if running is None or self._closed:
+            return
+        _, request_id, size = running
+        self._running_bytes -= size
+        self._make_room()
+        if future.cancelled():
+            self._reply_error(request_id, ErrorInfo("STOPPED", "the request was cancelled", outcome="unknown"))
+        elif error is None:
+            self._reply(Kind.ANSWER, request_id, encode_answer(future.result()))
+        else:
+            self._reply_failure(request_id, error)
+        if self.peer is None:
+            self._refused()
+
+    def _expired(self, serial: int) -> None:
+        """Nobody waits for this answer any more."""
+        future, _, size = self._running.pop(serial)
+        self._running_bytes -= size
+        self._make_room()
+        if isinstance(future, asyncio.Task):
+            future.cancel()
+        if self.peer is None:
+            self._refused()
+
+    def _reply_failure(self, request_id: int, error: BaseException) -> None:
+        if not isinstance(error, RaftError):
+            logger.error("a handler of group %s failed", self.group, exc_info=error)
+        self._reply_error(request_id, to_info(error))
+
+    def _reply_error(self, request_id: int, info: ErrorInfo) -> None:
+        self._reply(Kind.ERROR, request_id, encode_error(info, self._max_frame_bytes - 64))
+
+    def _reply(self, kind: Kind, request_id: int, body: bytes) -> None:
+        if len(body) > self._max_frame_bytes - 64:
+            info = ErrorInfo("INTERNAL", f"an answer of {len(body)} bytes does not fit a frame", outcome="unknown")
+            kind, body = Kind.ERROR, encode_error(info, self._max_frame_bytes - 64)
+        self._send(encode_frame(kind, request_id, 0, body))
+
+    def _make_room(self) -> None:
+        if self._room is not None and not self._room.done() and (self._closed or self.has_room):
+            self._room.set_result(None)
+
+
+def _not_served(group: str) -> IdentityError:
+    return IdentityError(
+        f"group {group!r} is not served here", hint="the node may still be starting; else check the peer address"
+    )
