@@ -14,7 +14,8 @@ from raftkit_core.errors import StorageCorrupt
 from raftkit_core.types.ids import MAX_ENTRY_BYTES
 from raftkit_core.types.kv import MAX_KEY_BYTES
 
-STREAM_CHUNK_BYTES = 1024 * 1024
+STREAM_CHUNK_BYTES = 256 * 1024
+"""A quarter of what the contract allows: a chunk of short rows takes about 15 ms, and nothing else runs meanwhile."""
 
 Row = tuple[str, bytes, int]
 """Key, value, revision."""
@@ -23,7 +24,7 @@ _HEAD = struct.Struct(">IIQ")
 
 
 def encode_rows(rows: Iterable[Row]) -> Iterator[bytes]:
-    """``rows`` (in ascending order of keys) as chunks of at most 1 MiB; none for no rows."""
+    """``rows`` (in ascending order of keys) as chunks of at most 256 KiB; none for no rows."""
     pending: list[bytes] = []
     size = 0
     for key, value, revision in rows:
