@@ -13,7 +13,7 @@
 
 Keys of ``[raft]`` are the fields of :class:`~raftkit_core.config.Config`. ``*_ms`` take ``250ms``, ``5s``, ``2m`` or
 an integer of milliseconds, ``*_bytes`` take ``64MiB`` or an integer of bytes. ``data_dir`` and ``token_file`` are
-relative to the folder of the file, so that it means the same wherever a command is run; URLs are the adapters' business.
+relative to the folder of the file, so that it means the same wherever a command is run; URLs are left to the adapters.
 A node of ``initial_cluster`` is its peer address, or a table with ``peer``, ``client`` and ``tags``.
 """
 

@@ -62,10 +62,16 @@ def _file_snapshot_storage(url: AdapterUrl, context: AdapterContext) -> RaftSnap
 
 
 def _memory_network(url: AdapterUrl, context: AdapterContext) -> RaftNetworkFactory:
+    """``memory:NAME`` is a hub of the running loop; without a name it is the hub ``default``."""
+    from raftkit_core.errors import BadAdapterUrl
     from raftkit_core.network.memory import MemoryNetworkFactory
 
     url.require_no_options()
-    return MemoryNetworkFactory(url, context)
+    if url.host is not None or "/" in url.path:
+        raise BadAdapterUrl(
+            f"{url} names no hub", hint="write memory:NAME; a node's address there is memory:NAME/NODE by itself"
+        )
+    return MemoryNetworkFactory(url.path or "default", context.node_id)
 
 
 def _kv_state_machine(url: AdapterUrl, context: AdapterContext) -> RaftStateMachine:
