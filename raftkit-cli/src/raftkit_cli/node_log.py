@@ -1,0 +1,95 @@
+"""What ``node run`` tells: one line per change of state, for a person on a terminal, plain elsewhere, JSON with --json.
+
+With ``--json`` the lines go to stdout, one document each (``raftkit.node.event/1``); otherwise to stderr.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from raftkit_cli.output import Output, is_terminal
+
+if TYPE_CHECKING:
+    from raftkit_core.types.metrics import RaftMetrics
+
+
+class NodeLog:
+    """The log of one node. Remembers what it said, so that only news is told."""
+
+    def __init__(self, node_id: str, out: Output) -> None:
+        self._node_id = node_id
+        self._out = out
+        self._before: dict[str, Any] = {}
+
+    def capture_warnings(self) -> None:
+        """Send what libraries and the core log to stderr: warnings, with -v informations, with -vv everything."""
+        level = {0: logging.WARNING, 1: logging.INFO}.get(self._out.verbose, logging.DEBUG)
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.basicConfig(level=level, handlers=[handler], force=True)
+        if level > logging.DEBUG:
+            logging.getLogger("asyncio").setLevel(logging.ERROR)
+
+    def starting(self, data_dir: Path, storage: str, network: str) -> None:
+        self._event("starting", f"starting: storage {storage}, network {network}, folder {data_dir}")
+
+    def ready(self, network: str, cluster: str) -> None:
+        """The node listens. Said exactly once, so that scripts can wait for it."""
+        self._event("ready", f"ready: cluster {cluster}, listening on {network}", network=network, cluster=cluster)
+
+    def stopped(self, reason: str) -> None:
+        self._event("stopped", f"stopped ({reason})" if reason else "stopped")
+
+    def say(self, text: str) -> None:
+        self._event("note", text)
+
+    def changed(self, metrics: RaftMetrics) -> None:
+        """Tell what is new in ``metrics``: role, leader, membership, snapshot, trouble. Nothing per entry."""
+        now: dict[str, Any] = {
+            "role": metrics.state.value,
+            "term": metrics.current_term,
+            "leader": metrics.current_leader,
+            "members": _members(metrics),
+            "snapshot": metrics.snapshot.index if metrics.snapshot is not None else None,
+            "needs_rejoin": metrics.needs_rejoin,
+            "fatal": metrics.fatal,
+        }
+        before, self._before = self._before, now
+        if not before:
+            before = dict.fromkeys(now)
+        if now["role"] != before["role"]:
+            was = f"{before['role']} → " if before["role"] else ""
+            role = now["role"].upper() if now["role"] == "leader" else now["role"]
+            self._event("role", f"{was}{role}, term {now['term']}", role=now["role"], term=now["term"])
+        if now["leader"] != before["leader"] and (now["leader"] or before["leader"]):
+            text = f"leader is {now['leader']}" if now["leader"] else "no leader"
+            self._event("leader", f"{text}, term {now['term']}", leader=now["leader"], term=now["term"])
+        if now["members"] != before["members"] and now["members"]:
+            self._event("membership", f"members: {now['members']}", members=now["members"])
+        if now["snapshot"] != before["snapshot"] and now["snapshot"] is not None:
+            self._event("snapshot", f"snapshot up to {now['snapshot']}", index=now["snapshot"])
+        if now["needs_rejoin"] != before["needs_rejoin"] and now["needs_rejoin"]:
+            self._event("needs_rejoin", f"parked, needs to rejoin: {now['needs_rejoin']}")
+        if now["fatal"] != before["fatal"] and now["fatal"]:
+            self._event("fatal", f"fatal: {now['fatal']}")
+
+    def _event(self, event: str, text: str, **fields: Any) -> None:
+        if self._out.as_json:
+            data = {"node": self._node_id, "event": event, "message": text, **fields}
+            self._out.result("node.event", data)
+            return
+        import sys
+
+        clock = time.strftime("%H:%M:%S") if is_terminal(sys.stderr) else time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        if not self._out.quiet or event in ("fatal", "needs_rejoin"):
+            self._out.note(f"{clock} {self._node_id} {text}")
+
+
+def _members(metrics: RaftMetrics) -> str:
+    membership = metrics.membership.membership
+    voters = " → ".join("{" + " ".join(config) + "}" for config in membership.configs)
+    learners = " ".join(membership.learner_ids)
+    return f"{voters} learners {learners}" if learners else voters

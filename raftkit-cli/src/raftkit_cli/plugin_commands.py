@@ -1,0 +1,45 @@
+"""Commands that plugins bring (hook ``raftkit_register_commands``), and the one way the command line loads plugins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from raftkit_cli import hookspecs
+from raftkit_cli.options import Invocation
+
+if TYPE_CHECKING:
+    from raftkit_core.plugins import LoadedPlugins
+
+
+def loaded_plugins(invocation: Invocation) -> LoadedPlugins:
+    """The installed plugins, and those this invocation was given."""
+    from raftkit_core import load_plugins
+
+    return load_plugins(invocation.plugins, hookspecs=[hookspecs])
+
+
+def register_plugin_commands(root: click.Group, invocation: Invocation) -> None:
+    """Let every plugin add its commands to ``root``. One that fails is left out; ``raftkit plugins list`` says why."""
+    loaded_plugins(invocation).call_each("raftkit_register_commands", cli=root)
+
+
+def check_schemes(invocation: Invocation, *, storage: str, network: str) -> None:
+    """That nodes with these adapters can be started and talked to, before any process is.
+
+    Raises:
+        PluginError: nobody provides one of the schemes; it says what to install.
+    """
+    from raftkit_core.errors import ConfigError
+    from raftkit_core.plugins import AdapterUrl
+
+    plugins = loaded_plugins(invocation)
+    plugins.find("storage", AdapterUrl.parse(storage.replace("{id}", "n1")).scheme)
+    transport = AdapterUrl.parse(network).scheme
+    plugins.find("network", transport)
+    if transport == "memory":
+        raise ConfigError(
+            "the memory network does not reach other processes", hint="leave --network out, or take --network http:"
+        )
+    plugins.find("clients", transport)
