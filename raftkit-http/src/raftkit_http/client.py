@@ -225,7 +225,8 @@ class Attempt:
                 if self._changes:
                     raise _unknown(endpoint, str(error)) from error
                 continue
-            self._endpoints.answered(endpoint, self._now())
+            if self._only is None:
+                self._endpoints.answered(endpoint, self._now())
             if answer.data is not None:
                 return answer.data
             assert answer.error is not None, "an answer has data or an error"
@@ -234,7 +235,13 @@ class Attempt:
 
     async def _make_sure(self, endpoint: str) -> None:
         """Before a change: that the node is there. Raises: NotSent."""
-        if not self._changes or self._endpoints.is_warm(endpoint, self._now()):
+        if not self._changes:
+            return
+        if self._endpoints.is_warm(endpoint, self._now()):
+            # Two turns of the loop let a close that has arrived already reach the connection pool: without them the
+            # change goes out on a dead connection, and its outcome is unknown for no reason.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
             return
         probe = Outgoing(method="GET", path="/v1/members")
         try:

@@ -32,8 +32,7 @@ class Endpoints:
 
     def order(self) -> list[str]:
         """Everyone, best first; those that failed last are at the end, not left out."""
-        known = dict.fromkeys([*self._configured, *self._learned])
-        return sorted(known, key=lambda endpoint: (endpoint in self._failed, endpoint != self._preferred))
+        return sorted(self._known(), key=lambda endpoint: (endpoint in self._failed, endpoint != self._preferred))
 
     def answered(self, endpoint: str, now: float) -> None:
         self._preferred = endpoint
@@ -61,9 +60,14 @@ class Endpoints:
         learned = self._addresses(member.node.client_address for member in members)
         if learned:
             self._learned = learned[:MAX_LEARNED]
-            known = {*self._configured, *self._learned}
+            known = set(self._known())
             self._failed &= known
             self._answered = {endpoint: at for endpoint, at in self._answered.items() if endpoint in known}
+
+    def _known(self) -> list[str]:
+        # The one that answered last stays known: it may have been reached at another address than it advertises.
+        last = [] if self._preferred is None else [self._preferred]
+        return list(dict.fromkeys([*self._configured, *self._learned, *last]))
 
     @staticmethod
     def _addresses(texts: Iterable[str]) -> list[str]:

@@ -3,7 +3,7 @@
 - ``schema`` what travels · ``decode`` bounded bodies to typed values · ``envelope`` answers and error statuses
 - ``guard`` deadlines, limits and error translation around every handler
 - ``kv``, ``write``, ``cluster``, ``health``, ``socket`` the handlers · ``metrics`` the Prometheus collector
-- ``attach`` puts the routes on a node's server
+- ``routes`` is the table, and puts it on a node's server
 
 Nothing here decides anything about consensus: every handler is one call on the ``Raft`` handle.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from raftkit_http.api.attach import ClientApi, attach
+    from raftkit_http.api.routes import ClientApi, attach
 
 __all__ = ["ClientApi", "attach"]
 
@@ -21,7 +21,7 @@ __all__ = ["ClientApi", "attach"]
 def __getattr__(name: str) -> object:
     # Lazy (PEP 562): the client imports `schema` alone and must not pay for the server side.
     if name in __all__:
-        from raftkit_http.api import attach as module
+        from raftkit_http.api import routes as module
 
         return getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

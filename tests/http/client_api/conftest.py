@@ -1,0 +1,244 @@
+"""A node's HTTP server with a Raft that is one dictionary: what the client API and the client are tested against."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+from yarl import URL
+
+from raftkit_core.config import Config, ReadPolicy
+from raftkit_core.errors import PreconditionFailed, RaftError
+from raftkit_core.network.client import MemberStatus, NodeStatus, PeerStatus
+from raftkit_core.state_machine.interface import MsgspecCodec
+from raftkit_core.types.kv import (
+    KV_MACHINE,
+    CompareAndSet,
+    Delete,
+    Get,
+    KeyValue,
+    KvCommand,
+    ListKeys,
+    Put,
+    WriteResult,
+)
+from raftkit_core.types.log_id import LogId
+from raftkit_core.types.membership import (
+    Membership,
+    Node,
+    RemoveNodes,
+    ReplaceAllVoters,
+    StoredMembership,
+)
+from raftkit_core.types.metrics import RaftMetrics, ServerState
+from raftkit_core.types.operations import (
+    AddLearner,
+    ChangeMembership,
+    MembershipDone,
+    Operation,
+    TransferDone,
+    TransferLeader,
+)
+from raftkit_core.types.vote import LeaderId
+from raftkit_http.api import attach
+from raftkit_http.api.guard import ApiLimits, ClientApi
+from raftkit_http.server import HttpServer
+from raftkit_http.settings import Address
+
+
+class FakeMachine:
+    """Name and codec of a machine; for another than kv, commands are anything MessagePack can say."""
+
+    def __init__(self, name: str = KV_MACHINE) -> None:
+        self.name = name
+        self.codec = MsgspecCodec(KvCommand, WriteResult) if name == KV_MACHINE else MsgspecCodec(dict, Any)
+
+
+class Written(msgspec.Struct, frozen=True):
+    log_id: LogId
+    data: Any
+
+
+class FakeWatch:
+    def __init__(self, value: RaftMetrics) -> None:
+        self.value = value
+
+
+class FakeRaft:
+    """One node that leads itself. ``failure`` is raised by whatever is asked next of the Raft."""
+
+    def __init__(self, node_id: str = "n1", *, machine: str = KV_MACHINE, config: Config | None = None) -> None:
+        self.id = node_id
+        self.config = Config() if config is None else config
+        self.machine = FakeMachine(machine)
+        self.data: dict[str, KeyValue] = {}
+        self.index = 0
+        self.written: list[Any] = []
+        self.operations: list[Operation] = []
+        self.reads: list[tuple[Any, ReadPolicy]] = []
+        self.failure: BaseException | None = None
+        self.hold: asyncio.Event | None = None
+        self.arrived = asyncio.Event()
+        self.membership = Membership.of([[node_id]], {node_id: Node("http://127.0.0.1:1")})
+        self.role = ServerState.LEADER
+        self.leader: str | None = node_id
+        self.fatal: str | None = None
+        self.snapshots = 0
+        self.digests = 0
+
+    async def _gate(self) -> None:
+        self.arrived.set()
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    async def status(self, digest: bool = False) -> NodeStatus:
+        if self.failure is not None:
+            raise self.failure
+        self.digests += digest
+        members = [
+            MemberStatus(id=name, node=node, voter=self.membership.is_voter(name))
+            for name, node in self.membership.nodes.items()
+        ]
+        return NodeStatus(
+            id=self.id,
+            cluster="default",
+            role=self.role.value,
+            term=1,
+            leader=self.leader,
+            last_log_index=self.index,
+            committed=self.index,
+            applied=self.index,
+            members=members,
+            replication={"n2": PeerStatus(matching=3, lag=2, last_contact_ms=40)},
+            digest="d1" if digest else None,
+        )
+
+    def metrics(self) -> FakeWatch:
+        stored = StoredMembership(LogId(LeaderId(1, self.id), 0), self.membership)
+        return FakeWatch(
+            RaftMetrics(
+                id=self.id,
+                fatal=self.fatal,
+                state=self.role,
+                current_term=1,
+                current_leader=self.leader,
+                membership=stored,
+            )
+        )
+
+    async def write(self, command: Any, *, timeout: float = 5.0) -> Written:
+        async with asyncio.timeout(timeout + 60):
+            await self._gate()
+        self.index += 1
+        self.written.append(command)
+        result = self._apply(command) if self.machine.name == KV_MACHINE else {"echo": command}
+        if isinstance(result, RaftError):
+            raise result
+        return Written(LogId(LeaderId(1, self.id), self.index), result)
+
+    def _apply(self, command: KvCommand) -> WriteResult | RaftError:
+        old = self.data.get(command.key)
+        before = 0 if old is None else old.revision
+        match command:
+            case Put(key, value, if_revision) if if_revision in (None, before):
+                self.data[key] = KeyValue(key=key, value=value, revision=self.index)
+            case Delete(key, if_revision) if if_revision in (None, before):
+                self.data.pop(key, None)
+            case CompareAndSet(key, expected, value) if expected == (None if old is None else old.value):
+                self.data[key] = KeyValue(key=key, value=value, revision=self.index)
+            case _:
+                return PreconditionFailed(f"{command.key} is at revision {before}")
+        return WriteResult(revision=self.index, previous_revision=before, changed=True)
+
+    async def read(self, fn_or_query: Any, policy: ReadPolicy = ReadPolicy.READ_INDEX, timeout: float = 5.0) -> Any:
+        await self._gate()
+        self.reads.append((fn_or_query, policy))
+        match fn_or_query:
+            case Get(key):
+                return self.data.get(key)
+            case ListKeys(prefix, limit, after):
+                keys = [key for key in sorted(self.data, key=str.encode) if key.startswith(prefix)]
+                return [self.data[key] for key in keys if after is None or key.encode() > after.encode()][:limit]
+        raise AssertionError(f"unexpected query {fn_or_query!r}")
+
+    async def call(self, operation: Operation, timeout: float = 5.0) -> Any:
+        await self._gate()
+        self.operations.append(operation)
+        if isinstance(operation, TransferLeader):
+            self.leader = operation.to or self.id
+            return TransferDone(self.leader)
+        self.membership = self._changed(operation)
+        self.index += 1
+        return MembershipDone(LogId(LeaderId(1, self.id), self.index), self.membership)
+
+    def _changed(self, operation: Operation) -> Membership:
+        old = self.membership
+        match operation:
+            case AddLearner(node_id, node):
+                return Membership.of(old.configs, {**old.nodes, node_id: node})
+            case ChangeMembership(ReplaceAllVoters(ids)):
+                return Membership.of([ids], old.nodes)
+            case ChangeMembership(RemoveNodes(ids)):
+                return Membership.of(old.configs, {name: node for name, node in old.nodes.items() if name not in ids})
+        raise AssertionError(f"unexpected operation {operation!r}")
+
+    async def initialize(self, members: dict[str, Node]) -> None:
+        await self._gate()
+        self.membership = Membership.of([members], members)
+
+    def trigger(self) -> FakeRaft:
+        return self
+
+    async def snapshot(self) -> None:
+        await self._gate()
+        self.snapshots += 1
+
+
+class ApiNode:
+    """A served node, and a plain HTTP session to it."""
+
+    def __init__(self, server: HttpServer, raft: FakeRaft, api: ClientApi, http: aiohttp.ClientSession) -> None:
+        self.server = server
+        self.raft = raft
+        self.api = api
+        self.http = http
+        self.url = server.url
+
+    async def ask(self, method: str, path: str, **kwargs: Any) -> tuple[int, Any]:
+        """Status and the decoded document. ``json`` as aiohttp takes it; ``data`` as it is."""
+        async with self.http.request(method, URL(self.url + path, encoded=True), **kwargs) as response:
+            return response.status, await response.json()
+
+
+ApiNodes = Callable[..., AbstractAsyncContextManager[ApiNode]]
+
+
+@asynccontextmanager
+async def _api_node(raft: FakeRaft | None = None, limits: ApiLimits | None = None) -> AsyncIterator[ApiNode]:
+    raft = FakeRaft() if raft is None else raft
+    server = HttpServer(Address("127.0.0.1", 0))
+    api = attach(server, raft, limits)
+    await server.start()
+    try:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as http:
+            yield ApiNode(server, raft, api, http)
+    finally:
+        await server.close()
+
+
+@pytest.fixture
+def api_node() -> ApiNodes:
+    """``async with api_node() as node``: served on a free port, stopped at the end."""
+    return _api_node
+
+
+@pytest.fixture
+def fake_raft() -> type[FakeRaft]:
+    return FakeRaft

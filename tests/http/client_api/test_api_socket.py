@@ -1,0 +1,130 @@
+"""The pipelining WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from raftkit_core.errors import QuorumNotEnough
+from raftkit_core.types.kv import Put
+from raftkit_http.api.guard import ApiLimits
+
+pack = msgspec.msgpack.encode
+
+
+def put(number: int) -> bytes:
+    return pack([number, "write", pack(Put(f"k{number}", b"v"))])
+
+
+async def receive(socket: aiohttp.ClientWebSocketResponse) -> Any:
+    return msgspec.msgpack.decode(await socket.receive_bytes(timeout=5))
+
+
+async def test_writes_and_reads_are_pipelined_and_answered_by_their_ids(api_node: Any) -> None:
+    async with api_node() as node, node.http.ws_connect(f"{node.url}/v1/ws") as socket:
+        for number in range(20):
+            await socket.send_bytes(put(number))
+        answers = {}
+        for _ in range(20):
+            number, ok, data = await receive(socket)
+            answers[number] = (ok, data["log_index"])
+        assert answers == {number: (True, number + 1) for number in range(20)}, "in the order they were sent"
+        await socket.send_bytes(pack([99, "read", {"get": {"key": "k3"}, "consistency": "stale"}]))
+        assert await receive(socket) == [99, True, {"item": {"key": "k3", "revision": 4, "value": "v"}}]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        [1, "write", b"\xc1"],
+        [1, "write", {"put": {}}],
+        [1, "read", {"get": {"key": 5}}],
+        [1, "read", {}],
+        [1, "read", None],
+    ],
+)
+async def test_a_bad_request_is_refused_and_the_connection_goes_on(api_node: Any, frame: Any) -> None:
+    async with api_node() as node, node.http.ws_connect(f"{node.url}/v1/ws") as socket:
+        await socket.send_bytes(pack(frame))
+        number, ok, error = await receive(socket)
+        assert (number, ok) == (1, False)
+        assert error["code"] in ("BAD_REQUEST", "BAD_COMMAND")
+        await socket.send_bytes(put(2))
+        assert (await receive(socket))[:2] == [2, True]
+
+
+@pytest.mark.parametrize(
+    "frame", [b"", b"\xc1", pack([1, "write"]), pack(["1", "write", b""]), pack([1, "eval", b""]), pack({"id": 1})]
+)
+async def test_a_frame_that_is_none_ends_the_connection(api_node: Any, frame: bytes) -> None:
+    async with api_node() as node, node.http.ws_connect(f"{node.url}/v1/ws") as socket:
+        await socket.send_bytes(frame)
+        message = await socket.receive(timeout=5)
+        assert message.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED)
+        assert socket.close_code == 1007
+
+
+async def test_text_is_refused(api_node: Any) -> None:
+    async with api_node() as node, node.http.ws_connect(f"{node.url}/v1/ws") as socket:
+        await socket.send_str("[]")
+        await socket.receive(timeout=5)
+        assert socket.close_code == 1003
+
+
+async def test_an_error_of_the_raft_is_answered_with_its_outcome(api_node: Any) -> None:
+    async with api_node() as node, node.http.ws_connect(f"{node.url}/v1/ws") as socket:
+        node.raft.failure = QuorumNotEnough("one of three")
+        await socket.send_bytes(put(1))
+        number, ok, error = await receive(socket)
+    assert (number, ok, error["code"], error["outcome"]) == (1, False, "NO_QUORUM", "not_applied")
+
+
+async def test_no_more_than_the_window_is_taken_in(api_node: Any) -> None:
+    async with (
+        api_node(limits=ApiLimits(max_socket_window=2)) as node,
+        node.http.ws_connect(f"{node.url}/v1/ws") as socket,
+    ):
+        arrivals = []
+        write = node.raft.write
+
+        async def counting(command: Any, *, timeout: float = 5.0) -> Any:
+            arrivals.append(command)
+            return await write(command, timeout=timeout)
+
+        node.raft.write = counting
+        node.raft.hold = asyncio.Event()
+        for number in range(10):
+            await socket.send_bytes(put(number))
+        await asyncio.wait_for(node.raft.arrived.wait(), 5)
+        await node.ask("GET", "/v1/status")  # the server has had its turns
+        await node.ask("GET", "/v1/status")
+        assert len(arrivals) == 2
+        node.raft.hold.set()
+        assert [(await receive(socket))[0] for _ in range(10)] == list(range(10))
+
+
+async def test_more_sockets_than_the_limit_are_refused(api_node: Any) -> None:
+    async with api_node(limits=ApiLimits(max_sockets=1)) as node, node.http.ws_connect(f"{node.url}/v1/ws"):
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await node.http.ws_connect(f"{node.url}/v1/ws")
+        assert refused.value.status == 503
+
+
+async def test_a_socket_is_closed_when_the_node_stops(api_node: Any) -> None:
+    async with api_node() as node, node.http.ws_connect(f"{node.url}/v1/ws") as socket:
+        closing = asyncio.create_task(node.api.close())
+        await socket.receive(timeout=5)
+        await closing
+        assert socket.close_code == 1001
+        assert node.api.sockets == set()
+
+
+async def test_a_page_of_another_origin_gets_no_socket(api_node: Any) -> None:
+    async with api_node() as node:
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await node.http.ws_connect(f"{node.url}/v1/ws", origin="http://evil.example")
+        assert refused.value.status == 403
