@@ -27,7 +27,7 @@ class Root(LazyGroup):
         "demo": ("raftkit_cli.verbs.demo:demo", "Kill the leader of a real cluster and lose nothing."),
         "local": ("raftkit_cli.verbs.local:local", "A persistent cluster on this machine."),
         "node": ("raftkit_cli.verbs.node:node", "Run one node."),
-        "status": ("raftkit_cli.verbs.status:status", "Who leads, who follows, who is missing."),
+        "status": ("raftkit_cli.verbs.status:status", "Who leads, who follows, who is missing, and what that means."),
         "cluster": ("raftkit_cli.verbs.cluster:cluster", "Begin a cluster."),
         "member": ("raftkit_cli.verbs.member:member", "List, add, promote and remove members."),
         "leader": ("raftkit_cli.verbs.leader:leader", "Show or hand over leadership."),

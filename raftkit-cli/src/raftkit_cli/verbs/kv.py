@@ -96,21 +96,20 @@ def delete(invocation: Invocation, key: str, if_revision: int | None) -> None:
 
 @kv.command("cas")
 @click.argument("key")
-@click.argument("expected", required=False)
-@click.argument("value")
+@click.argument("values", nargs=-1, required=True, metavar="[EXPECTED] VALUE")
 @click.option("--absent", is_flag=True, help="Expect that the key does not exist; give no EXPECTED.")
 @pass_invocation
-def cas(invocation: Invocation, key: str, expected: str | None, value: str, absent: bool) -> None:
+def cas(invocation: Invocation, key: str, values: tuple[str, ...], absent: bool) -> None:
     """Set KEY to VALUE if it holds EXPECTED now. Exit 3 if it does not.
 
     \b
     raftkit kv cas KEY EXPECTED VALUE
     raftkit kv cas KEY VALUE --absent
     """
-    if absent == (expected is not None):
-        raise click.UsageError("give either EXPECTED or --absent")
-    wanted = None if expected is None else expected.encode("utf-8", "surrogateescape")
-    content = _read_value(value)
+    if len(values) != (1 if absent else 2):
+        raise click.UsageError("give EXPECTED and VALUE, or --absent and VALUE")
+    wanted = None if absent else values[0].encode("utf-8", "surrogateescape")
+    content = _read_value(values[-1])
     _written(invocation, "kv.cas", key, lambda client: client.kv_cas(key, wanted, content))
 
 

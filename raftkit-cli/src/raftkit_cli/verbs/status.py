@@ -125,8 +125,7 @@ def _row(out: Output, survey: Survey, node_id: str) -> list[str]:
         "-" if is_leader else _behind(lag_entries(survey, node_id), lag_ms(survey, node_id)),
         human_ms(contact_ms(survey, node_id)),
         _index(answer.snapshot),
-        " ".join(part for part in (answer.storage.adapter, human_bytes(answer.storage.size_bytes)) if part != "-")
-        or "-",
+        human_bytes(answer.storage.size_bytes),
     ]
 
 

@@ -1,0 +1,267 @@
+"""A cluster made of dictionaries behind the scheme ``fake:``, and a runner for command lines against it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from raftkit_cli.main import cli
+from raftkit_core import errors, hookimpl
+from raftkit_core.network.client import (
+    ClusterClient,
+    Consistency,
+    MembershipResult,
+    MemberStatus,
+    NodeStatus,
+    PeerStatus,
+    StorageStatus,
+)
+from raftkit_core.types.kv import KeyValue, WriteResult
+from raftkit_core.types.membership import Node
+
+
+class FakeCluster:
+    """What the fake clients talk to. ``failure`` is raised by every call; ``down`` members do not answer."""
+
+    def __init__(self) -> None:
+        self.members = {f"n{number}": (Node(f"fake://n{number}"), True) for number in (1, 2, 3)}
+        self.leader: str | None = "n2"
+        self.term = 7
+        self.index = 20
+        self.keys: dict[str, KeyValue] = {}
+        self.down: set[str] = set()
+        self.failure: errors.RaftError | None = None
+        self.joint = False
+        self.initialized: dict[str, Node] | None = None
+        self.endpoints: list[list[str]] = []
+        self.options: list[Mapping[str, Any]] = []
+        self.calls: list[tuple[str, Any]] = []
+        self.learner_behind = [30, 4]
+        """What a new learner lacks, look by look."""
+
+    def status(self, node_id: str) -> NodeStatus:
+        is_leader = node_id == self.leader
+        behind = 0 if node_id != "n3" else 2
+        return NodeStatus(
+            id=node_id,
+            cluster="demo",
+            cluster_id="c" * 32,
+            store_id="5" * 32,
+            version="0.1.0",
+            role="leader" if is_leader else "follower",
+            term=self.term,
+            leader=self.leader,
+            last_log_index=self.index - behind,
+            committed=self.index - behind,
+            applied=self.index - behind,
+            applied_time_ms=5000 - 700 * behind,
+            members=[MemberStatus(id=name, node=node, voter=voter) for name, (node, voter) in self.members.items()],
+            joint=self.joint,
+            replication=self._replication() if is_leader else None,
+            millis_since_leader_contact=None if is_leader else 41,
+            storage=StorageStatus(adapter="sqlite", location="raft.db", size_bytes=98304, durability="fsync"),
+            state_machine="kv",
+            digest="d" * 16,
+            uptime_ms=60_000,
+        )
+
+    def _replication(self) -> dict[str, PeerStatus]:
+        peers = {}
+        for name, (_, voter) in self.members.items():
+            if name == self.leader:
+                continue
+            behind = 0 if voter else self.learner_behind[0]
+            if not voter and len(self.learner_behind) > 1:
+                self.learner_behind.pop(0)
+            contact = None if name in self.down else 12
+            peers[name] = PeerStatus(
+                matching=self.index - behind, lag=behind, state="pipeline", last_contact_ms=contact
+            )
+        return peers
+
+    @property
+    def result(self) -> MembershipResult:
+        members = [MemberStatus(id=name, node=node, voter=voter) for name, (node, voter) in self.members.items()]
+        return MembershipResult(members=members, log_index=self.index)
+
+
+class FakeClient(ClusterClient):
+    """A client that may be asked only while it is open."""
+
+    def __init__(self, cluster: FakeCluster) -> None:
+        self._cluster = cluster
+        self._is_open = False
+
+    async def __aenter__(self) -> FakeClient:
+        self._is_open = True
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._is_open = False
+
+    def _called(self, name: str, argument: Any = None) -> FakeCluster:
+        assert self._is_open, "the client is used outside of its context"
+        self._cluster.calls.append((name, argument))
+        if self._cluster.failure is not None:
+            raise self._cluster.failure
+        return self._cluster
+
+    async def status(self, *, digest: bool = False) -> NodeStatus:
+        cluster = self._called("status")
+        return cluster.status(next(name for name in ("n1", "n2", "n3") if name not in cluster.down))
+
+    async def status_of(self, address: str, *, digest: bool = False) -> NodeStatus:
+        cluster = self._called("status_of", address)
+        node_id = address.removeprefix("fake://")
+        if node_id in cluster.down:
+            raise errors.Unreachable(f"{address}: connection refused")
+        return cluster.status(node_id)
+
+    async def initialize(self, members: dict[str, Node]) -> None:
+        self._called("initialize").initialized = members
+
+    async def add_learner(self, node_id: str, node: Node, *, blocking: bool = True) -> MembershipResult:
+        cluster = self._called("add_learner", node_id)
+        cluster.members[node_id] = (node, False)
+        return cluster.result
+
+    async def change_membership(
+        self, voters: list[str], *, retain: bool = False, force: bool = False
+    ) -> MembershipResult:
+        cluster = self._called("change_membership", (voters, retain, force))
+        cluster.members = {
+            name: (node, name in voters) for name, (node, _) in cluster.members.items() if retain or name in voters
+        }
+        return cluster.result
+
+    async def remove_nodes(self, node_ids: list[str]) -> MembershipResult:
+        cluster = self._called("remove_nodes", node_ids)
+        for node_id in node_ids:
+            del cluster.members[node_id]
+        return cluster.result
+
+    async def transfer_leader(self, to: str | None = None) -> str:
+        cluster = self._called("transfer_leader", to)
+        cluster.leader = to or "n3"
+        return cluster.leader
+
+    async def trigger_snapshot(self, address: str | None = None) -> None:
+        self._called("trigger_snapshot", address)
+
+    async def write(self, command: Any) -> Any:
+        raise AssertionError("no verb uses it")
+
+    async def kv_get(self, key: str, *, consistency: Consistency = "linearizable") -> KeyValue | None:
+        return self._called("kv_get", (key, consistency)).keys.get(key)
+
+    async def kv_put(self, key: str, value: bytes, *, if_revision: int | None = None) -> WriteResult:
+        cluster = self._called("kv_put", key)
+        before = self._revision(key)
+        if if_revision is not None and if_revision != before:
+            raise errors.PreconditionFailed(f"{key} has revision {before}, not {if_revision}")
+        cluster.index += 1
+        cluster.keys[key] = KeyValue(key=key, value=value, revision=cluster.index)
+        return WriteResult(revision=cluster.index, previous_revision=before)
+
+    def _revision(self, key: str) -> int:
+        found = self._cluster.keys.get(key)
+        return 0 if found is None else found.revision
+
+    async def kv_delete(self, key: str, *, if_revision: int | None = None) -> WriteResult:
+        cluster = self._called("kv_delete", key)
+        before = self._revision(key)
+        cluster.index += 1
+        found = cluster.keys.pop(key, None)
+        return WriteResult(revision=cluster.index, previous_revision=before, changed=found is not None)
+
+    async def kv_cas(self, key: str, expected: bytes | None, value: bytes) -> WriteResult:
+        found = self._called("kv_cas", key).keys.get(key)
+        if (None if found is None else found.value) != expected:
+            raise errors.PreconditionFailed(f"{key} does not hold {expected!r}")
+        return await self.kv_put(key, value)
+
+    async def kv_list(
+        self,
+        prefix: str = "",
+        *,
+        limit: int = 1000,
+        after: str | None = None,
+        consistency: Consistency = "linearizable",
+    ) -> list[KeyValue]:
+        cluster = self._called("kv_list", (prefix, limit, after))
+        names = sorted(key for key in cluster.keys if key.startswith(prefix) and (after is None or key > after))
+        return [cluster.keys[name] for name in names[:limit]]
+
+
+class FakePlugin:
+    """Registers ``fake:`` for one cluster."""
+
+    def __init__(self, cluster: FakeCluster) -> None:
+        self._cluster = cluster
+
+    @hookimpl
+    def raftkit_register_clients(self, registry: Any) -> None:
+        registry.add("fake", self._make)
+
+    def _make(self, endpoints: list[str], options: Mapping[str, Any]) -> ClusterClient:
+        self._cluster.endpoints.append(endpoints)
+        self._cluster.options.append(options)
+        return FakeClient(self._cluster)
+
+
+class CommandLine:
+    """Runs ``raftkit …`` in this process, against the fake cluster unless told otherwise."""
+
+    def __init__(self, cluster: FakeCluster) -> None:
+        self.cluster = cluster
+        self.plugins: tuple[object, ...] = (FakePlugin(cluster),)
+        self._runner = CliRunner()
+
+    def __call__(self, *arguments: str, endpoint: str | None = "fake://n1", stdin: str | bytes | None = None) -> Result:
+        prefix = [] if endpoint is None else ["-e", endpoint]
+        return self._runner.invoke(cli, [*prefix, *arguments], input=stdin, plugins=self.plugins)
+
+    def json(self, *arguments: str, code: int = 0, **keywords: Any) -> dict[str, Any]:
+        """The one document on stdout; the exit status must be ``code``."""
+        result = self(*arguments, "--json", **keywords)
+        assert result.exit_code == code, (result.exit_code, result.stdout, result.stderr, result.exception)
+        document: dict[str, Any] = json.loads(result.stdout)
+        assert document["ok"] is (code == 0)
+        return document
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Contexts, the working folder and colours of the developer stay out of the tests."""
+    monkeypatch.setenv("RAFTKIT_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setenv("RAFTKIT_LOCAL_DIR", str(tmp_path / "local"))
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+
+
+@pytest.fixture
+def cluster() -> FakeCluster:
+    return FakeCluster()
+
+
+@pytest.fixture
+def raftkit(cluster: FakeCluster) -> CommandLine:
+    return CommandLine(cluster)
+
+
+@pytest.fixture
+def make_error() -> Callable[[str], errors.RaftError]:
+    """An error by its code, as a cluster would answer it."""
+
+    def make(code: str) -> errors.RaftError:
+        kind = errors.ERRORS_BY_CODE[code]
+        return kind(f"made for the test: {code}")
+
+    return make
