@@ -118,12 +118,12 @@ class HttpServer:
         assert server is not None, "setup() makes the server"
         accept = server.connection_made
 
-        def limited(handler: web.RequestHandler[web.Request], transport: asyncio.Transport) -> None:
+        def limited(handler: web.RequestHandler, transport: asyncio.Transport) -> None:
             accept(handler, transport)
             if len(server.connections) > CONNECTIONS_MAX:
                 transport.abort()
 
-        server.connection_made = limited  # type: ignore[method-assign, assignment]
+        server.connection_made = limited  # type: ignore[method-assign]
 
 
 def _listen_error(listen: Address, error: OSError) -> Exception:

@@ -146,6 +146,10 @@ class RaftNetwork(ABC):
 class RaftNetworkFactory(ABC):
     """A node's transport: serves its groups and makes clients to peers. Several groups may share one."""
 
+    def attach(self, raft: object) -> None:
+        """The handle of a node on this transport, before ``serve``: for transports that also serve clients."""
+        return
+
     @abstractmethod
     async def serve(self, group: str, service: RaftService) -> None:
         """Start answering peers of ``group``. Raises: AddressInUse."""
