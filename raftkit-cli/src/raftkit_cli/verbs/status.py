@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from raftkit_cli.survey import Survey
     from raftkit_core.network.client import ClusterClient
 
-HEADERS = ("NODE", "ROLE", "REACH", "TERM", "LAST", "COMMIT", "APPLIED", "BEHIND", "CONTACT", "SNAP", "STORAGE")
+HEADERS = ("NODE", "ROLE", "UP", "TERM", "LAST", "COMMIT", "APPLIED", "BEHIND", "SEEN", "SNAP", "SIZE")
 
 _COLOURS = {"healthy": "green", "degraded": "yellow"}
 _NEXT_STEPS = {
