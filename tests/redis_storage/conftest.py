@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 import redis
+
 from raftkit_core.clock import SystemClock
 from raftkit_core.plugins.url import AdapterUrl
 from raftkit_core.storage.interface import RaftLogStorage
