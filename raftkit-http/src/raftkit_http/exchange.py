@@ -6,6 +6,7 @@ bounded, never decompressed, never redirected, and decoded strictly.
 
 from __future__ import annotations
 
+import io
 from typing import Generic, TypeVar
 
 import aiohttp
@@ -18,6 +19,7 @@ T = TypeVar("T")
 
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 """The largest honest answer is one entry of 16 MiB in base64."""
+STREAM_FROM_BYTES = 256 * 1024
 CONNECT_SECONDS = 2.0
 KEEPALIVE_SECONDS = 10.0
 """Shorter than any server's: a connection the server is about to close must not carry a write (aiohttp 13283)."""
@@ -86,7 +88,7 @@ async def exchange(
             outgoing.method,
             url,
             params=params,
-            data=outgoing.body,
+            data=_streamed(outgoing.body),
             headers=headers,
             allow_redirects=False,
             timeout=limits,
@@ -97,6 +99,11 @@ async def exchange(
         raise NotSent(_reason(error)) from error
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         raise Lost(_reason(error)) from error
+
+
+def _streamed(body: bytes | None) -> bytes | io.BytesIO | None:
+    """Large bodies piece by piece: in one piece the loop stands still, and an early refusal is not seen."""
+    return body if body is None or len(body) <= STREAM_FROM_BYTES else io.BytesIO(body)
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:

@@ -41,13 +41,22 @@ async def test_keys_are_written_read_and_deleted(api_node: Any) -> None:
     assert node.raft.data == {"a": KeyValue(key="a", value=b"2", revision=2)}
 
 
-@pytest.mark.parametrize("key", ["", ".", "..", "a/../b", "a?b#c", "%2F", "é\n\x00", "/", "a/cas", "𝄞" * 100])
+@pytest.mark.parametrize("key", [".", "..", "a/../b", "a?b#c", "%2F", "é\n\x00", "/", "a/cas", "𝄞" * 100])
 async def test_any_key_can_be_used(api_node: Any, key: str) -> None:
     async with api_node() as node, HttpClusterClient([node.url]) as client:
         await client.kv_put(key, b"v")
         found = await client.kv_get(key)
         assert found is not None
         assert found.key == key
+
+
+async def test_a_key_the_machine_refuses_is_a_bad_command_and_enters_no_log(api_node: Any) -> None:
+    async with api_node() as node, HttpClusterClient([node.url]) as client:
+        for key in ("", "k" * 5000):
+            with pytest.raises(BadCommand) as refused:
+                await client.kv_put(key, b"v")
+            assert refused.value.hint is not None
+    assert node.raft.written == []
 
 
 async def test_the_consistency_asked_for_arrives(api_node: Any) -> None:

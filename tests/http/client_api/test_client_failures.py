@@ -19,6 +19,7 @@ from raftkit_core.errors import (
     Overloaded,
     QuorumNotEnough,
     RaftError,
+    RequestTooLarge,
     StorageFull,
     Unreachable,
 )
@@ -363,3 +364,15 @@ async def test_many_calls_at_once_are_each_applied_once(api_node: Any, fake_raft
         await asyncio.gather(*(client.kv_put(f"k{number}", b"v") for number in range(150)))
     assert len(one.raft.written) + len(two.raft.written) == 150
     assert len(one.raft.data) + len(two.raft.data) == 150
+
+
+@pytest.mark.parametrize("size", [2_000_000, 20_000_000, 60_000_000])
+async def test_a_value_that_is_too_large_is_refused_as_that_and_not_as_an_unknown_outcome(
+    api_node: Any, size: int
+) -> None:
+    async with api_node() as node, HttpClusterClient([node.url]) as client:
+        with pytest.raises(RequestTooLarge) as refused:
+            await client.kv_put("k", b"x" * size)
+        assert refused.value.outcome == "not_applied"
+        await client.kv_put("k", b"v")
+    assert len(node.raft.written) == 1

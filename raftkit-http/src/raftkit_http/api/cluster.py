@@ -105,7 +105,9 @@ async def post_snapshot(call: Call) -> web.Response:
     await call.json(EmptyRequest)
 
     async def trigger() -> None:
-        await call.raft.trigger().snapshot()
+        started = call.raft.trigger().snapshot()
+        if started is not None:
+            await started
 
     await call.change(trigger())
     return success(call.request, "snapshot", {"node": call.raft.id})

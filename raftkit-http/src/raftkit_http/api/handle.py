@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any, Protocol
 
 from raftkit_core.config import Config, ReadPolicy
@@ -38,7 +38,7 @@ class MetricsWatch(Protocol):
 
 
 class Trigger(Protocol):
-    async def snapshot(self) -> object: ...
+    def snapshot(self) -> Awaitable[object] | None: ...
 
 
 class RaftHandle(Protocol):
