@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from redis import exceptions as driver
+
 from raftkit_core.errors import RaftError, StorageCorrupt, StorageError, StoreLostWrites
 from raftkit_core.storage.interface import LogBatch, LogState, RaftLogStorage, StorageInfo
 from raftkit_core.types.adapter import AdapterContext
@@ -19,7 +21,6 @@ from raftkit_redis.scripts import Script
 from raftkit_redis.session import FencedSession, check_status
 from raftkit_redis.translate import DRIVER_ERRORS, translate
 from raftkit_redis.witness import Record, Witness, lost_writes, witness_path
-from redis import exceptions as driver
 
 MAX_READ_BYTES = 8 * 1024 * 1024
 """One read never asks Redis for more, however much its caller would take: a script blocks the server."""

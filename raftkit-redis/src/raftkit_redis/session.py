@@ -14,6 +14,8 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from redis import exceptions as driver
+
 from raftkit_core.errors import IdentityError, StorageCorrupt, StorageError, StorageLocked
 from raftkit_core.storage.identity import check_store_identity
 from raftkit_core.types.adapter import AdapterContext
@@ -26,7 +28,6 @@ from raftkit_redis.scripts import Script
 from raftkit_redis.server_check import ServerFacts, ask_server, check_server, is_loading
 from raftkit_redis.translate import CONNECTION_ERRORS, DRIVER_ERRORS, STORAGE_ERRORS, translate
 from raftkit_redis.witness import Record, Witness, lost_writes
-from redis import exceptions as driver
 
 logger = logging.getLogger("raftkit.redis")
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 
-from raftkit_core.errors import StorageError, StorageFull
 from redis import exceptions as driver
+
+from raftkit_core.errors import StorageError, StorageFull
 
 CONNECTION_ERRORS: tuple[type[Exception], ...] = (
     driver.ConnectionError,
