@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 DEFAULT_NETWORK = "http://127.0.0.1:7401"
 DEFAULT_STORAGE = "sqlite:raft.db"
+LOOK_AGAIN_S = 0.02
+"""Metrics change with every batch of writes; the log must not cost as much as the writes."""
 SHUTDOWN_LIMIT_S = 5.0
 """What a graceful end may take. Everything that was answered is durable already, so the rest may be cut off."""
 
@@ -198,12 +200,11 @@ async def _until_stopped(raft: Raft, log: NodeLog, stop: _StopSignal) -> None:
 async def _tell_changes(raft: Raft, log: NodeLog) -> None:
     from raftkit_core.errors import Fatal
 
-    metrics = raft.metrics()
-    log.changed(metrics.value)
-    async for value in metrics:
+    async for value in raft.metrics():
         log.changed(value)
         if value.fatal is not None:
             raise Fatal(f"node {raft.id} has stopped: {value.fatal}")
+        await asyncio.sleep(LOOK_AGAIN_S)
 
 
 class _StopSignal:

@@ -1,0 +1,69 @@
+"""What a node tells: one line per change, nothing twice."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from raftkit_cli.node_log import NodeLog
+from raftkit_cli.output import Output
+from raftkit_core.types.log_id import LogId
+from raftkit_core.types.membership import Membership, Node, StoredMembership
+from raftkit_core.types.metrics import RaftMetrics, ServerState
+from raftkit_core.types.vote import LeaderId
+
+MEMBERS = StoredMembership(None, Membership.of([["n1", "n2"]], {"n1": Node("a"), "n2": Node("b"), "n3": Node("c")}))
+
+STORY = [
+    RaftMetrics(id="n1", state=ServerState.LEARNER),
+    RaftMetrics(id="n1", state=ServerState.FOLLOWER, membership=MEMBERS),
+    RaftMetrics(id="n1", state=ServerState.FOLLOWER, membership=MEMBERS),
+    RaftMetrics(id="n1", state=ServerState.CANDIDATE, current_term=1, membership=MEMBERS),
+    RaftMetrics(id="n1", state=ServerState.LEADER, current_term=1, current_leader="n1", membership=MEMBERS),
+    RaftMetrics(id="n1", state=ServerState.FOLLOWER, current_term=2, membership=MEMBERS),
+]
+
+
+def test_every_change_is_one_line_and_repetition_none(capsys: pytest.CaptureFixture[str]) -> None:
+    log = NodeLog("n1", Output())
+    for metrics in STORY:
+        log.changed(metrics)
+    lines = [line.partition(" ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert lines == [
+        "n1 learner, term 0",
+        "n1 learner → follower, term 0",
+        "n1 members: {n1 n2} learners n3",
+        "n1 follower → candidate, term 1",
+        "n1 candidate → LEADER, term 1",
+        "n1 leader is n1, term 1",
+        "n1 leader → follower, term 2",
+        "n1 no leader, term 2",
+    ]
+
+
+def test_entries_that_are_written_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    log = NodeLog("n1", Output())
+    log.changed(STORY[-1])
+    capsys.readouterr()
+    log.changed(
+        RaftMetrics(
+            id="n1",
+            state=ServerState.FOLLOWER,
+            current_term=2,
+            membership=MEMBERS,
+            last_log_id=LogId(LeaderId(2, "n2"), 9),
+        )
+    )
+    assert capsys.readouterr().err == ""
+
+
+def test_with_json_each_event_is_a_document_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    log = NodeLog("n1", Output(as_json=True))
+    log.ready("http://127.0.0.1:7401", "demo")
+    log.changed(STORY[3])
+    captured = capsys.readouterr()
+    documents = [json.loads(line) for line in captured.out.splitlines()]
+    assert [document["data"]["event"] for document in documents] == ["ready", "role", "membership"]
+    assert {document["schema"] for document in documents} == {"raftkit.node.event/1"}
+    assert captured.err == ""
