@@ -45,6 +45,6 @@ def _refuse_tls(url: AdapterUrl, context: AdapterContext) -> RaftNetworkFactory:
 
 
 def _make_client(endpoints: list[str], options: Mapping[str, Any]) -> ClusterClient:
-    from raftkit_http.client import HttpClusterClient
+    from raftkit_http.client import make_client
 
-    return HttpClusterClient(endpoints, **options)
+    return make_client(endpoints, options)
