@@ -24,8 +24,11 @@ class CliError(Exception):
         self.data = data
 
 
-class Terminated(BaseException):
-    """SIGTERM arrived: unwinds like Ctrl-C, so that what was started is stopped."""
+class Terminated(SystemExit):
+    """SIGTERM arrived: unwinds like Ctrl-C, so that what was started is stopped.
+
+    A SystemExit, because an event loop lets only that and KeyboardInterrupt out of a callback.
+    """
 
 
 class Failure:

@@ -76,15 +76,21 @@ def demo(invocation: Invocation, nodes: int, storage: str, network: str, keep: P
 
     invocation.out.note(f"Starting {nodes} nodes in {path} ({storage} storage, {network} network, kv state machine)")
     scenario = Scenario(invocation, folder, report, tell, is_durable=is_durable, is_tied=keep is None)
-    is_passed = False
+    is_passed = is_failed = False
     try:
         asyncio.run(_within(scenario, deadline))
         is_passed = True
     except Exception as error:
+        is_failed = True
         report.seconds = time.monotonic() - began
         raise _failed(folder, report, error) from error
     finally:
-        _clean_up(folder, is_passed=is_passed, is_kept=keep is not None)
+        if is_passed and keep is not None:
+            folder.release()
+        else:
+            folder.kill_all()
+        if keep is None and not is_failed:
+            shutil.rmtree(path, ignore_errors=True)
     report.seconds = time.monotonic() - began
     if keep is not None:
         report.endpoints = cluster.endpoints
@@ -172,16 +178,6 @@ def _failed(folder: ClusterFolder, report: Report, error: Exception) -> CliError
         hint=f"the data and the whole logs stay in {folder.path}",
         data=report.as_data(),
     )
-
-
-def _clean_up(folder: ClusterFolder, *, is_passed: bool, is_kept: bool) -> None:
-    """No process stays behind, whatever happened; only a kept cluster that passed goes on."""
-    if is_passed and is_kept:
-        folder.release()
-        return
-    folder.kill_all()
-    if is_passed:
-        shutil.rmtree(folder.path, ignore_errors=True)
 
 
 def _pass(invocation: Invocation, folder: ClusterFolder, report: Report, *, is_kept: bool) -> None:
