@@ -38,6 +38,8 @@ class ApiLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds on what clients may ask of one node. Seconds and counts."""
 
     default_timeout: float = 5.0
+    admin_timeout: float = 60.0
+    """Default of membership changes: a learner that must catch up first takes its time."""
     max_timeout: float = 300.0
     max_requests: int = 1024
     max_socket_window: int = 256
@@ -165,9 +167,10 @@ class ClientApi:
 
     def _call(self, route: Route, request: web.Request) -> Call:
         query = Query(request, *route.query)
-        longest = self.limits.max_timeout
+        limits = self.limits
         asked_ms = query.integer("timeout_ms", minimum=1, maximum=2**31)
-        timeout = self.limits.default_timeout if asked_ms is None else min(asked_ms / 1000, longest)
+        usual = limits.admin_timeout if route.role == "admin" else limits.default_timeout
+        timeout = usual if asked_ms is None else min(asked_ms / 1000, limits.max_timeout)
         return Call(self, request, query, asyncio.get_running_loop().time() + timeout)
 
     @contextmanager
