@@ -71,12 +71,20 @@ class AppliedEntry(msgspec.Struct, frozen=True, gc=False):
 class ApplyBatch(Protocol):
     """Entries to apply in one step, in log order."""
 
-    entries: Sequence[AppliedEntry]
-    """Normal entries only; may be empty (blank and membership entries move ``last_log_id`` alone)."""
-    membership: StoredMembership | None
-    """The last membership entry of the batch, if one is in it."""
-    last_log_id: LogId
-    """The applied position after this batch."""
+    @property
+    def entries(self) -> Sequence[AppliedEntry]:
+        """Normal entries only; may be empty (blank and membership entries move ``last_log_id`` alone)."""
+        ...
+
+    @property
+    def membership(self) -> StoredMembership | None:
+        """The last membership entry of the batch, if one is in it."""
+        ...
+
+    @property
+    def last_log_id(self) -> LogId:
+        """The applied position after this batch."""
+        ...
 
     def seal(self, results: Sequence[Any]) -> Sequence[tuple[bytes, bytes | None]]:
         """Records of the system machine that changed: keyed puts, or deletes (None).

@@ -1,0 +1,297 @@
+"""Carries out the engine's commands: the log lane at once, everything else when what it waits for is durable.
+
+Waits point one way only: network, state machine and answers wait for the log, never the other way round. Commands
+released together leave in the order they were emitted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, assert_never
+
+from raftkit_core.config import Config
+from raftkit_core.engine.commands import (
+    AppendInputEntries,
+    BecomeLeader,
+    BuildSnapshot,
+    Command,
+    Commit,
+    ConfirmRead,
+    DeleteConflictLog,
+    InstallSnapshot,
+    PurgeLog,
+    QuitLeader,
+    RebuildReplicationStreams,
+    Replicate,
+    ReplicateCommitted,
+    ReplicateSnapshot,
+    Respond,
+    SaveCommitted,
+    SaveLease,
+    SaveVote,
+    SendHeartbeat,
+    SendPreVote,
+    SendTransferLeader,
+    SendVote,
+)
+from raftkit_core.engine.engine import Engine
+from raftkit_core.errors import ConfigError, PeerBusy
+from raftkit_core.instrument import Instruments
+from raftkit_core.network.interface import RaftNetwork
+from raftkit_core.runtime.heartbeat import HeartbeatSender
+from raftkit_core.runtime.log_writer import LogWriter
+from raftkit_core.runtime.messages import Notification, TransferAnswered, VoteAnswered
+from raftkit_core.runtime.peers import PeerTable
+from raftkit_core.runtime.replication import ReplicationStream, RequestCache
+from raftkit_core.runtime.snapshot_transfer import SnapshotTransfers
+from raftkit_core.runtime.state_machine_worker import StateMachineWorker
+from raftkit_core.runtime.waiting_clients import WaitingClients
+from raftkit_core.storage.interface import RaftSnapshotStorage, SnapshotSink
+from raftkit_core.types.ids import NodeId, RequestId
+from raftkit_core.types.membership import Node
+from raftkit_core.types.messages import VoteRequest
+
+
+class CommandRunner:
+    """Owns streams, heartbeats, transfers and vote calls; keeps the commands that wait for the log."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        engine: Engine,
+        writer: LogWriter,
+        worker: StateMachineWorker,
+        peers: PeerTable,
+        snapshots: RaftSnapshotStorage,
+        waiting: WaitingClients,
+        instruments: Instruments,
+        notify: Callable[[Notification], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._config = config
+        self._engine = engine
+        self._writer = writer
+        self._worker = worker
+        self._peers = peers
+        self._waiting = waiting
+        self._instruments = instruments
+        self._notify = notify
+        self._failed = failed
+        self._parked: list[tuple[int, Command]] = []
+        self._requests = RequestCache()
+        self._streams: dict[NodeId, ReplicationStream] = {}
+        self._calls: set[asyncio.Future[Any]] = set()
+        self._base_timeout = 2 * config.election_timeout_max_ms / 1000
+        self._vote_timeout = config.election_timeout_min_ms / 1000
+        self._heartbeats = HeartbeatSender(
+            peers=peers, notify=notify, lease_ms=config.leader_lease_ms, timeout=config.election_timeout_min_ms / 1000
+        )
+        self._transfers = SnapshotTransfers(
+            snapshots=snapshots,
+            notify=notify,
+            failed=failed,
+            chunk_timeout=config.install_snapshot_timeout_ms / 1000,
+        )
+        self.received: dict[RequestId, SnapshotSink] = {}
+        """Snapshots whose bytes are all here, by the request that brought them."""
+
+    # --- the queue --------------------------------------------------------------------------------------------------
+
+    def run(self, commands: Iterable[Command]) -> None:
+        """Carry out ``commands`` in order; what waits for the log is parked."""
+        flushed = self._engine.flushed_io
+        for command in commands:
+            when = getattr(command, "when", 0)
+            if when > flushed:
+                self._parked.append((when, command))
+            else:
+                self._run(command)
+        self._requests.clear()
+        self._writer.kick()
+
+    def release(self) -> None:
+        """More of the log is durable: carry out what waited for it, in the order of emission."""
+        if not self._parked:
+            return
+        flushed = self._engine.flushed_io
+        released = [command for when, command in self._parked if when <= flushed]
+        if released:
+            self._parked = [parked for parked in self._parked if parked[0] > flushed]
+            for command in released:
+                self._run(command)
+            self._requests.clear()
+
+    def _run(self, command: Command) -> None:
+        match command:
+            case Replicate():
+                stream = self._stream_of(command.session, command.target)
+                if stream is not None:
+                    stream.replicate(command)
+            case Respond():
+                self._respond(command)
+            case AppendInputEntries():
+                if self._instruments.is_tracing:
+                    self._instruments.trace("CommandRunner.append_input_entries")
+                self._writer.submit(command)
+            case SaveVote() | SaveLease() | DeleteConflictLog() | PurgeLog() | SaveCommitted():
+                self._writer.submit(command)
+            case Commit():
+                if self._instruments.is_tracing:
+                    self._instruments.trace("CommandRunner.commit")
+                self._worker.commit(command.upto)
+            case ConfirmRead() | ReplicateCommitted() | SendHeartbeat():
+                if command.session == self._engine.session:
+                    self._heartbeats.send(command, self._client_of_stream)
+            case ReplicateSnapshot():
+                stream = self._stream_of(command.session, command.target)
+                if stream is not None:
+                    self._transfers.send(command, stream)
+            case SendVote():
+                self._send_vote(command.targets, command.request, is_pre_vote=False)
+            case SendPreVote():
+                self._send_vote(command.targets, command.request, is_pre_vote=True)
+            case SendTransferLeader():
+                self._send_transfer(command)
+            case RebuildReplicationStreams():
+                self._rebuild_streams(command)
+            case BecomeLeader():
+                self._close_streams()
+            case QuitLeader():
+                self._close_streams()
+            case BuildSnapshot():
+                self._worker.build_snapshot()
+            case InstallSnapshot():
+                sink = self.received.pop(command.request_id)
+                self._worker.install_snapshot(command.request_id, command.meta, sink)
+            case _:
+                assert_never(command)
+
+    def _respond(self, command: Respond) -> None:
+        if command.under is not None and command.under != self._engine.vote:
+            # The answer was made under a vote that is no longer ours: it must not be believed by anyone.
+            self._waiting.respond(command.request_id, PeerBusy("the vote changed before the answer was durable"))
+            return
+        self._waiting.respond(command.request_id, command.response)
+
+    # --- votes and hand-over ----------------------------------------------------------------------------------------
+
+    def _client(self, target: NodeId) -> RaftNetwork | None:
+        node = self._engine.effective.nodes.get(target)
+        if node is None:
+            return None
+        try:
+            return self._peers.get(target, node)
+        except ConfigError as error:
+            self._peers.failed(target, error)
+            return None
+
+    def _call(self, future: asyncio.Future[Any], done: Callable[[asyncio.Future[Any]], None]) -> None:
+        self._calls.add(future)
+        future.add_done_callback(self._calls.discard)
+        future.add_done_callback(done)
+
+    def _send_vote(self, targets: Sequence[NodeId], request: VoteRequest, *, is_pre_vote: bool) -> None:
+        """Ask in parallel, with a deadline; a failure, an error and an unknown request are no grants."""
+        for target in targets:
+            client = self._client(target)
+            if client is None:
+                continue
+            method = client.pre_vote if is_pre_vote else client.vote
+            future = asyncio.ensure_future(method(request, self._vote_timeout))
+            self._call(future, partial(self._vote_answered, target, request, is_pre_vote))
+
+    def _vote_answered(
+        self, target: NodeId, request: VoteRequest, is_pre_vote: bool, future: asyncio.Future[Any]
+    ) -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is not None:
+            self._peers.failed(target, error)
+            return
+        self._peers.succeeded(target)
+        self._notify(VoteAnswered(request.vote, target, future.result(), is_pre_vote))
+
+    def _send_transfer(self, command: SendTransferLeader) -> None:
+        client = self._client(command.target)
+        if client is None:
+            self._notify(TransferAnswered(command.session, command.target, None))
+            return
+        future = asyncio.ensure_future(client.transfer_leader(command.request, self._vote_timeout))
+        self._call(future, partial(self._transfer_answered, command))
+
+    def _transfer_answered(self, command: SendTransferLeader, future: asyncio.Future[Any]) -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is not None:
+            self._peers.failed(command.target, error)
+        response = None if error is not None else future.result()
+        self._notify(TransferAnswered(command.session, command.target, response))
+
+    # --- streams ----------------------------------------------------------------------------------------------------
+
+    def _stream_of(self, session: int, target: NodeId) -> ReplicationStream | None:
+        """The stream an order is for; None if its leadership is over or the peer is gone."""
+        stream = self._streams.get(target)
+        return stream if stream is not None and stream.session == session else None
+
+    def _client_of_stream(self, target: NodeId) -> RaftNetwork | None:
+        stream = self._streams.get(target)
+        return None if stream is None else stream.network
+
+    def _rebuild_streams(self, command: RebuildReplicationStreams) -> None:
+        """Keep the streams that go on, open the new ones, close the others; nothing here waits for a peer."""
+        wanted: dict[NodeId, Node] = dict(command.targets)
+        for target in [target for target in self._streams if target not in wanted]:
+            self._streams.pop(target).close()
+            self._transfers.cancel(target)
+        for target, node in wanted.items():
+            try:
+                client = self._peers.get(target, node)
+            except ConfigError as error:
+                self._peers.failed(target, error)
+                continue
+            known = self._streams.get(target)
+            if known is not None and known.session == command.session and known.network is client:
+                continue
+            if known is not None:
+                known.close()
+            self._streams[target] = ReplicationStream(
+                session=command.session,
+                target=target,
+                network=client,
+                writer=self._writer,
+                peers=self._peers,
+                requests=self._requests,
+                notify=self._notify,
+                failed=self._failed,
+                lease_ms=self._config.leader_lease_ms,
+                max_payload_bytes=self._config.max_payload_bytes,
+                max_bytes_inflight=self._config.max_payload_bytes * self._config.max_inflight,
+                base_timeout=self._base_timeout,
+            )
+        self._peers.keep_only(self._engine.effective.nodes, frozenset(wanted))
+
+    def _close_streams(self) -> None:
+        for target, stream in self._streams.items():
+            stream.close()
+            self._transfers.cancel(target)
+        self._streams.clear()
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    async def close(self, grace: float) -> None:
+        """End streams, calls and transfers; parked commands are dropped."""
+        self._parked.clear()
+        self._close_streams()
+        self._heartbeats.close()
+        for future in list(self._calls):
+            future.cancel()
+        await self._transfers.close(grace)
+        for sink in self.received.values():
+            await sink.abort(keep=True)
+        self.received.clear()

@@ -1,0 +1,62 @@
+"""Heartbeats: a lane of their own, so that no append and no snapshot ever delays them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from raftkit_core.engine.commands import SendHeartbeat
+from raftkit_core.network.interface import RaftNetwork
+from raftkit_core.runtime.messages import HeartbeatAnswered, Notification
+from raftkit_core.runtime.peers import PeerTable
+from raftkit_core.types.ids import NodeId
+from raftkit_core.types.messages import HeartbeatRequest
+
+MAX_INFLIGHT = 32
+"""Heartbeats in flight to one peer; further ones are dropped: the next tick or read round repeats them."""
+
+
+class HeartbeatSender:
+    """Sends the engine's heartbeats, commit notices and read rounds; failures only mean that nothing was heard."""
+
+    def __init__(
+        self, *, peers: PeerTable, notify: Callable[[Notification], None], lease_ms: int, timeout: float
+    ) -> None:
+        self._peers = peers
+        self._notify = notify
+        self._lease_ms = lease_ms
+        self._timeout = timeout
+        self._calls: dict[NodeId, set[asyncio.Future[Any]]] = {}
+
+    def send(self, command: SendHeartbeat, client_of: Callable[[NodeId], RaftNetwork | None]) -> None:
+        for target, matching in command.peers:
+            client = client_of(target)
+            calls = self._calls.setdefault(target, set())
+            if client is None or len(calls) >= MAX_INFLIGHT:
+                continue
+            request = HeartbeatRequest(command.vote, matching, command.leader_commit, self._lease_ms)
+            future = asyncio.ensure_future(client.heartbeat(request, self._timeout))
+            calls.add(future)
+            future.add_done_callback(partial(self._answered, command, target))
+
+    def _answered(self, command: SendHeartbeat, target: NodeId, future: asyncio.Future[Any]) -> None:
+        calls = self._calls.get(target)
+        if calls is not None:
+            calls.discard(future)
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is not None:
+            self._peers.failed(target, error)
+            return
+        self._peers.succeeded(target)
+        self._notify(HeartbeatAnswered(command, target, future.result()))
+
+    def close(self) -> None:
+        """Nobody waits for answers any more."""
+        calls, self._calls = self._calls, {}
+        for futures in calls.values():
+            for future in futures:
+                future.cancel()

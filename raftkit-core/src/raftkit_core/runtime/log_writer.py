@@ -1,0 +1,275 @@
+"""The log lane: joins what has queued up into one batch and awaits one durable write at a time, in order.
+
+Nothing in the lane waits for anything outside it. While a write is under way everything else gathers and becomes the
+next batch (group commit). A write is never cancelled; a failed one ends the node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from raftkit_core.engine.commands import (
+    AppendInputEntries,
+    DeleteConflictLog,
+    LogCommand,
+    PurgeLog,
+    SaveCommitted,
+    SaveLease,
+    SaveVote,
+)
+from raftkit_core.errors import StorageError
+from raftkit_core.storage.interface import LogBatch, RaftLogStorage
+from raftkit_core.types.entry import Entry
+from raftkit_core.types.ids import IoId
+from raftkit_core.types.log_id import LogId
+from raftkit_core.types.vote import Vote
+
+MAX_BATCH_BYTES = 4 * 1024 * 1024
+MAX_BATCH_ENTRIES = 4096
+TAIL_BYTES = 16 * 1024 * 1024
+"""How much of the log's end is kept in memory, besides everything not durable yet."""
+
+
+class LogTail:
+    """The last entries of the log, readable before they are durable: steady replication and apply read no storage."""
+
+    def __init__(self, next_index: int) -> None:
+        self._first = next_index
+        self._entries: list[Entry] = []
+        self._size_bytes = 0
+
+    def append(self, entries: list[Entry]) -> None:
+        self._entries.extend(entries)
+        for entry in entries:
+            self._size_bytes += len(entry.payload)
+
+    def truncate(self, since: int) -> None:
+        keep = max(0, since - self._first)
+        for entry in self._entries[keep:]:
+            self._size_bytes -= len(entry.payload)
+        del self._entries[keep:]
+        if since < self._first:
+            self._first = since
+
+    def purge(self, upto: int) -> None:
+        """Forget everything up to ``upto``; the log may now begin beyond what was here."""
+        self._drop(min(max(0, upto + 1 - self._first), len(self._entries)))
+        self._first = max(self._first, upto + 1)
+
+    def trim(self, durable_index: int) -> None:
+        """Drop old durable entries once the tail is well above its size."""
+        if self._size_bytes <= TAIL_BYTES + TAIL_BYTES // 4:
+            return
+        drop, size_bytes = 0, self._size_bytes
+        for entry in self._entries:
+            if size_bytes <= TAIL_BYTES or entry.index > durable_index:
+                break
+            size_bytes -= len(entry.payload)
+            drop += 1
+        self._drop(drop)
+
+    def _drop(self, count: int) -> None:
+        for entry in self._entries[:count]:
+            self._size_bytes -= len(entry.payload)
+        del self._entries[:count]
+        self._first += count
+
+    def read(self, start: int, stop: int, max_bytes: int) -> list[Entry] | None:
+        """Entries of ``[start, stop)`` up to ``max_bytes`` (at least one); None if ``start`` is not in the tail."""
+        offset = start - self._first
+        if offset < 0 or offset >= len(self._entries):
+            return None
+        entries = self._entries[offset : stop - self._first]
+        size_bytes = 0
+        for position, entry in enumerate(entries):
+            size_bytes += len(entry.payload)
+            if size_bytes > max_bytes and position:
+                return entries[:position]
+        return entries
+
+
+class LogWriter:
+    """Owns the log storage. ``flushed(io_id)`` and ``failed(error)`` are told of every outcome."""
+
+    def __init__(
+        self,
+        storage: RaftLogStorage,
+        save_lease: Callable[[int], Awaitable[None]],
+        flushed: Callable[[IoId], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._storage = storage
+        self._first_index = 0
+        self._save_lease = save_lease
+        self._flushed = flushed
+        self._failed = failed
+        self._queue: deque[LogCommand] = deque()
+        self._committed: LogId | None = None
+        self._saved_committed: LogId | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._dead = False
+        self.tail = LogTail(0)
+        self.durable_index = -1
+
+    def start_at(self, first_index: int, next_index: int) -> None:
+        """What recovery found: the log holds ``[first_index, next_index)``, all of it durable."""
+        self._first_index = first_index
+        self.tail = LogTail(next_index)
+        self.durable_index = next_index - 1
+
+    def submit(self, command: LogCommand) -> None:
+        """Queue a command; :meth:`kick` starts it. What it appends is readable at once."""
+        match command:
+            case SaveCommitted(committed=committed):
+                # Never causes a write of its own: it rides with the next one, and is saved at close.
+                self._committed = committed
+                return
+            case AppendInputEntries(entries=entries):
+                self.tail.append(entries)
+            case DeleteConflictLog(since=since):
+                self.tail.truncate(since)
+            case PurgeLog(upto=upto):
+                self.tail.purge(upto.index)
+                self._first_index = max(self._first_index, upto.index + 1)
+            case _:
+                pass
+        self._queue.append(command)
+
+    def kick(self) -> None:
+        """Start writing what has gathered, unless a write is under way. A write that finishes at once is followed by
+        the next in the same turn."""
+        while self._queue and self._task is None and not self._dead:
+            if isinstance(self._queue[0], SaveLease):
+                lease = self._queue.popleft()
+                assert isinstance(lease, SaveLease)
+                self._start(self._save_lease(lease.lease_ms), lease.io_id, -1)
+                return
+            io_id, batch = self._next_batch()
+            last_index = batch.entries[-1].index if batch.entries else -1
+            try:
+                result = self._storage.write(batch)
+            except Exception as error:
+                self._fail(error)
+                return
+            if result is not None:
+                self._start(result, io_id, last_index)
+                return
+            self._done(io_id, last_index)
+
+    def _start(self, write: Awaitable[None], io_id: IoId, last_index: int) -> None:
+        self._task = asyncio.ensure_future(_as_coroutine(write))
+        self._task.add_done_callback(lambda task: self._finished(task, io_id, last_index))
+
+    def _finished(self, task: asyncio.Task[None], io_id: IoId, last_index: int) -> None:
+        self._task = None
+        if task.cancelled():
+            self._fail(StorageError("a log write was cancelled", subject="log", verb="write"))
+            return
+        error = task.exception()
+        if error is not None:
+            self._fail(error)
+            return
+        self._done(io_id, last_index)
+        self.kick()
+
+    def _done(self, io_id: IoId, last_index: int) -> None:
+        if last_index > self.durable_index:
+            self.durable_index = last_index
+        self.tail.trim(self.durable_index)
+        self._flushed(io_id)
+
+    def _fail(self, error: BaseException) -> None:
+        """Fail-stop: nothing is written after a failed write, and nothing is retried (S28)."""
+        self._dead = True
+        self._queue.clear()
+        self._failed(error)
+
+    def _next_batch(self) -> tuple[IoId, LogBatch]:
+        """Join queued commands as long as one batch means the same as doing them in order."""
+        vote: Vote | None = None
+        truncate_since: int | None = None
+        purge_upto: LogId | None = None
+        entries: list[Entry] = []
+        size_bytes = 0
+        io_id = 0
+        while self._queue:
+            command = self._queue[0]
+            match command:
+                case SaveVote():
+                    vote = command.vote
+                case AppendInputEntries():
+                    if entries and (size_bytes >= MAX_BATCH_BYTES or len(entries) >= MAX_BATCH_ENTRIES):
+                        break
+                    entries.extend(command.entries)
+                    size_bytes += sum(len(entry.payload) for entry in command.entries)
+                case DeleteConflictLog():
+                    if purge_upto is not None:
+                        break  # a batch truncates before it purges
+                    if entries and command.since > entries[0].index:
+                        del entries[command.since - entries[0].index :]
+                    else:
+                        entries.clear()
+                        truncate_since = command.since if truncate_since is None else min(truncate_since, command.since)
+                case PurgeLog():
+                    if entries:
+                        break  # a batch purges before it appends
+                    purge_upto = command.upto
+                case SaveLease() | SaveCommitted():
+                    break
+            io_id = command.io_id
+            self._queue.popleft()
+        committed = self._committed if self._committed != self._saved_committed else None
+        last_index = entries[-1].index if entries else self.durable_index
+        if committed is not None and committed.index > last_index:
+            committed = None  # never ahead of the durable log
+        if committed is not None:
+            self._saved_committed = committed
+        return io_id, LogBatch(vote, truncate_since, purge_upto, entries, committed)
+
+    @property
+    def first_index(self) -> int:
+        """The first index that is not purged, as far as the queue goes."""
+        return self._first_index
+
+    async def read(self, start: int, stop: int, max_bytes: int) -> list[Entry]:
+        """Entries of ``[start, stop)``, from memory or from the storage; a non-empty prefix.
+
+        Raises: StorageError, also for an empty answer: that is damage, not the end of the log (§6 items 47, 48).
+        """
+        entries = self.tail.read(start, stop, max_bytes)
+        if entries is None:
+            entries = await self._storage.read(start, stop, max_bytes)
+            if not entries or entries[0].index != start:
+                raise StorageError(
+                    f"the storage gave no entry {start} of [{start}, {stop})", subject="log", verb="read"
+                )
+        return entries
+
+    async def close(self) -> None:
+        """Finish the write under way and what is queued, and save ``committed``. Closes no storage."""
+        while not self._dead and (self._task is not None or self._queue):
+            self.kick()
+            if self._task is not None:
+                await asyncio.wait([self._task])
+        committed = self._committed
+        if self._dead or committed is None or committed == self._saved_committed:
+            return
+        if committed.index > self.durable_index:
+            return
+        result = self._storage.write(LogBatch(committed=committed))
+        if result is not None:
+            await result
+
+
+def _as_coroutine(awaitable: Awaitable[None]) -> Coroutine[Any, Any, None]:
+    if inspect.iscoroutine(awaitable):
+        return awaitable
+
+    async def wait() -> None:
+        await awaitable
+
+    return wait()

@@ -1,0 +1,197 @@
+"""What reaches the loop: ``RaftMsg`` from users and peers, ``Notification`` (past tense) from own effects."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+
+from raftkit_core.engine.commands import Replicate, ReplicateSnapshot, SendHeartbeat
+from raftkit_core.engine.engine import Engine
+from raftkit_core.errors import RaftError
+from raftkit_core.types.ids import IoId, NodeId, RequestId
+from raftkit_core.types.log_id import LogId
+from raftkit_core.types.membership import ChangeMembers, Membership
+from raftkit_core.types.messages import (
+    AppendEntriesRequest,
+    AppendEntriesResponse,
+    HeartbeatRequest,
+    InstallSnapshotRequest,
+    InstallSnapshotResponse,
+    TransferLeaderRequest,
+    TransferLeaderResponse,
+    VoteRequest,
+    VoteResponse,
+)
+from raftkit_core.types.snapshot import SnapshotMeta
+from raftkit_core.types.vote import Vote
+
+# --- from users and peers ---------------------------------------------------------------------------------------------
+
+
+class ClientWrite(msgspec.Struct, frozen=True):
+    """One or more envelopes; each future gets its result, or its error."""
+
+    payloads: Sequence[bytes]
+    futures: Sequence[asyncio.Future[Any]]
+    deadline: float
+
+
+class Read(msgspec.Struct, frozen=True):
+    request_id: RequestId
+    by_lease: bool
+
+
+class Initialize(msgspec.Struct, frozen=True):
+    request_id: RequestId
+    membership: Membership
+
+
+class ChangeMembershipRequest(msgspec.Struct, frozen=True):
+    change: ChangeMembers
+    retain: bool
+    force: bool
+    store_ids: Mapping[NodeId, str]
+    future: asyncio.Future[Any]
+    deadline: float
+
+
+class TransferLeaderTo(msgspec.Struct, frozen=True):
+    request_id: RequestId
+    to: NodeId | None
+
+
+class AppendEntriesArrived(msgspec.Struct, frozen=True):
+    request_id: RequestId
+    request: AppendEntriesRequest
+
+
+class HeartbeatArrived(msgspec.Struct, frozen=True):
+    request_id: RequestId
+    request: HeartbeatRequest
+
+
+class VoteArrived(msgspec.Struct, frozen=True):
+    request_id: RequestId
+    request: VoteRequest
+    store_id: str
+    is_pre_vote: bool
+
+
+class SnapshotArrived(msgspec.Struct, frozen=True):
+    """All bytes of the snapshot are here."""
+
+    request_id: RequestId
+    request: InstallSnapshotRequest
+
+
+class TransferArrived(msgspec.Struct, frozen=True):
+    request_id: RequestId
+    request: TransferLeaderRequest
+
+
+class ExternalRequest(msgspec.Struct, frozen=True):
+    """Run a function in the loop, with the engine to look at."""
+
+    function: Callable[[Engine, float], None]
+
+
+RaftMsg: TypeAlias = (
+    ClientWrite
+    | Read
+    | Initialize
+    | ChangeMembershipRequest
+    | TransferLeaderTo
+    | AppendEntriesArrived
+    | HeartbeatArrived
+    | VoteArrived
+    | SnapshotArrived
+    | TransferArrived
+    | ExternalRequest
+)
+
+# --- from the node's own effects --------------------------------------------------------------------------------------
+
+
+class Ticked(msgspec.Struct, frozen=True):
+    """The ticker's next point on its grid."""
+
+
+class LogFlushed(msgspec.Struct, frozen=True):
+    io_id: IoId
+
+
+class Applied(msgspec.Struct, frozen=True):
+    log_id: LogId
+
+
+class VoteAnswered(msgspec.Struct, frozen=True):
+    sender: Vote
+    target: NodeId
+    response: VoteResponse
+    is_pre_vote: bool
+
+
+class ReplicationProgress(msgspec.Struct, frozen=True):
+    command: Replicate
+    response: AppendEntriesResponse
+
+
+class ReplicationFailed(msgspec.Struct, frozen=True):
+    """A request failed, and the back-off after it is over."""
+
+    session: int
+    target: NodeId
+    epoch: int
+
+
+class HeartbeatAnswered(msgspec.Struct, frozen=True):
+    command: SendHeartbeat
+    target: NodeId
+    response: AppendEntriesResponse
+
+
+class SnapshotSent(msgspec.Struct, frozen=True):
+    command: ReplicateSnapshot
+    installed: LogId | None
+    response: InstallSnapshotResponse
+
+
+class SnapshotBuilt(msgspec.Struct, frozen=True):
+    meta: SnapshotMeta | None
+
+
+class SnapshotInstalled(msgspec.Struct, frozen=True):
+    request_id: RequestId
+    meta: SnapshotMeta
+
+
+class SnapshotRefused(msgspec.Struct, frozen=True):
+    """The received bytes were not what had been announced."""
+
+    request_id: RequestId
+    error: RaftError
+
+
+class TransferAnswered(msgspec.Struct, frozen=True):
+    session: int
+    target: NodeId
+    response: TransferLeaderResponse | None
+
+
+Notification: TypeAlias = (
+    Ticked
+    | LogFlushed
+    | Applied
+    | VoteAnswered
+    | ReplicationProgress
+    | ReplicationFailed
+    | HeartbeatAnswered
+    | SnapshotSent
+    | SnapshotBuilt
+    | SnapshotInstalled
+    | SnapshotRefused
+    | TransferAnswered
+)

@@ -1,0 +1,65 @@
+"""Watches: a value that can be read at any time and waited for. Never through the engine's queue."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Watch(Generic[T]):
+    """The latest value of something. Computed when somebody looks, so that nobody looking costs nothing.
+
+    ``async for value in watch`` gives the present value, then every later one that differs (intermediate ones may be
+    skipped); it ends when the node has stopped.
+    """
+
+    def __init__(self, compute: Callable[[], T]) -> None:
+        self._compute = compute
+        self._waiters: list[asyncio.Future[None]] = []
+        self._closed: T | None = None
+
+    @property
+    def value(self) -> T:
+        return self._compute() if self._closed is None else self._closed
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed is not None
+
+    def publish(self) -> None:
+        """Something may have changed: wake whoever waits."""
+        if self._waiters:
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+    def close(self, last: T) -> None:
+        """No later value will come."""
+        self._closed = last
+        self.publish()
+
+    async def changed(self) -> None:
+        """Wait until :meth:`publish` is called. Returns at once when closed."""
+        if self._closed is not None:
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+    async def __aiter__(self) -> AsyncIterator[T]:
+        last = self.value
+        yield last
+        while not self.is_closed:
+            await self.changed()
+            value = self.value
+            if value != last:
+                last = value
+                yield value

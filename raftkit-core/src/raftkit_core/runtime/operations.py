@@ -1,0 +1,124 @@
+"""Operations any node accepts: run here if this node leads, else forwarded, one hop at most (DESIGN §8)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from raftkit_core.errors import (
+    BadRequest,
+    ForwardToLeader,
+    NetworkError,
+    OutcomeUnknown,
+    QuorumNotEnough,
+    RaftError,
+    RemoteError,
+    RPCError,
+    RPCTimeout,
+    Unreachable,
+)
+from raftkit_core.runtime.raft_core import RaftCore
+from raftkit_core.types.ids import NodeId
+from raftkit_core.types.messages import ForwardRequest, ForwardResponse
+from raftkit_core.types.operations import (
+    AddLearner,
+    ChangeMembership,
+    MembershipDone,
+    Operation,
+    TransferDone,
+    TransferLeader,
+    Write,
+    WriteDone,
+)
+
+RESULTS: dict[type[Any], type[Any]] = {
+    Write: WriteDone,
+    AddLearner: MembershipDone,
+    ChangeMembership: MembershipDone,
+    TransferLeader: TransferDone,
+}
+NAMES = {"write": Write, "add_learner": AddLearner, "change_membership": ChangeMembership, "transfer": TransferLeader}
+_NAME_OF = {operation: name for name, operation in NAMES.items()}
+_encoder = msgspec.msgpack.Encoder()
+
+RETRY_SECONDS = 0.05
+
+
+class Forwarder:
+    """Runs an operation where the leader is, and again while nobody leads, until the deadline."""
+
+    def __init__(self, core: RaftCore, run: Callable[[Operation, float], Awaitable[Any]]) -> None:
+        self._core = core
+        self._run = run
+
+    async def call(self, operation: Operation, timeout: float) -> Any:
+        """The operation's result.
+
+        Raises: OutcomeUnknown where an answer was lost; else the leader's own typed error, or ForwardToLeader /
+        QuorumNotEnough when the deadline passed without a leader.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while True:
+            left = deadline - loop.time()
+            try:
+                try:
+                    return await self._run(operation, max(left, 0.001))
+                except ForwardToLeader as error:
+                    if error.leader is None:
+                        raise
+                    return await self._forward(error.leader, operation, max(left, 0.001))
+            except (ForwardToLeader, QuorumNotEnough, Unreachable) as error:
+                # Definite: nothing entered any log. Another leader may be about to be elected.
+                if loop.time() + RETRY_SECONDS >= deadline:
+                    raise self._no_leader(error) from error
+            await asyncio.sleep(RETRY_SECONDS)
+
+    def _no_leader(self, error: RaftError) -> RaftError:
+        if isinstance(error, QuorumNotEnough):
+            return error
+        nodes = self._core.engine.effective
+        if not nodes.configs:
+            return ForwardToLeader(
+                f"{self._core.engine.config.id} belongs to no cluster yet",
+                hint="initialize one: raftkit cluster init n1=URL n2=URL n3=URL",
+            )
+        return QuorumNotEnough(
+            f"no leader was found in time; {error.message}; nothing was written",
+            hint="start the missing nodes, or look at: raftkit status",
+        )
+
+    async def _forward(self, leader: NodeId, operation: Operation, timeout: float) -> Any:
+        node = self._core.engine.effective.nodes.get(leader)
+        if node is None or leader == self._core.engine.config.id:
+            raise ForwardToLeader("the leader is changing")
+        client = self._core.peers.get(leader, node)
+        request = ForwardRequest(_NAME_OF[type(operation)], _encoder.encode(operation), max(1, int(timeout * 1000)))
+        try:
+            answer: ForwardResponse = await client.forward(request, timeout)
+        except (NetworkError, RPCTimeout) as error:
+            raise OutcomeUnknown(
+                f"{leader} did not answer: {error.message}", hint="look first: the change may have happened"
+            ) from error
+        except RemoteError as error:
+            raise OutcomeUnknown(f"{leader} failed: {error.message}") from error
+        except Unreachable:
+            raise
+        except RPCError as error:
+            raise Unreachable(f"{leader} cannot take it: {error.message}", outcome="not_applied") from error
+        return msgspec.msgpack.decode(answer.body, type=RESULTS[type(operation)])
+
+    async def serve(self, request: ForwardRequest) -> ForwardResponse:
+        """Another node forwarded an operation: run it here, never forward it again."""
+        operation_type = NAMES.get(request.operation)
+        if operation_type is None:
+            raise BadRequest(f"unknown operation {request.operation!r}", hint="upgrade the older node")
+        try:
+            operation = msgspec.msgpack.decode(request.body, type=operation_type)
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise BadRequest(f"operation {request.operation!r} cannot be decoded: {error}") from error
+        result = await self._run(operation, request.timeout_ms / 1000)
+        return ForwardResponse(_encoder.encode(result))

@@ -1,0 +1,482 @@
+"""The loop: messages in, engine calls, commands out. One task per node; openraft's ``RaftCore``.
+
+Biased: shutdown first, then notifications, then API messages, with a balancer so that neither side starves the other.
+It drains what is there, calls the engine once per batch of writes, carries out the commands and publishes metrics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, assert_never
+
+from raftkit_core.clock import Clock
+from raftkit_core.config import Config
+from raftkit_core.engine.engine import Engine
+from raftkit_core.errors import Fatal, Overloaded, RaftError, Stopped
+from raftkit_core.instrument import Instruments
+from raftkit_core.runtime.command_runner import CommandRunner
+from raftkit_core.runtime.log_writer import LogWriter
+from raftkit_core.runtime.messages import (
+    AppendEntriesArrived,
+    Applied,
+    ChangeMembershipRequest,
+    ClientWrite,
+    ExternalRequest,
+    HeartbeatAnswered,
+    HeartbeatArrived,
+    Initialize,
+    LogFlushed,
+    Notification,
+    RaftMsg,
+    Read,
+    ReplicationFailed,
+    ReplicationProgress,
+    SnapshotArrived,
+    SnapshotBuilt,
+    SnapshotInstalled,
+    SnapshotRefused,
+    SnapshotSent,
+    Ticked,
+    TransferAnswered,
+    TransferArrived,
+    TransferLeaderTo,
+    VoteAnswered,
+    VoteArrived,
+)
+from raftkit_core.runtime.peers import PeerTable
+from raftkit_core.runtime.state_machine_worker import Batch, StateMachineWorker
+from raftkit_core.runtime.ticker import Ticker
+from raftkit_core.runtime.waiting_clients import WaitingClients
+from raftkit_core.types.log_id import LogId, index_of
+from raftkit_core.types.membership import Membership
+from raftkit_core.types.metrics import ServerState
+
+log = logging.getLogger("raftkit.runtime")
+
+T = TypeVar("T")
+
+MAX_QUEUED = 65536
+"""API messages waiting for the loop; more is ``Overloaded``."""
+TICKS_PER_HEARTBEAT = 5
+SHUTDOWN_GRACE = 2.0
+
+
+class ClientWriteResponse:
+    """What became of a write: its log id, the machine's result, and the membership if it was a change of it."""
+
+    __slots__ = ("data", "log_id", "membership")
+
+    def __init__(self, log_id: LogId, data: Any, membership: Membership | None = None) -> None:
+        self.log_id = log_id
+        self.data = data
+        self.membership = membership
+
+    def __repr__(self) -> str:
+        return f"ClientWriteResponse(log_id={self.log_id}, data={self.data!r}, membership={self.membership!r})"
+
+
+class Balancer:
+    """How many API messages and notifications one turn may take: whoever used all of its share gets more (seed)."""
+
+    def __init__(self, total: int = 10000) -> None:
+        self._total = total
+        self.raft_msg = total // 10
+
+    @property
+    def notification(self) -> int:
+        return self._total - self.raft_msg
+
+    def turned(self, raft_msgs: int, notifications: int) -> None:
+        """What the last turn really took."""
+        if notifications >= self.notification:
+            self.raft_msg = max(1, self.raft_msg * 15 // 16)
+        elif raft_msgs >= self.raft_msg:
+            self.raft_msg = min(self._total // 2, self.raft_msg * 17 // 16 + 1)
+
+
+class RaftCore:
+    """Runs one node. Made by :class:`raftkit_core.raft.Raft`."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        engine: Engine,
+        clock: Clock,
+        writer: LogWriter,
+        worker: StateMachineWorker,
+        runner: CommandRunner,
+        peers: PeerTable,
+        waiting: WaitingClients,
+        instruments: Instruments,
+        publish: Callable[[], None],
+    ) -> None:
+        self.config = config
+        self.engine = engine
+        self.clock = clock
+        self.writer = writer
+        self.worker = worker
+        self.runner = runner
+        self.peers = peers
+        self.waiting = waiting
+        self.instruments = instruments
+        self._publish = publish
+        self._inbox: deque[RaftMsg] = deque()
+        self._notifications: deque[Notification] = deque()
+        self._balancer = Balancer()
+        self._wakeup: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._stopping = False
+        self.fatal: BaseException | None = None
+        """Why the node has stopped; :class:`Stopped` after a shutdown."""
+        self.ticker = Ticker(config.heartbeat_interval_ms / 1000 / TICKS_PER_HEARTBEAT, self._tick)
+        self.ticker.enabled = config.enable_tick
+        self._shown: tuple[ServerState, str | None, int] | None = None
+        self._shown_membership: LogId | None = None
+        self._stalled_since: float | None = None
+
+    # --- from outside -----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._main(), name=f"raft-core-{self.engine.config.id}")
+
+    def send(self, message: RaftMsg) -> None:
+        """Queue a message for the loop.
+
+        Raises: Fatal (Stopped) if the node has ended; Overloaded if too much is waiting.
+        """
+        self.check_running()
+        if len(self._inbox) >= MAX_QUEUED:
+            raise Overloaded(f"{MAX_QUEUED} requests wait for this node", hint="wait for earlier ones first")
+        self._inbox.append(message)
+        self._wake()
+
+    def notify(self, notification: Notification) -> None:
+        """An effect of this node has finished."""
+        self._notifications.append(notification)
+        self._wake()
+
+    def fail(self, error: BaseException) -> None:
+        """Stop the node for good because of ``error``: nothing more is written, answered or sent."""
+        if self.fatal is None:
+            self.fatal = error
+            self._wake()
+
+    def check_running(self) -> None:
+        """Raises: Fatal (Stopped) if the node has ended."""
+        if self.fatal is None:
+            return
+        if isinstance(self.fatal, Stopped):
+            raise Stopped(self.fatal.message)
+        error = Fatal(f"the node has stopped: {self.fatal}", hint=getattr(self.fatal, "hint", None))
+        raise error from self.fatal
+
+    async def shutdown(self) -> None:
+        """Stop in an orderly way, bounded in time. Idempotent."""
+        if self.fatal is None:
+            self.fatal = Stopped(f"{self.engine.config.id} was shut down")
+        self._wake()
+        if self._task is not None and self._task is not asyncio.current_task():
+            await asyncio.wait([self._task])
+
+    async def external(self, function: Callable[[Engine, float], T]) -> T:
+        """Run ``function`` in the loop. Raises what it raises; Fatal if the node ends first."""
+        _, future = self.waiting.new_request(self.clock.monotonic() + 60.0)
+
+        def run(engine: Engine, now: float) -> None:
+            try:
+                result = function(engine, now)
+            except Exception as error:
+                if not future.done():
+                    future.set_exception(error)
+                return
+            if not future.done():
+                future.set_result(result)
+
+        self.send(ExternalRequest(run))
+        value: T = await future
+        return value
+
+    def _tick(self) -> None:
+        self.notify(_TICKED)
+
+    def _wake(self) -> None:
+        wakeup = self._wakeup
+        if wakeup is not None and not wakeup.done():
+            wakeup.set_result(None)
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    async def _main(self) -> None:
+        try:
+            await self._run()
+        except asyncio.CancelledError as error:
+            if self.fatal is None:
+                self.fatal = error
+            raise
+        except BaseException as error:
+            log.critical("node %s stopped: %s", self.engine.config.id, error, exc_info=error)
+            if self.fatal is None:
+                self.fatal = error
+        finally:
+            await self._end()
+
+    async def _run(self) -> None:
+        self.engine.startup(self.clock.monotonic())
+        self.runner.run(self.engine.take_commands())
+        self.ticker.start()
+        self._show()
+        loop = asyncio.get_running_loop()
+        while self.fatal is None:
+            if not self._notifications and not self._inbox:
+                self._wakeup = loop.create_future()
+                await self._wakeup
+                self._wakeup = None
+                continue
+            self._turn()
+            # One turn takes everything that is there; let others run before the next.
+            if self._notifications or self._inbox:
+                await asyncio.sleep(0)
+
+    def _turn(self) -> None:
+        """One turn: notifications, then API messages, each up to its share."""
+        now = self.clock.monotonic()
+        notifications = 0
+        while self._notifications and notifications < self._balancer.notification and self.fatal is None:
+            self._handle_notification(self._notifications.popleft(), now)
+            self.runner.run(self.engine.take_commands())
+            notifications += 1
+        raft_msgs = self._drain_inbox(now)
+        self._balancer.turned(raft_msgs, notifications)
+        self._show()
+
+    def _drain_inbox(self, now: float) -> int:
+        """API messages in order; consecutive writes become one append, consecutive reads one round."""
+        inbox = self._inbox
+        taken, share = 0, self._balancer.raft_msg
+        while inbox and taken < share and self.fatal is None:
+            message = inbox.popleft()
+            taken += 1
+            if isinstance(message, ClientWrite):
+                writes = [message]
+                while inbox and taken < share and isinstance(inbox[0], ClientWrite):
+                    following = inbox.popleft()
+                    assert isinstance(following, ClientWrite)
+                    writes.append(following)
+                    taken += 1
+                self._write(writes, now)
+            elif isinstance(message, Read):
+                reads = [message.request_id]
+                while inbox and taken < share and isinstance(inbox[0], Read) and inbox[0].by_lease == message.by_lease:
+                    reads.append(inbox.popleft().request_id)  # type: ignore[union-attr]
+                    taken += 1
+                self.engine.handle_read(reads, message.by_lease, now)
+            else:
+                self._handle_message(message, now)
+            self.runner.run(self.engine.take_commands())
+        return taken
+
+    def _write(self, writes: Sequence[ClientWrite], now: float) -> None:
+        """Propose everything that waits as one append; refuse all of it alike."""
+        if self.instruments.is_tracing:
+            self.instruments.trace("RaftCore.write")
+        payloads = [payload for write in writes for payload in write.payloads]
+        first = self.engine.handle_client_write(payloads, now)
+        if isinstance(first, RaftError):
+            if isinstance(first, Overloaded) and len(writes) > 1:
+                for write in writes:
+                    self._write([write], now)
+                return
+            for write in writes:
+                for future in write.futures:
+                    if not future.done():
+                        future.set_exception(first)
+            return
+        index = first.index
+        for write in writes:
+            for future in write.futures:
+                self.waiting.wait_for(LogId(first.leader_id, index), future, write.deadline)
+                index += 1
+
+    def _handle_message(self, message: RaftMsg, now: float) -> None:
+        engine = self.engine
+        match message:
+            case AppendEntriesArrived():
+                engine.handle_append_entries(message.request, message.request_id, now)
+            case HeartbeatArrived():
+                engine.handle_heartbeat(message.request, message.request_id, now)
+            case VoteArrived():
+                handle = engine.handle_pre_vote if message.is_pre_vote else engine.handle_vote
+                handle(message.request, message.store_id, message.request_id, now)
+            case SnapshotArrived():
+                engine.handle_install_snapshot(message.request, message.request_id, now)
+            case TransferArrived():
+                engine.handle_transfer_request(message.request, message.request_id, now)
+            case Initialize():
+                self.waiting.respond(message.request_id, engine.handle_initialize(message.membership, now))
+            case ChangeMembershipRequest():
+                self._change_membership(message, now)
+            case TransferLeaderTo():
+                engine.handle_transfer_leader(message.to, message.request_id, now)
+            case ExternalRequest():
+                message.function(engine, now)
+            case ClientWrite() | Read():
+                raise AssertionError("writes and reads are taken in batches")
+            case _:
+                assert_never(message)
+
+    def _change_membership(self, message: ChangeMembershipRequest, now: float) -> None:
+        log_id = self.engine.handle_change_membership(
+            message.change, retain=message.retain, force=message.force, store_ids=message.store_ids, now=now
+        )
+        if isinstance(log_id, LogId):
+            self.waiting.wait_for(log_id, message.future, message.deadline)
+        elif not message.future.done():
+            message.future.set_exception(log_id)
+
+    def _handle_notification(self, notification: Notification, now: float) -> None:
+        engine = self.engine
+        match notification:
+            case LogFlushed():
+                engine.on_log_flushed(notification.io_id, now)
+                self.runner.release()
+            case Applied():
+                engine.on_applied(notification.log_id)
+            case ReplicationProgress():
+                sent = notification.command
+                engine.on_replication_progress(
+                    sent.session, sent.target, sent.epoch, sent.seq, sent.sent_at, notification.response, now
+                )
+            case HeartbeatAnswered():
+                beat = notification.command
+                engine.on_heartbeat_response(
+                    beat.session, notification.target, beat.seq, beat.sent_at, notification.response, now
+                )
+            case Ticked():
+                engine.handle_tick(now)
+                self.waiting.sweep(now)
+                self._watch_storage(now)
+            case ReplicationFailed():
+                engine.on_replication_failed(notification.session, notification.target, notification.epoch, now)
+            case VoteAnswered():
+                answered = engine.on_pre_vote_response if notification.is_pre_vote else engine.on_vote_response
+                answered(notification.sender, notification.target, notification.response, now)
+            case SnapshotSent():
+                order = notification.command
+                engine.on_snapshot_sent(
+                    order.session,
+                    order.target,
+                    order.epoch,
+                    order.seq,
+                    order.sent_at,
+                    notification.installed,
+                    notification.response,
+                    now,
+                )
+            case SnapshotBuilt():
+                engine.on_snapshot_built(notification.meta, now)
+                if notification.meta is not None:
+                    self.instruments.on_snapshot(notification.meta)
+            case SnapshotInstalled():
+                engine.on_snapshot_installed(notification.meta, notification.request_id, now)
+                self.waiting.superseded(index_of(notification.meta.last_log_id))
+                self.instruments.on_snapshot(notification.meta)
+            case SnapshotRefused():
+                engine.on_snapshot_install_failed(notification.request_id, notification.error)
+            case TransferAnswered():
+                engine.on_transfer_response(notification.session, notification.target, notification.response, now)
+            case _:
+                assert_never(notification)
+
+    # --- what others see --------------------------------------------------------------------------------------------
+
+    def applied(self, batch: Batch, results: Sequence[Any]) -> None:
+        """The machine has applied a batch: answer whoever waits for its entries."""
+        if self.instruments.is_tracing:
+            self.instruments.trace("RaftCore.applied")
+        if len(self.waiting):
+            self._answer_writers(batch, results)
+        self.notify(Applied(batch.last_log_id))
+
+    def _answer_writers(self, batch: Batch, results: Sequence[Any]) -> None:
+        resolve = self.waiting.resolve
+        normal = 0
+        entries = batch.entries
+        for entry in batch.log:
+            log_id = entry.log_id
+            if normal < len(entries) and entries[normal].log_id.index == log_id.index:
+                result = results[normal]
+                normal += 1
+                resolve(log_id, result if isinstance(result, RaftError) else ClientWriteResponse(log_id, result))
+            elif batch.refused and log_id.index in batch.refused:
+                result = batch.refused[log_id.index]
+                resolve(log_id, result if isinstance(result, RaftError) else ClientWriteResponse(log_id, result))
+            elif batch.membership is not None and batch.membership.log_id == log_id:
+                resolve(log_id, ClientWriteResponse(log_id, None, batch.membership.membership))
+            else:
+                resolve(log_id, ClientWriteResponse(log_id, None))
+
+    def _watch_storage(self, now: float) -> None:
+        """Name a storage that does not finish; the engine steps down for it."""
+        since = self.engine.state.io.oldest_submitted_at()
+        if since is None or now - since < self.config.storage_stall_timeout_ms / 1000:
+            return
+        if self._stalled_since != since:
+            self._stalled_since = since
+            log.warning("node %s: the storage has not finished a write for %.1f s", self.engine.config.id, now - since)
+            self.instruments.on_storage_stall(now - since)
+
+    def _show(self) -> None:
+        """Tell observers what changed, and wake whoever watches the metrics."""
+        engine = self.engine
+        state = engine.state
+        shown = (state.server_state, engine.known_leader, state.vote.term)
+        if shown != self._shown:
+            before, self._shown = self._shown, shown
+            if before is None or before[0] is not shown[0]:
+                log.info("node %s is %s in term %d", engine.config.id, shown[0].value, shown[2])
+                self.instruments.on_server_state(shown[0])
+            if before is None or before[1:] != shown[1:]:
+                self.instruments.on_leader_change(shown[1], shown[2])
+        membership = state.membership.effective
+        if membership.log_id != self._shown_membership:
+            self._shown_membership = membership.log_id
+            self.instruments.on_membership(membership)
+        self._publish()
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    async def _end(self) -> None:
+        """Stop everything this node started, in bounded time, then tell everybody who waits."""
+        self.ticker.stop()
+        orderly = isinstance(self.fatal, Stopped)
+        try:
+            await self.runner.close(SHUTDOWN_GRACE)
+            await self.worker.close(SHUTDOWN_GRACE)
+            if orderly:
+                async with asyncio.timeout(SHUTDOWN_GRACE):
+                    await self.writer.close()
+            await self.peers.close(SHUTDOWN_GRACE)
+        except Exception as error:
+            log.warning("node %s: stopping was not clean: %s", self.engine.config.id, error)
+        if orderly:
+            self.waiting.fail_all(Stopped, f"{self.engine.config.id} was shut down", None)
+        else:
+            error_text = f"node {self.engine.config.id} has stopped: {self.fatal}"
+            self.waiting.fail_all(Fatal, error_text, self.fatal)
+            if self.fatal is not None:
+                self.instruments.on_fatal(self.fatal)
+        for message in self._inbox:
+            if isinstance(message, ClientWrite):
+                for future in message.futures:
+                    if not future.done():
+                        future.set_exception(Stopped("the node stopped before the write entered its log"))
+        self._inbox.clear()
+        self._notifications.clear()
+        self._publish()
+
+
+_TICKED = Ticked()

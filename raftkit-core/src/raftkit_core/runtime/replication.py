@@ -1,0 +1,247 @@
+"""Replication streams: one per peer while this node leads. Orders of the engine become requests, answers become facts.
+
+A stream sends in order and never waits for an answer before the next request; how much is in flight is the engine's
+business (requests) and this one's (bytes). A failure voids the stream's epoch: it is reported once, after a back-off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+from raftkit_core.engine.commands import Replicate, ReplicateSnapshot
+from raftkit_core.errors import NetworkError, PayloadTooLarge, RPCError, RPCTimeout, StorageError
+from raftkit_core.network.interface import RaftNetwork
+from raftkit_core.runtime.log_writer import LogWriter
+from raftkit_core.runtime.messages import Notification, ReplicationFailed, ReplicationProgress
+from raftkit_core.runtime.peers import PeerTable
+from raftkit_core.types.entry import Entry
+from raftkit_core.types.ids import NodeId
+from raftkit_core.types.log_id import LogId, index_of
+from raftkit_core.types.messages import AppendEntriesRequest, AppendEntriesResponse, Busy, Success
+
+RETRY_SECONDS = 0.02
+"""The least pause after a failure: a broken connection must not become a busy loop."""
+HINT_LASTS = 10
+"""For how many requests a peer's ``entries_hint`` holds (openraft.md §1.5)."""
+
+
+def call(awaitable: Awaitable[Any], done: Callable[[asyncio.Future[Any]], None]) -> asyncio.Future[Any]:
+    """Have ``done`` called with the finished call: without a task if the transport gives a future."""
+    future = asyncio.ensure_future(awaitable)
+    future.add_done_callback(done)
+    return future
+
+
+class RequestCache:
+    """One request object for all peers at the same place: the transport encodes it once."""
+
+    def __init__(self) -> None:
+        self._key: tuple[int, int, int, LogId | None] | None = None
+        self._request: AppendEntriesRequest | None = None
+
+    def get(self, command: Replicate, entries: list[Entry], prev: LogId | None, lease_ms: int) -> AppendEntriesRequest:
+        last = entries[-1].index if entries else -1
+        key = (command.session, index_of(prev), last, command.leader_commit)
+        if self._request is None or self._key != key:
+            self._key = key
+            self._request = AppendEntriesRequest(command.vote, prev, entries, command.leader_commit, lease_ms)
+        return self._request
+
+    def clear(self) -> None:
+        self._key = self._request = None
+
+
+class ReplicationStream:
+    """Sends to one peer under one leadership."""
+
+    def __init__(
+        self,
+        *,
+        session: int,
+        target: NodeId,
+        network: RaftNetwork,
+        writer: LogWriter,
+        peers: PeerTable,
+        requests: RequestCache,
+        notify: Callable[[Notification], None],
+        failed: Callable[[BaseException], None],
+        lease_ms: int,
+        max_payload_bytes: int,
+        max_bytes_inflight: int,
+        base_timeout: float,
+    ) -> None:
+        self.session = session
+        """The leadership this stream belongs to."""
+        self.target = target
+        self.network = network
+        self._writer = writer
+        self._peers = peers
+        self._requests = requests
+        self._notify = notify
+        self._failed = failed
+        self._lease_ms = lease_ms
+        self._max_payload_bytes = max_payload_bytes
+        self._max_bytes_inflight = max_bytes_inflight
+        self._base_timeout = base_timeout
+        self._queue: deque[tuple[Replicate, LogId | None]] = deque()
+        self._inflight_bytes = 0
+        self._calls: set[asyncio.Future[Any]] = set()
+        self._reading: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._failed_epoch = -1
+        self._backoff: Iterator[float] | None = None
+        self._entries_limit = 0
+        self._entries_limit_left = 0
+        self._closed = False
+
+    # --- sending ----------------------------------------------------------------------------------------------------
+
+    def replicate(self, command: Replicate) -> None:
+        """Send the entries ordered, in as many requests as their bytes need."""
+        if self._closed or command.epoch <= self._failed_epoch:
+            return
+        self._queue.append((command, command.prev_log_id))
+        if self._reading is None:
+            self._pump()
+
+    def _pump(self) -> None:
+        while self._queue and self._reading is None and not self._closed:
+            if self._inflight_bytes >= self._max_bytes_inflight and self._calls:
+                return  # carried on when an answer frees the window
+            command, prev = self._queue[0]
+            if command.epoch <= self._failed_epoch:
+                self._queue.popleft()
+                continue
+            start, stop = index_of(prev) + 1, command.last_index + 1
+            if start >= stop:
+                self._send(command, prev, [])
+                continue
+            entries = self._writer.tail.read(start, self._limited(start, stop), self._max_payload_bytes)
+            if entries is None:
+                self._reading = asyncio.ensure_future(self._read(command, prev, start, stop))
+                self._reading.add_done_callback(self._read_done)
+                return
+            self._send(command, prev, entries)
+
+    def _limited(self, start: int, stop: int) -> int:
+        if self._entries_limit_left <= 0:
+            return stop
+        self._entries_limit_left -= 1
+        return min(stop, start + self._entries_limit)
+
+    async def _read(self, command: Replicate, prev: LogId | None, start: int, stop: int) -> None:
+        entries = await self._writer.read(start, self._limited(start, stop), self._max_payload_bytes)
+        if self._queue and self._queue[0][0] is command:
+            self._send(command, prev, entries)
+
+    def _read_done(self, task: asyncio.Task[None]) -> None:
+        self._reading = None
+        if task.cancelled() or self._closed:
+            return
+        error = task.exception()
+        start = index_of(self._queue[0][1]) + 1 if self._queue else 0
+        if isinstance(error, StorageError) and self._queue and start < self._writer.first_index:
+            # Purged meanwhile: the engine will send a snapshot instead.
+            command = self._queue.popleft()[0]
+            self._report(command.epoch, RETRY_SECONDS)
+        elif error is not None:
+            self._failed(error)
+        else:
+            self._pump()
+
+    def _send(self, command: Replicate, prev: LogId | None, entries: list[Entry]) -> None:
+        """Send one request; what is left of the order stays at the head of the queue."""
+        last = entries[-1].log_id if entries else prev
+        if command.single or index_of(last) >= command.last_index:
+            self._queue.popleft()
+        else:
+            self._queue[0] = (command, last)
+        request = self._requests.get(command, entries, prev, self._lease_ms)
+        size_bytes = sum(len(entry.payload) for entry in entries)
+        self._inflight_bytes += size_bytes
+        timeout = self._base_timeout + size_bytes / (1024 * 1024)
+        future = call(
+            self.network.append_entries(request, timeout), lambda done: self._answered(done, command, size_bytes)
+        )
+        self._calls.add(future)
+
+    # --- answers ----------------------------------------------------------------------------------------------------
+
+    def _answered(self, future: asyncio.Future[Any], command: Replicate, size_bytes: int) -> None:
+        self._calls.discard(future)
+        self._inflight_bytes -= size_bytes
+        if self._closed or future.cancelled():
+            return
+        error = future.exception()
+        if error is not None:
+            self._on_error(error, command.epoch)
+            return
+        response: AppendEntriesResponse = future.result()
+        if isinstance(response, Busy):
+            self._fail_epoch(command.epoch, self._next_delay())
+        elif isinstance(response, Success):
+            self._backoff = None
+        self._peers.succeeded(self.target)
+        # A Busy answer is contact all the same; the engine changes no progress for it.
+        self._notify(ReplicationProgress(command, response))
+        if self._queue:
+            self._pump()
+
+    def _on_error(self, error: BaseException, epoch: int) -> None:
+        self._peers.failed(self.target, error)
+        if isinstance(error, PayloadTooLarge):
+            self._entries_limit = max(1, error.entries_hint)
+            self._entries_limit_left = HINT_LASTS
+            self._fail_epoch(epoch, 0.0)
+        elif isinstance(error, NetworkError | RPCTimeout):
+            self._fail_epoch(epoch, RETRY_SECONDS)
+        else:
+            self._fail_epoch(epoch, self._next_delay())
+
+    def _next_delay(self) -> float:
+        if self._backoff is None:
+            self._backoff = self.network.backoff()
+        return max(RETRY_SECONDS, next(self._backoff, 0.5))
+
+    def _fail_epoch(self, epoch: int, delay: float) -> None:
+        """The first failure of an epoch voids it; the others of that epoch say nothing new."""
+        if epoch <= self._failed_epoch:
+            return
+        self._failed_epoch = epoch
+        self._queue.clear()
+        self._report(epoch, delay)
+
+    def _report(self, epoch: int, delay: float) -> None:
+        failure = ReplicationFailed(self.session, self.target, epoch)
+        self._failed_epoch = max(self._failed_epoch, epoch)
+        self._timer = asyncio.get_running_loop().call_later(delay, self._notify, failure)
+
+    # --- snapshots --------------------------------------------------------------------------------------------------
+
+    def snapshot_failed(self, command: ReplicateSnapshot, error: BaseException) -> None:
+        """A transfer failed: back off, then let the engine choose again, with the newest snapshot."""
+        if self._closed:
+            return
+        self._peers.failed(self.target, error)
+        delay = self._next_delay() if isinstance(error, RPCError) else 0.5
+        self._fail_epoch(command.epoch, delay)
+
+    def snapshot_succeeded(self) -> None:
+        self._backoff = None
+        self._peers.succeeded(self.target)
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End at once: nothing more is sent or reported. Never waits for the peer."""
+        self._closed = True
+        self._queue.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._reading is not None:
+            self._reading.cancel()
+        for future in list(self._calls):
+            future.cancel()

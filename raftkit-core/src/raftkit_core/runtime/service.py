@@ -1,0 +1,312 @@
+"""What peers may ask of this node: identity first, then the engine (DESIGN §5)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from raftkit_core.errors import IdentityError, NeedsRejoin, PeerBusy, StorageCorrupt
+from raftkit_core.runtime.messages import (
+    AppendEntriesArrived,
+    HeartbeatArrived,
+    SnapshotArrived,
+    TransferArrived,
+    VoteArrived,
+)
+from raftkit_core.runtime.raft_core import RaftCore
+from raftkit_core.storage.interface import RaftLogStorage, RaftSnapshotStorage, SnapshotSink
+from raftkit_core.types.identity import PeerIdentity, StoreIdentity
+from raftkit_core.types.ids import PROTOCOL_MAX, PROTOCOL_MIN, NodeId
+from raftkit_core.types.messages import (
+    AppendEntriesRequest,
+    AppendEntriesResponse,
+    ForwardRequest,
+    ForwardResponse,
+    HeartbeatRequest,
+    HelloRequest,
+    HelloResponse,
+    InstallSnapshotRequest,
+    InstallSnapshotResponse,
+    ReadIndexRequest,
+    ReadIndexResponse,
+    TransferLeaderRequest,
+    TransferLeaderResponse,
+    VoteRequest,
+    VoteResponse,
+)
+from raftkit_core.types.snapshot import is_snapshot_id
+
+log = logging.getLogger("raftkit.runtime")
+
+PEER_DEADLINE = 60.0
+"""The longest a peer's request may wait here; the transport's own deadline is shorter."""
+
+
+class Identity:
+    """This store's identity: kept in the store, changed only through here."""
+
+    def __init__(self, storage: RaftLogStorage, current: StoreIdentity) -> None:
+        self._storage = storage
+        self._lock = asyncio.Lock()
+        self.current = current
+
+    async def adopt_cluster(self, cluster_id: str) -> None:
+        """Belong to ``cluster_id`` from now on, durably. Raises: IdentityError if this store has another one."""
+        async with self._lock:
+            if self.current.cluster_id == cluster_id:
+                return
+            if self.current.cluster_id is not None:
+                raise IdentityError(
+                    f"this store belongs to cluster {self.current.cluster_id}, not to {cluster_id}",
+                    hint="give each cluster a data folder of its own",
+                )
+            await self._save(msgspec.structs.replace(self.current, cluster_id=cluster_id))
+
+    async def save_lease(self, lease_ms: int) -> None:
+        """Remember the largest lease ever acknowledged, before it is acknowledged."""
+        async with self._lock:
+            if lease_ms > self.current.largest_lease_ms:
+                await self._save(msgspec.structs.replace(self.current, largest_lease_ms=lease_ms))
+
+    async def _save(self, identity: StoreIdentity) -> None:
+        await self._storage.save_identity(identity)
+        self.current = identity
+
+
+class PeerService:
+    """Implements :class:`raftkit_core.network.interface.RaftService` over one node."""
+
+    def __init__(
+        self,
+        *,
+        identity: Identity,
+        snapshots: RaftSnapshotStorage,
+        read_index: Callable[[ReadIndexRequest], Awaitable[ReadIndexResponse]],
+        forward: Callable[[ForwardRequest], Awaitable[ForwardResponse]],
+    ) -> None:
+        self.group = identity.current.group
+        self._identity = identity
+        self._snapshots = snapshots
+        self._read_index = read_index
+        self._forward = forward
+        self._core: RaftCore | None = None
+        self._receiving: set[str] = set()
+
+    def attach(self, core: RaftCore) -> None:
+        """From now on there is a node to ask."""
+        self._core = core
+
+    @property
+    def core(self) -> RaftCore:
+        if self._core is None:
+            raise PeerBusy("this node is starting")
+        return self._core
+
+    # --- identity ---------------------------------------------------------------------------------------------------
+
+    def local_hello(self, target: NodeId) -> HelloRequest:
+        me = self._identity.current
+        node = None if self._core is None else self._core.engine.effective.nodes.get(target)
+        return HelloRequest(
+            me.cluster,
+            me.cluster_id,
+            me.group,
+            me.node_id,
+            me.store_id,
+            target,
+            None if node is None else node.store_id,
+            me.single_term_leader,
+        )
+
+    def check_hello(self, target: NodeId, response: HelloResponse) -> None:
+        if response.node_id != target:
+            raise IdentityError(
+                f"at the address of {target} there is {response.node_id}",
+                hint="check the addresses: raftkit member list",
+            )
+        self._check_common(
+            target,
+            response.cluster,
+            response.cluster_id,
+            response.group,
+            response.single_term_leader,
+            response.protocol_min,
+            response.protocol_max,
+        )
+
+    async def hello(self, request: HelloRequest) -> HelloResponse:
+        """A pristine node adopts the cluster of the first peer that names its node id *and* its store id."""
+        me = self._identity.current
+        if request.target_node_id != me.node_id:
+            raise IdentityError(
+                f"this is {me.node_id}, not {request.target_node_id}", hint="check the addresses: raftkit member list"
+            )
+        self._check_common(
+            request.node_id,
+            request.cluster,
+            request.cluster_id,
+            request.group,
+            request.single_term_leader,
+            request.protocol_min,
+            request.protocol_max,
+        )
+        if (
+            me.cluster_id is None
+            and request.cluster_id is not None
+            and request.target_store_id == me.store_id
+            and self._core is not None
+        ):
+            await self._identity.adopt_cluster(request.cluster_id)
+            log.info("node %s joined cluster %s", me.node_id, request.cluster_id)
+        me = self._identity.current
+        return HelloResponse(me.cluster, me.cluster_id, me.group, me.node_id, me.store_id, me.single_term_leader)
+
+    def _check_common(
+        self,
+        peer: NodeId,
+        cluster: str,
+        cluster_id: str | None,
+        group: str,
+        single_term_leader: bool,
+        protocol_min: int,
+        protocol_max: int,
+    ) -> None:
+        me = self._identity.current
+        if cluster != me.cluster or group != me.group:
+            raise IdentityError(
+                f"{peer} belongs to {cluster}/{group}, this node to {me.cluster}/{me.group}",
+                hint="check the addresses: two clusters must not share one",
+            )
+        if cluster_id is not None and me.cluster_id is not None and cluster_id != me.cluster_id:
+            raise IdentityError(
+                f"{peer} belongs to cluster {cluster_id}, this node to {me.cluster_id}",
+                hint="check the addresses, and that no data folder was copied",
+            )
+        if single_term_leader != me.single_term_leader:
+            raise IdentityError(
+                f"{peer} runs with single_term_leader={str(single_term_leader).lower()}, this node with the opposite",
+                hint="the mode is fixed when a cluster is initialized: set it alike on every node",
+            )
+        if protocol_min > PROTOCOL_MAX or protocol_max < PROTOCOL_MIN:
+            raise IdentityError(
+                f"{peer} speaks protocol {protocol_min} to {protocol_max}, this node {PROTOCOL_MIN} to {PROTOCOL_MAX}",
+                hint="upgrade the older node",
+            )
+
+    def _check_sender(self, claimed: NodeId, peer: PeerIdentity) -> RaftCore:
+        """Only the store the membership names may speak for a node; a node without a cluster believes nobody."""
+        core = self.core
+        if claimed != peer.node_id:
+            raise IdentityError(f"{peer.node_id} speaks for {claimed}")
+        if self._identity.current.cluster_id is None:
+            raise PeerBusy("this node belongs to no cluster yet")
+        if core.engine.is_foreign_store(peer.node_id, peer.store_id):
+            raise NeedsRejoin(
+                f"{peer.node_id} has store {peer.store_id}, which is not the one the membership names",
+                hint=f"rejoin it: raftkit member remove {peer.node_id}, then add it again",
+            )
+        return core
+
+    def _request(self) -> tuple[int, asyncio.Future[Any]]:
+        core = self.core
+        return core.waiting.new_request(core.clock.monotonic() + PEER_DEADLINE)
+
+    # --- messages ---------------------------------------------------------------------------------------------------
+
+    def append_entries(self, request: AppendEntriesRequest, peer: PeerIdentity) -> Awaitable[AppendEntriesResponse]:
+        core = self._check_sender(request.vote.node_id, peer)
+        request_id, future = self._request()
+        core.send(AppendEntriesArrived(request_id, request))
+        return future
+
+    def heartbeat(self, request: HeartbeatRequest, peer: PeerIdentity) -> Awaitable[AppendEntriesResponse]:
+        core = self._check_sender(request.vote.node_id, peer)
+        request_id, future = self._request()
+        core.send(HeartbeatArrived(request_id, request))
+        return future
+
+    def vote(self, request: VoteRequest, peer: PeerIdentity) -> Awaitable[VoteResponse]:
+        return self._vote(request, peer, is_pre_vote=False)
+
+    def pre_vote(self, request: VoteRequest, peer: PeerIdentity) -> Awaitable[VoteResponse]:
+        return self._vote(request, peer, is_pre_vote=True)
+
+    def _vote(self, request: VoteRequest, peer: PeerIdentity, *, is_pre_vote: bool) -> Awaitable[VoteResponse]:
+        core = self._check_sender(request.vote.node_id, peer)
+        request_id, future = self._request()
+        core.send(VoteArrived(request_id, request, peer.store_id, is_pre_vote))
+        return future
+
+    def transfer_leader(self, request: TransferLeaderRequest, peer: PeerIdentity) -> Awaitable[TransferLeaderResponse]:
+        core = self._check_sender(request.vote.node_id, peer)
+        request_id, future = self._request()
+        core.send(TransferArrived(request_id, request))
+        return future
+
+    def read_index(self, request: ReadIndexRequest, peer: PeerIdentity) -> Awaitable[ReadIndexResponse]:
+        self._check_sender(peer.node_id, peer)
+        return self._read_index(request)
+
+    def forward(self, request: ForwardRequest, peer: PeerIdentity) -> Awaitable[ForwardResponse]:
+        self._check_sender(peer.node_id, peer)
+        return self._forward(request)
+
+    # --- snapshots --------------------------------------------------------------------------------------------------
+
+    async def snapshot_offset(self, request: InstallSnapshotRequest, peer: PeerIdentity) -> int:
+        self._check_sender(request.vote.node_id, peer)
+        self._check_receiving(request)
+        sink = await self._snapshots.sink(request.meta.snapshot_id, resume=True)
+        offset = sink.offset
+        await sink.abort(keep=True)
+        return offset
+
+    def _check_receiving(self, request: InstallSnapshotRequest) -> None:
+        if not is_snapshot_id(request.meta.snapshot_id):
+            raise StorageCorrupt(
+                f"{request.meta.snapshot_id[:80]!r} is no snapshot id", subject="snapshot", verb="write"
+            )
+        if self._receiving:
+            raise PeerBusy("a snapshot is being received already")
+
+    async def install_snapshot(
+        self, request: InstallSnapshotRequest, offset: int, chunks: AsyncIterator[bytes], peer: PeerIdentity
+    ) -> InstallSnapshotResponse:
+        core = self._check_sender(request.vote.node_id, peer)
+        self._check_receiving(request)
+        self._receiving.add(request.meta.snapshot_id)
+        try:
+            return await self._install(core, request, offset, chunks)
+        finally:
+            self._receiving.discard(request.meta.snapshot_id)
+
+    async def _install(
+        self, core: RaftCore, request: InstallSnapshotRequest, offset: int, chunks: AsyncIterator[bytes]
+    ) -> InstallSnapshotResponse:
+        sink = await self._snapshots.sink(request.meta.snapshot_id, resume=offset > 0)
+        handed_over = False
+        try:
+            if sink.offset != offset:
+                raise PeerBusy(f"the snapshot continues at {sink.offset}, not at {offset}")
+            async for chunk in chunks:
+                await sink.write(chunk)
+            request_id, future = self._request()
+            core.runner.received[request_id] = sink
+            handed_over = True
+            core.send(SnapshotArrived(request_id, request))
+            response: InstallSnapshotResponse = await future
+            await self._drop_unused(core, request_id)
+            return response
+        finally:
+            if not handed_over:
+                await sink.abort(keep=True)
+
+    async def _drop_unused(self, core: RaftCore, request_id: int) -> None:
+        """The engine had no use for the bytes: a lower vote, or nothing new in them."""
+        sink: SnapshotSink | None = core.runner.received.pop(request_id, None)
+        if sink is not None:
+            await sink.abort()

@@ -1,0 +1,329 @@
+"""The one owner of the state machine: applies in order, builds snapshots from a view, installs received ones.
+
+What finishes at once is carried on in the same turn; what must be awaited runs in one task, serially. A snapshot is
+written by a task of its own from a consistent view, so that apply goes on meanwhile. Any exception is Fatal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from heapq import heappop, heappush
+from typing import Any
+
+from raftkit_core.errors import BadCommand, CommandRejected, Fatal, RaftError, StorageCorrupt
+from raftkit_core.runtime.log_writer import LogWriter
+from raftkit_core.state_machine.interface import AppliedEntry, RaftStateMachine
+from raftkit_core.state_machine.system import SYSTEM_MACHINE, SystemMachine
+from raftkit_core.storage.interface import RaftSnapshotStorage, SnapshotSink
+from raftkit_core.storage.snapshot_format import SnapshotHeader, encode_snapshot, read_snapshot
+from raftkit_core.types.entry import MEMBERSHIP, NORMAL, Entry, decode_envelope, decode_membership
+from raftkit_core.types.ids import RequestId
+from raftkit_core.types.log_id import LogId, index_of
+from raftkit_core.types.membership import StoredMembership
+from raftkit_core.types.snapshot import SnapshotMeta
+
+APPLY_BYTES = 4 * 1024 * 1024
+APPLY_ENTRIES = 4096
+
+
+class Batch:
+    """The :class:`ApplyBatch` handed to a machine, and where each result belongs."""
+
+    __slots__ = ("_system", "entries", "last_log_id", "log", "membership", "refused")
+
+    def __init__(self, log: Sequence[Entry], system: SystemMachine) -> None:
+        self.log = log
+        self.entries: list[AppliedEntry] = []
+        self.membership: StoredMembership | None = None
+        self.last_log_id = log[-1].log_id
+        self.refused: dict[int, Any] = {}
+        """Results of entries that never reach the machine, by index."""
+        self._system = system
+
+    def seal(self, results: Sequence[Any]) -> Sequence[tuple[bytes, bytes | None]]:
+        return self._system.seal(results)
+
+
+class StateMachineWorker:
+    """``applied(batch, results)`` is told of every finished batch; ``failed`` of what ends the node."""
+
+    def __init__(
+        self,
+        *,
+        machine: RaftStateMachine,
+        system: SystemMachine,
+        snapshots: RaftSnapshotStorage,
+        writer: LogWriter,
+        applied: LogId | None,
+        membership: StoredMembership,
+        on_applied: Callable[[Batch, Sequence[Any]], None],
+        on_built: Callable[[SnapshotMeta | None], None],
+        on_installed: Callable[[RequestId, SnapshotMeta], None],
+        on_refused: Callable[[RequestId, RaftError], None],
+        failed: Callable[[BaseException], None],
+        new_snapshot_id: Callable[[LogId], str],
+        cluster_id: Callable[[], str | None],
+    ) -> None:
+        self.machine = machine
+        self.system = system
+        self.applied = applied
+        self.membership = membership
+        self._snapshots = snapshots
+        self._writer = writer
+        self._upto = index_of(applied)
+        self._on_applied = on_applied
+        self._on_built = on_built
+        self._on_installed = on_installed
+        self._on_refused = on_refused
+        self._failed = failed
+        self._new_snapshot_id = new_snapshot_id
+        self._cluster_id = cluster_id
+        self._jobs: deque[Callable[[], Coroutine[Any, Any, None] | None]] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._build: asyncio.Task[None] | None = None
+        self._dead = False
+        self._waits: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._wait_number = 0
+
+    @property
+    def applied_index(self) -> int:
+        return index_of(self.applied)
+
+    # --- orders -----------------------------------------------------------------------------------------------------
+
+    def commit(self, upto: LogId) -> None:
+        """Apply everything up to ``upto``."""
+        self._upto = upto.index
+        self._pump()
+
+    def build_snapshot(self) -> None:
+        """Snapshot what is applied when it is this order's turn."""
+        self._jobs.append(self._start_build)
+        self._pump()
+
+    def install_snapshot(self, request_id: RequestId, meta: SnapshotMeta, sink: SnapshotSink) -> None:
+        """Publish the received bytes, then replace the machine's state by them."""
+        self._jobs.append(lambda: self._install(request_id, meta, sink))
+        self._pump()
+
+    async def wait_applied(self, index: int) -> None:
+        """Wait until everything up to ``index`` is applied; the caller bounds the time."""
+        if self.applied_index >= index:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._wait_number += 1
+        heappush(self._waits, (index, self._wait_number, future))
+        await future
+
+    # --- one thing after the other ----------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        while self._task is None and not self._dead:
+            try:
+                if self._jobs:
+                    work = self._jobs.popleft()()
+                elif self.applied_index < self._upto:
+                    work = self._apply_next()
+                else:
+                    return
+            except Exception as error:
+                self._fail(error)
+                return
+            if work is not None:
+                self._task = asyncio.ensure_future(work)
+                self._task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._task = None
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            self._fail(error)
+        else:
+            self._pump()
+
+    def _fail(self, error: BaseException) -> None:
+        self._dead = True
+        self._failed(error)
+
+    # --- apply ------------------------------------------------------------------------------------------------------
+
+    def _apply_next(self) -> Coroutine[Any, Any, None] | None:
+        """Apply the next batch at once if its entries are in memory and the machine is quick; else give the rest."""
+        start = self.applied_index + 1
+        stop = min(self._upto + 1, start + APPLY_ENTRIES)
+        entries = self._writer.tail.read(start, stop, APPLY_BYTES)
+        if entries is None:
+            return self._apply_from_storage(start, stop)
+        batch = self.prepare(entries)
+        results = self._apply(batch)
+        if not isinstance(results, Sequence):
+            return self._finish_later(batch, results)
+        self._finish(batch, results)
+        return None
+
+    async def _apply_from_storage(self, start: int, stop: int) -> None:
+        await self.replay(await self._writer.read(start, stop, APPLY_BYTES))
+
+    async def replay(self, entries: Sequence[Entry]) -> None:
+        """Apply ``entries``, awaiting the machine."""
+        batch = self.prepare(entries)
+        results = self._apply(batch)
+        if not isinstance(results, Sequence):
+            await self._finish_later(batch, results)
+        else:
+            self._finish(batch, results)
+
+    async def _finish_later(self, batch: Batch, results: Awaitable[Sequence[Any]]) -> None:
+        try:
+            done = await results
+        except Exception as error:
+            raise self._apply_error(batch, error) from error
+        self._finish(batch, done)
+
+    def prepare(self, entries: Sequence[Entry]) -> Batch:
+        """Decode what the machine gets. The leader decoded every command before it proposed it; one that is unreadable
+        all the same is refused alike on every node rather than stopping all of them."""
+        assert entries[0].index == self.applied_index + 1, f"{entries[0].log_id} does not follow {self.applied}"
+        batch = Batch(entries, self.system)
+        machine = self.machine
+        name, decode = machine.name, machine.codec.decode_command
+        for entry in entries:
+            self.system.observe(entry.time_ms)
+            if entry.kind == NORMAL:
+                try:
+                    envelope = decode_envelope(entry.payload)
+                    if envelope.machine == name:
+                        command = decode(envelope.body)
+                        batch.entries.append(AppliedEntry(entry.log_id, entry.time_ms, command))
+                    elif envelope.machine == SYSTEM_MACHINE:
+                        batch.refused[entry.index] = self.system.apply(entry.log_id, entry.time_ms, envelope.body)
+                    else:
+                        batch.refused[entry.index] = CommandRejected(
+                            f"entry {entry.log_id} is for the machine {envelope.machine}, this cluster runs {name}"
+                        )
+                except (BadCommand, ValueError) as error:
+                    batch.refused[entry.index] = BadCommand(f"entry {entry.log_id} is unreadable: {error}")
+            elif entry.kind == MEMBERSHIP:
+                batch.membership = StoredMembership(entry.log_id, decode_membership(entry.payload))
+        return batch
+
+    def _apply(self, batch: Batch) -> Sequence[Any] | Awaitable[Sequence[Any]]:
+        if not batch.entries and not self.machine.durable:
+            return ()
+        try:
+            return self.machine.apply(batch)
+        except Exception as error:
+            raise self._apply_error(batch, error) from error
+
+    def _apply_error(self, batch: Batch, error: Exception) -> Fatal:
+        first = batch.entries[0].log_id if batch.entries else batch.log[0].log_id
+        return Fatal(
+            f"the state machine {self.machine.name} failed to apply {first}..{batch.last_log_id}:"
+            f" {type(error).__name__}: {error}",
+            hint="the entry is applied again at the next start; fix the machine first",
+        )
+
+    def _finish(self, batch: Batch, results: Sequence[Any]) -> None:
+        if len(results) != len(batch.entries):
+            raise Fatal(
+                f"the state machine {self.machine.name} gave {len(results)} results for {len(batch.entries)} entries"
+                f" up to {batch.last_log_id}"
+            )
+        self.applied = batch.last_log_id
+        if batch.membership is not None:
+            self.membership = batch.membership
+        self._on_applied(batch, results)
+        self._wake(batch.last_log_id.index)
+
+    def _wake(self, index: int) -> None:
+        while self._waits and self._waits[0][0] <= index:
+            future = heappop(self._waits)[2]
+            if not future.done():
+                future.set_result(None)
+
+    # --- snapshots --------------------------------------------------------------------------------------------------
+
+    def _start_build(self) -> None:
+        """Take the view now, between two batches; write it in a task of its own."""
+        applied = self.applied
+        if applied is None or self._build is not None:
+            self._on_built(None)
+            return
+        meta = SnapshotMeta(applied, self.membership, self._new_snapshot_id(applied), self.system.time_ms)
+        header = SnapshotHeader.of(meta, cluster_id=self._cluster_id(), machine=self.machine.name)
+        chunks = self.machine.snapshot()
+        self._build = asyncio.ensure_future(self._write_snapshot(meta, header, self.system.encode(), chunks))
+        self._build.add_done_callback(self._build_done)
+
+    async def _write_snapshot(
+        self, meta: SnapshotMeta, header: SnapshotHeader, system: bytes, chunks: AsyncIterator[bytes]
+    ) -> None:
+        sink = await self._snapshots.sink(meta.snapshot_id)
+        try:
+            async for piece in encode_snapshot(header, system, chunks):
+                await sink.write(piece)
+            published = await sink.publish(meta)
+        except BaseException:
+            await sink.abort()
+            raise
+        self._on_built(published)
+
+    def _build_done(self, task: asyncio.Task[None]) -> None:
+        self._build = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    async def _install(self, request_id: RequestId, meta: SnapshotMeta, sink: SnapshotSink) -> None:
+        try:
+            published = await sink.publish(meta)
+        except StorageCorrupt as error:
+            # The sender's bytes, not this node's: nothing was changed.
+            await sink.abort()
+            self._on_refused(request_id, error)
+            return
+        await self.restore_published()
+        self._on_installed(request_id, published)
+
+    async def restore_published(self) -> SnapshotMeta | None:
+        """Replace the machine's state by the published snapshot; None if there is none."""
+        source = await self._snapshots.source()
+        if source is None:
+            return None
+        try:
+            reader = await read_snapshot(source.open(0))
+            if reader.header.machine != self.machine.name:
+                raise Fatal(
+                    f"the snapshot holds the machine {reader.header.machine}, this node runs {self.machine.name}",
+                    hint="start every node of a cluster with the same state machine",
+                )
+            await self.machine.restore(source.meta, reader.machine_chunks())
+            self.system.restore(reader.system)
+        finally:
+            await source.close()
+        self.applied = source.meta.last_log_id
+        self.membership = source.meta.membership
+        self._upto = max(self._upto, self.applied_index)
+        self._wake(self.applied_index)
+        return source.meta
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    async def close(self, grace: float) -> None:
+        """Stop. What is under way gets ``grace`` seconds, then it is cancelled (and abandoned if it resists)."""
+        self._dead = True
+        tasks = [task for task in (self._task, self._build) if task is not None and not task.done()]
+        if self._build is not None:
+            self._build.cancel()
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=grace)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=grace)
+        for _, _, future in self._waits:
+            future.cancel()
+        self._waits.clear()

@@ -1,0 +1,44 @@
+"""Ticks on a fixed grid: late ones are skipped, never made up for in a burst (openraft.md §6 item 50)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+log = logging.getLogger("raftkit.runtime")
+
+STALL_SECONDS = 0.25
+"""A tick this late means that something blocked the event loop."""
+
+
+class Ticker:
+    """Calls ``ticked`` every ``period`` seconds of the loop's clock until stopped."""
+
+    def __init__(self, period: float, ticked: Callable[[], None]) -> None:
+        self._period = period
+        self._ticked = ticked
+        self._timer: asyncio.TimerHandle | None = None
+        self._started_at = 0.0
+        self.enabled = True
+
+    def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._started_at = loop.time()
+        self._timer = loop.call_at(self._started_at + self._period, self._tick)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        assert self._timer is not None
+        late = loop.time() - self._timer.when()
+        if late > STALL_SECONDS:
+            log.warning("the event loop was blocked for %.0f ms: look for a plugin or machine that blocks", late * 1000)
+        done = int((loop.time() - self._started_at) / self._period)
+        self._timer = loop.call_at(self._started_at + (done + 1) * self._period, self._tick)
+        if self.enabled:
+            self._ticked()
