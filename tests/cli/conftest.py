@@ -36,6 +36,8 @@ class FakeCluster:
         self.keys: dict[str, KeyValue] = {}
         self.down: set[str] = set()
         self.failure: errors.RaftError | None = None
+        self.put_failures: list[tuple[errors.RaftError, bool]] = []
+        """Raised by the next puts, one each; whether the value is written all the same."""
         self.joint = False
         self.initialized: dict[str, Node] | None = None
         self.endpoints: list[list[str]] = []
@@ -161,11 +163,16 @@ class FakeClient(ClusterClient):
 
     async def kv_put(self, key: str, value: bytes, *, if_revision: int | None = None) -> WriteResult:
         cluster = self._called("kv_put", key)
+        failure, is_written = cluster.put_failures.pop(0) if cluster.put_failures else (None, True)
+        if failure is not None and not is_written:
+            raise failure
         before = self._revision(key)
         if if_revision is not None and if_revision != before:
             raise errors.PreconditionFailed(f"{key} has revision {before}, not {if_revision}")
         cluster.index += 1
         cluster.keys[key] = KeyValue(key=key, value=value, revision=cluster.index)
+        if failure is not None:
+            raise failure
         return WriteResult(revision=cluster.index, previous_revision=before)
 
     def _revision(self, key: str) -> int:
@@ -254,6 +261,12 @@ def cluster() -> FakeCluster:
 @pytest.fixture
 def raftkit(cluster: FakeCluster) -> CommandLine:
     return CommandLine(cluster)
+
+
+@pytest.fixture
+def fake_client(cluster: FakeCluster) -> FakeClient:
+    """A client for tests that use no command line. Not open yet."""
+    return FakeClient(cluster)
 
 
 @pytest.fixture
