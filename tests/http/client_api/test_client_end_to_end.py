@@ -1,0 +1,67 @@
+"""The client against running nodes: the Raft itself, its transport, and the client API together."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import AsyncExitStack
+
+import pytest
+
+from raftkit_core import Node, open_raft
+from raftkit_core.errors import NotAllowed, PreconditionFailed
+from raftkit_core.types.kv import KeyValue
+from raftkit_http.client import HttpClusterClient
+
+
+def free_urls(count: int) -> list[str]:
+    """Addresses nobody listens on; held together so that they differ."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [f"http://127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+async def test_one_node_is_initialized_written_and_read_by_every_consistency() -> None:
+    (url,) = free_urls(1)
+    async with open_raft("n1", storage="memory:", network=url), HttpClusterClient([url]) as client:
+        assert (await client.status()).leader is None
+        await client.initialize({"n1": Node(url)})
+        written = await client.kv_put("k", b"\xff")
+        expected = KeyValue(key="k", value=b"\xff", revision=written.revision)
+        assert await client.kv_get("k") == expected
+        assert await client.kv_get("k", consistency="lease") == expected
+        assert await client.kv_get("k", consistency="stale") == expected
+        with pytest.raises(PreconditionFailed):
+            await client.kv_put("k", b"2", if_revision=0)
+        with pytest.raises(NotAllowed):
+            await client.initialize({"n1": Node(url)})
+        status = await client.status(digest=True)
+        assert (status.role, status.leader, len(status.digest or "")) == ("leader", "n1", 64)
+
+
+async def test_any_node_takes_any_request_and_the_client_survives_the_loss_of_the_leader() -> None:
+    urls = dict(zip(["n1", "n2", "n3"], free_urls(3), strict=True))
+    async with AsyncExitStack() as stack:
+        rafts = {
+            name: await stack.enter_async_context(open_raft(name, storage="memory:", network=url))
+            for name, url in urls.items()
+        }
+        client = await stack.enter_async_context(HttpClusterClient([urls["n1"]], timeout=10))
+        await client.initialize({name: Node(url) for name, url in urls.items()})
+        for name, url in urls.items():
+            async with HttpClusterClient([url], timeout=10) as one:
+                await one.kv_put(f"by-{name}", name.encode())
+                assert len(await one.kv_list("by-")) >= 1, "a node reads what was written through it"
+        leader = (await client.status()).leader
+        assert leader is not None
+        await rafts[leader].shutdown()
+        await asyncio.gather(*(client.kv_put(f"after-{number}", b"v") for number in range(20)))
+        assert len(await client.kv_list("after-")) == 20
+        assert [item.key for item in await client.kv_list("by-")] == ["by-n1", "by-n2", "by-n3"]
+        status = await client.status()
+        assert status.leader not in (None, leader)
