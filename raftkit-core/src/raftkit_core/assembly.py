@@ -16,6 +16,7 @@ from raftkit_core.config_file import NodeFile, load_node_file
 from raftkit_core.errors import ConfigError, NeedsRejoin, NotAllowed, RaftError
 from raftkit_core.instrument import Instrument
 from raftkit_core.plugins import load_plugins
+from raftkit_core.plugins.loaded import LoadedPlugins
 from raftkit_core.raft import Raft
 from raftkit_core.types.adapter import AdapterContext
 from raftkit_core.types.ids import DEFAULT_GROUP, NodeId
@@ -38,7 +39,7 @@ async def open_raft(
     config: Config | None = None,
     data_dir: Path | str | None = None,
     initial_cluster: Mapping[NodeId, Node] | None = None,
-    plugins: Sequence[object] | None = None,
+    plugins: LoadedPlugins | Sequence[object] | None = None,
     config_file: Path | str | None = None,
     group: str = DEFAULT_GROUP,
     clock: Clock | None = None,
@@ -50,7 +51,8 @@ async def open_raft(
     ``storage``, ``network``, ``state_machine`` and ``snapshots`` are adapter URLs or names, found through plugins;
     ``config_file`` is a ``raftkit.toml`` whose values stand in for whatever is not given here. Without ``snapshots``
     they are kept where the storage keeps them, or as files in ``data_dir``. ``initial_cluster`` is read by a pristine
-    store only: its lowest id initializes the cluster, the others wait for it.
+    store only: its lowest id initializes the cluster, the others wait for it. ``plugins`` are further plugin objects,
+    or an already loaded set.
 
     Raises: ConfigError, PluginError, StorageError, IdentityError, NeedsRejoin, AddressInUse.
     """
@@ -68,7 +70,10 @@ async def open_raft(
     config = config or file.config()
     folder = Path(data_dir) if data_dir is not None else file.data_dir
     clock = SystemClock() if clock is None else clock
-    loaded = load_plugins(plugins or (), allow=file.plugins_allow, disable=file.plugins_disable)
+    if isinstance(plugins, LoadedPlugins):
+        loaded = plugins
+    else:
+        loaded = load_plugins(plugins or (), allow=file.plugins_allow, disable=file.plugins_disable)
     context = AdapterContext(node_id, clock=clock, cluster=config.cluster, group=group, data_dir=folder)
     observers = loaded.instruments(node_id, config)
     for instrument in instruments:

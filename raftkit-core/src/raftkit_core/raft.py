@@ -202,9 +202,7 @@ class Raft:
                 instruments=Instruments() if instruments is None else instruments,
                 data_dir=data_dir,
             )
-            attach = getattr(network, "attach_client_api", None)
-            if attach is not None:
-                attach(raft)
+            network.attach(raft)
             await network.serve(group, raft._service)
         except BaseException:
             for close in reversed(closers):

@@ -96,10 +96,6 @@ class HttpNetworkFactory(RaftNetworkFactory):
         self._attached = True
         attach(self.server, raft)  # type: ignore[arg-type]
 
-    def attach_client_api(self, raft: object) -> None:
-        """The same, by the name under which a starting node asks its transport for it."""
-        self.attach(raft)
-
     async def serve(self, group: str, service: RaftService) -> None:
         """Raises: AddressInUse, ConfigError (the host is not of this machine, or the group is served already)."""
         if group in self._endpoint.services:
