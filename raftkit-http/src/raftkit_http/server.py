@@ -121,7 +121,7 @@ class HttpServer:
         def limited(handler: web.RequestHandler, transport: asyncio.Transport) -> None:
             accept(handler, transport)
             if len(server.connections) > CONNECTIONS_MAX:
-                transport.abort()
+                asyncio.get_running_loop().call_soon(transport.abort)  # aiohttp must first take note of it
 
         server.connection_made = limited  # type: ignore[method-assign]
 

@@ -62,12 +62,16 @@ class FrameWriter:
         loop = asyncio.get_running_loop()
         while True:
             if self._queue:
+                moved_at = loop.time()
                 async with asyncio.timeout(WRITE_TIMEOUT) as deadline:
                     while self._queue:
                         frame, request_id = self._queue.popleft()
                         if self._is_wanted is None or self._is_wanted(request_id):
                             await self._send(frame)
-                            deadline.reschedule(loop.time() + WRITE_TIMEOUT)
+                            now = loop.time()
+                            if now > moved_at + 1.0:  # not per frame: it costs as much as sending a small one
+                                deadline.reschedule(now + WRITE_TIMEOUT)
+                                moved_at = now
                         self.pending_bytes -= len(frame)
                         self._tell_drained()
             if self._ending:

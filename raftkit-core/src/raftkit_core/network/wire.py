@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from enum import IntEnum
+from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -330,6 +331,9 @@ def _guarded(decode: Callable[[Any], T], data: Any) -> T:
         raise FrameError(f"not a valid frame: {error}") from None
 
 
+_is_known_node_id = lru_cache(maxsize=1024)(is_node_id)  # the same few ids come in every message
+
+
 def _check(value: Any) -> None:
     """What types cannot say: ints in [0, 2**63), node ids and snapshot ids well formed, no endless names."""
     if value is None or type(value) is bool or type(value) is bytes:
@@ -340,9 +344,10 @@ def _check(value: Any) -> None:
     elif type(value) is str:
         if len(value) > TEXT_MAX:
             raise FrameError(f"a text of {len(value)} characters is longer than {TEXT_MAX}")
-    elif isinstance(value, LeaderId):
-        _check(value.term)
-        if value.node_id and not is_node_id(value.node_id):
+    elif type(value) is LeaderId:
+        if not 0 <= value.term <= INT_MAX:
+            raise FrameError(f"term {value.term} is not in [0, 2**63)")
+        if value.node_id and not _is_known_node_id(value.node_id):
             raise FrameError(f"{value.node_id[:80]!r} is no node id")
     elif isinstance(value, msgspec.Struct):
         if isinstance(value, SnapshotMeta) and SNAPSHOT_ID_PATTERN.match(value.snapshot_id) is None:
