@@ -17,7 +17,7 @@ from raftkit_http.settings import HttpSettings
 
 async def test_a_node_attached_to_its_transport_is_reached_by_the_plugins_client(fake_raft: Any) -> None:
     factory = HttpNetworkFactory(HttpSettings.parse("http://127.0.0.1:0"))
-    factory.attach_client_api(fake_raft())
+    factory.attach(fake_raft())
     try:
         await factory.server.start()
         async with load_plugins().client([factory.server.url], {"timeout": 2.0}) as client:
