@@ -7,7 +7,10 @@ import sys
 
 import pytest
 
+from raftkit_core.clock import SystemClock
 from raftkit_core.errors import BadAdapterUrl, ConfigError, PluginError, UnknownOption
+from raftkit_core.plugins import load_plugins
+from raftkit_core.types.adapter import AdapterContext
 from raftkit_http.network import HttpNetworkFactory
 from raftkit_http.settings import HttpSettings, parse_peer_address
 
@@ -76,6 +79,15 @@ def test_an_address_that_could_lead_elsewhere_is_refused(peer: str) -> None:
         parse_peer_address(peer)
     with pytest.raises(ConfigError):
         HttpNetworkFactory(HttpSettings.parse("http://127.0.0.1:7401")).validate_address(peer)
+
+
+def test_the_http_network_is_found_by_its_scheme_and_tls_is_refused_with_words() -> None:
+    context = AdapterContext("n1", clock=SystemClock())
+    loaded = load_plugins()
+    factory = loaded.network("http://127.0.0.1:7401", context)
+    assert isinstance(factory, HttpNetworkFactory)
+    with pytest.raises(ConfigError, match="TLS between peers is not supported yet"):
+        loaded.network("https://127.0.0.1:7401", context)
 
 
 def test_the_plugin_loads_without_aiohttp() -> None:

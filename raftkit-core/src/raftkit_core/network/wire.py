@@ -16,7 +16,6 @@ exception leaves this module for what another node sent.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from enum import IntEnum
 from functools import lru_cache
@@ -45,7 +44,7 @@ from raftkit_core.types.messages import (
     VoteRequest,
     VoteResponse,
 )
-from raftkit_core.types.snapshot import SnapshotMeta
+from raftkit_core.types.snapshot import SnapshotMeta, is_snapshot_id
 from raftkit_core.types.vote import LeaderId, Vote
 
 T = TypeVar("T")
@@ -58,9 +57,6 @@ MEMO_BYTES_MAX = 8 * 1024 * 1024
 MEMO_ENTRIES_MAX = 4
 TEXT_MAX = 4096
 """Longest name, address or message in a frame, in characters."""
-
-SNAPSHOT_ID_PATTERN = re.compile(r"[0-9a-f-]{1,128}\Z")
-"""Snapshot ids become file names: nothing that could be a path may pass."""
 
 
 class FrameError(msgspec.DecodeError):
@@ -350,7 +346,7 @@ def _check(value: Any) -> None:
         if value.node_id and not _is_known_node_id(value.node_id):
             raise FrameError(f"{value.node_id[:80]!r} is no node id")
     elif isinstance(value, msgspec.Struct):
-        if isinstance(value, SnapshotMeta) and SNAPSHOT_ID_PATTERN.match(value.snapshot_id) is None:
+        if isinstance(value, SnapshotMeta) and not is_snapshot_id(value.snapshot_id):
             raise FrameError(f"{value.snapshot_id[:80]!r} is no snapshot id")
         if isinstance(value, HelloRequest | HelloResponse) and not (is_node_id(value.node_id) and value.group):
             raise FrameError(f"a hello from node {value.node_id[:80]!r} of group {value.group[:80]!r}")
