@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -339,7 +340,7 @@ def test_a_node_runs_from_a_file(shell: Shell) -> None:
     assert process.returncode == 0
 
 
-def test_a_port_in_use_is_9_and_leaves_no_trace_in_the_log(shell: Shell) -> None:
+def test_a_port_in_use_is_9(shell: Shell) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -367,6 +368,32 @@ def test_the_folder_of_another_node_or_cluster_is_10_and_stays_untouched(shell: 
     with shell.running(*single(shell, port)) as process:
         until_ready(process)
         assert shell.json("-e", f"http://127.0.0.1:{port}", "kv", "get", "k")["data"]["value"] == "v"
+
+
+def test_a_corrupt_row_is_10_and_is_left_as_it_was(shell: Shell) -> None:
+    port = free_ports(1)[0]
+    fill(shell, port)
+    store = shell.folder / "n1" / "raft.db"
+    with contextlib.closing(sqlite3.connect(store)) as connection:
+        connection.execute(
+            "UPDATE log SET payload = CAST(payload || x'00' AS BLOB) WHERE idx = (SELECT max(idx) FROM log)"
+        )
+        connection.commit()
+        damaged = connection.execute("SELECT * FROM log").fetchall()
+    assert shell.json(*single(shell, port), code=10)["error"]["code"] in ("STORAGE_CORRUPT", "FATAL")
+    with contextlib.closing(sqlite3.connect(store)) as connection:
+        assert connection.execute("SELECT * FROM log").fetchall() == damaged
+
+
+def test_a_node_without_its_cluster_says_for_whom_it_waits(shell: Shell) -> None:
+    first, second = free_ports(2)
+    members = f"n1=http://127.0.0.1:{first},n2=http://127.0.0.1:{second}"
+    with shell.running(
+        "node", "run", "--id", "n2", "--network", f"http://127.0.0.1:{second}", "--initial-cluster", members
+    ) as process:
+        until_ready(process)
+        assert process.stdout is not None
+        assert "waits for n1 to begin the cluster" in process.stdout.readline()
 
 
 def test_a_locked_store_is_refused_within_a_second_naming_the_holder(shell: Shell) -> None:

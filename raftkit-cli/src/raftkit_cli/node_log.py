@@ -6,6 +6,7 @@ With ``--json`` the lines go to stdout, one document each (``raftkit.node.event/
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from raftkit_cli.output import Output, is_terminal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from raftkit_core.types.metrics import RaftMetrics
 
 
@@ -34,11 +37,24 @@ class NodeLog:
             logging.getLogger("asyncio").setLevel(logging.ERROR)
 
     def starting(self, data_dir: Path, storage: str, network: str) -> None:
-        self._event("starting", f"starting: storage {storage}, network {network}, folder {data_dir}")
+        """On stderr even with ``--json``: a start that fails must leave its error as the only document."""
+        self._line("starting", f"starting: storage {storage}, network {network}, folder {data_dir}")
 
     def ready(self, network: str, cluster: str) -> None:
         """The node listens. Said exactly once, so that scripts can wait for it."""
         self._event("ready", f"ready: cluster {cluster}, listening on {network}", network=network, cluster=cluster)
+
+    def waiting(self, is_pristine: bool, initial_cluster: Mapping[str, object] | None) -> None:
+        """What an empty store waits for: somebody has to begin the cluster, and it may not be this node."""
+        if not is_pristine:
+            return
+        if not initial_cluster:
+            self.say("belongs to no cluster yet: raftkit cluster init …, or raftkit member add … on a member")
+        elif min(initial_cluster) == self._node_id:
+            others = [name for name in sorted(initial_cluster) if name != self._node_id]
+            self.say("begins the cluster" + (f" as soon as {', '.join(others)} answer" if others else ""))
+        else:
+            self.say(f"waits for {min(initial_cluster)} to begin the cluster")
 
     def stopped(self, reason: str) -> None:
         self._event("stopped", f"stopped ({reason})" if reason else "stopped")
@@ -80,9 +96,10 @@ class NodeLog:
         if self._out.as_json:
             data = {"node": self._node_id, "event": event, "message": text, **fields}
             self._out.result("node.event", data)
-            return
-        import sys
+        else:
+            self._line(event, text)
 
+    def _line(self, event: str, text: str) -> None:
         clock = time.strftime("%H:%M:%S") if is_terminal(sys.stderr) else time.strftime("%Y-%m-%dT%H:%M:%S%z")
         if not self._out.quiet or event in ("fatal", "needs_rejoin"):
             self._out.note(f"{clock} {self._node_id} {text}")

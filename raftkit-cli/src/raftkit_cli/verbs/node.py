@@ -172,6 +172,7 @@ async def _serve(settings: NodeSettings, log: NodeLog, stack: contextlib.ExitSta
         async with opened as raft:
             stop.opened()
             log.ready(settings.network, settings.config.cluster)
+            log.waiting(raft.is_pristine, settings.initial_cluster)
             await _until_stopped(raft, log, stop)
             stop.begin_countdown()
     except asyncio.CancelledError:
@@ -203,7 +204,7 @@ async def _tell_changes(raft: Raft, log: NodeLog) -> None:
     async for value in raft.metrics():
         log.changed(value)
         if value.fatal is not None:
-            raise Fatal(f"node {raft.id} has stopped: {value.fatal}")
+            raise Fatal(f"node {raft.id} has stopped: {value.fatal}") from raft.fatal
         await asyncio.sleep(LOOK_AGAIN_S)
 
 
