@@ -5,12 +5,9 @@ Here too: the command and group classes that carry them, and the parameter types
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
@@ -19,6 +16,8 @@ from raftkit_cli.failures import CliError
 from raftkit_cli.output import Output, is_terminal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     _DurationType = click.ParamType[float]
     _AssignmentType = click.ParamType[tuple[str, str]]
 else:  # generic in newer click only
@@ -105,6 +104,10 @@ def _store(target: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
             invocation = ctx.ensure_object(Invocation)
             if target == "endpoints":
                 value = split_endpoints(value)
+            elif target in ("config_path", "token_file"):
+                from pathlib import Path  # not at the top: the front page needs no paths
+
+                value = Path(value)
             owner = invocation.out if target in ("as_json", "quiet", "verbose", "color") else invocation
             setattr(owner, target, value)
         return value
@@ -131,7 +134,7 @@ def global_options(*, hidden: bool) -> list[click.Parameter]:
             **attrs,
         )
 
-    path = click.Path(path_type=Path, dir_okay=False)
+    path = click.Path(dir_okay=False)
     return [
         option(
             "-e",
@@ -196,6 +199,8 @@ class VerbGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if not name.startswith("-") and self.get_command(ctx, name) is None:
+            import difflib
+
             near = difflib.get_close_matches(name, self.list_commands(ctx), n=1)
             suffix = f" Did you mean {near[0]!r}?" if near else ""
             raise click.UsageError(f"No such command {name!r}.{suffix}", ctx=ctx)
@@ -217,6 +222,8 @@ class LazyGroup(VerbGroup):
         known = super().get_command(ctx, cmd_name)
         if known is not None or cmd_name not in self.lazy:
             return known
+        import importlib
+
         module_name, _, attribute = self.lazy[cmd_name][0].partition(":")
         command: click.Command = getattr(importlib.import_module(module_name), attribute)
         self.commands[cmd_name] = command

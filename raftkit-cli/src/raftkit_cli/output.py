@@ -5,7 +5,6 @@ Rich is imported only where a terminal shows a table; a pipe gets the same colum
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -36,6 +35,8 @@ class Output:
 
     def document(self, document: dict[str, Any]) -> None:
         """A JSON document on one line; indented where a person reads it."""
+        import json
+
         text = json.dumps(document, indent=2 if is_terminal(sys.stdout) else None)
         click.echo(text)
 
