@@ -7,21 +7,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-SOAK_DIR = "RAFTKIT_SOAK_DIR"
-"""Where ledgers are kept; default ``.soak`` in the working directory. Remove it to begin anew."""
-
-
-def soak_folder() -> Path:
-    folder = Path(os.environ.get(SOAK_DIR, ".soak")).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+SOAK_DIR = Path(os.environ.get("RAFTKIT_SOAK_DIR", ".soak")).resolve()
+"""Where ledgers are kept: ``RAFTKIT_SOAK_DIR``, or ``.soak`` in the working directory. Remove it to begin anew."""
 
 
 class Ledger:
     """Rounds of one suite, appended and flushed one by one."""
 
     def __init__(self, name: str) -> None:
-        self._path = soak_folder() / f"{name}.jsonl"
+        SOAK_DIR.mkdir(parents=True, exist_ok=True)
+        self._path = SOAK_DIR / f"{name}.jsonl"
         self.rounds: list[dict[str, Any]] = []
         if self._path.exists():
             for line in self._path.read_text().splitlines():

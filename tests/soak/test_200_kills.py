@@ -4,10 +4,10 @@ Resumable; prints as it goes; about 20 minutes.
 
     uv run pytest -m soak tests/soak/test_200_kills.py -n 0 -s
 
-A round: wait a random moment, ``raftkit local kill`` a random node, measure how long until a write that was *sent after*
-the kill is acknowledged, wait another random moment, ``raftkit local restart``. Every 10 rounds, and at the end, every
-acknowledged key must be there with its value, and all nodes must hold one digest. A write whose outcome is unknown is
-never counted as acknowledged. One seed per batch of 10 rounds, so that a resumed run repeats nothing.
+A round: wait a random moment, ``raftkit local kill`` a random node, measure how long until a write that was *sent
+after* the kill is acknowledged, wait another random moment, ``raftkit local restart``. Every 10 rounds, and at the end,
+every acknowledged key must be there with its value, and all nodes must hold one digest. A write whose outcome is
+unknown is never counted as acknowledged. One seed per batch of 10 rounds, so that a resumed run repeats nothing.
 """
 
 from __future__ import annotations
