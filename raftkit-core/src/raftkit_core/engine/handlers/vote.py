@@ -79,7 +79,7 @@ class VoteHandler:
             parts.needs_rejoin
             or parts.is_foreign_store(request.vote.node_id, store_id)
             or self._withholds(request, now)
-            or self.leads_with_quorum(now)
+            or (self.leads_with_quorum(now) and not self._hands_over_to(request))
             or log_id_lt(request.last_log_id, mine)
         )
         if refused or request.vote.committed or not self.update_vote(request.vote, now):
@@ -97,6 +97,16 @@ class VoteHandler:
         if now >= self._parts.state.hold_until:
             return False
         return request.transfer_of is None or request.transfer_of != self._parts.state.vote
+
+    def _hands_over_to(self, request: VoteRequest) -> bool:
+        """Whether this leader asked that very candidate to campaign: its own vote may be the one that is needed."""
+        leader = self._parts.leader
+        return (
+            leader is not None
+            and leader.transfer is not None
+            and leader.transfer.target == request.vote.node_id
+            and request.transfer_of == leader.vote
+        )
 
     def handle_pre_vote_request(self, request: VoteRequest, store_id: str, request_id: RequestId, now: float) -> None:
         """Would this node vote so? Changes nothing; the answer leaves at once."""
