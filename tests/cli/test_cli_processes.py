@@ -31,7 +31,7 @@ class Shell:
         self.dir = folder / "cluster"
         folder.mkdir(exist_ok=True)
         self._environment = {key: value for key, value in os.environ.items() if not key.startswith("RAFTKIT_")}
-        self._environment |= {"RAFTKIT_CONFIG_DIR": str(folder / "config"), "NO_COLOR": "1"}
+        self._environment |= {"RAFTKIT_CONFIG_DIR": str(folder / "config"), "NO_COLOR": "1", "TMPDIR": str(folder)}
 
     def __call__(
         self, *arguments: str, stdin: bytes | None = None, timeout: float = 60
