@@ -15,7 +15,7 @@ _SNAPSHOT_ID = re.compile(r"[0-9a-f-]{1,64}\Z")
 
 
 def is_snapshot_id(text: str) -> bool:
-    """Whether ``text`` may name a snapshot: 1 to 64 of lower-case hex digits and dashes, so that it is a safe file name."""
+    """Whether ``text`` may name a snapshot: 1 to 64 lower-case hex digits and dashes, safe as a file name."""
     return _SNAPSHOT_ID.match(text) is not None
 
 
