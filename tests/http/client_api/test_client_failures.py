@@ -359,7 +359,7 @@ async def test_many_calls_at_once_are_each_applied_once(api_node: Any, fake_raft
     async with (
         api_node() as one,
         api_node(fake_raft("n2")) as two,
-        HttpClusterClient([one.url, dead_url(), two.url]) as client,
+        HttpClusterClient([one.url, dead_url(), two.url], timeout=30) as client,
     ):
         await asyncio.gather(*(client.kv_put(f"k{number}", b"v") for number in range(150)))
     assert len(one.raft.written) + len(two.raft.written) == 150
