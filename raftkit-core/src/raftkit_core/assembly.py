@@ -6,14 +6,14 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 
 from raftkit_core.clock import Clock, SystemClock
 from raftkit_core.config import Config
 from raftkit_core.config_file import NodeFile, load_node_file
-from raftkit_core.errors import ConfigError, NeedsRejoin, NotAllowed, RaftError
+from raftkit_core.errors import ConfigError, Fatal, NeedsRejoin, NotAllowed, RaftError
 from raftkit_core.instrument import Instrument
 from raftkit_core.plugins import load_plugins
 from raftkit_core.plugins.loaded import LoadedPlugins
@@ -106,13 +106,15 @@ async def open_raft(
         if members:
             check_bootstrap_marker(raft, folder)
             bootstrap = asyncio.create_task(_bootstrap(raft, dict(members)), name=f"bootstrap-{node_id}")
+            bootstrap.add_done_callback(raft.supervise)
         yield raft
     finally:
-        if bootstrap is not None:
-            bootstrap.cancel()
-            with suppress(asyncio.CancelledError, RaftError):
-                await bootstrap
-        await raft.shutdown()
+        try:
+            if bootstrap is not None:
+                bootstrap.cancel()
+                await asyncio.wait([bootstrap])
+        finally:
+            await raft.shutdown()
 
 
 def _snapshot_folder(folder: Path | None) -> Path:
@@ -173,6 +175,8 @@ async def _bootstrap(raft: Raft, members: dict[NodeId, Node]) -> None:
             if not raft.is_pristine:
                 return
             said = _say_once(said, f"node {raft.id} cannot initialize the cluster: {error.message}")
+        except Fatal:
+            return
         except RaftError as error:
             said = _say_once(said, f"node {raft.id} waits to initialize the cluster: {error.message}")
         await asyncio.sleep(BOOTSTRAP_RETRY_SECONDS)

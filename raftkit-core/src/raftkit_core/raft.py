@@ -30,6 +30,8 @@ from raftkit_core.errors import (
     RaftError,
     RPCError,
     RPCTimeout,
+    Stopped,
+    StorageError,
     TransferFailed,
     Unreachable,
     WaitTimeout,
@@ -54,7 +56,7 @@ from raftkit_core.runtime.messages import (
 from raftkit_core.runtime.metrics import Watch
 from raftkit_core.runtime.operations import Forwarder
 from raftkit_core.runtime.peers import PeerTable
-from raftkit_core.runtime.raft_core import ClientWriteResponse, RaftCore
+from raftkit_core.runtime.raft_core import ClientWriteResponse, RaftCore, bounded
 from raftkit_core.runtime.recovery import recover
 from raftkit_core.runtime.service import Identity, PeerService
 from raftkit_core.runtime.state_machine_worker import StateMachineWorker
@@ -108,6 +110,8 @@ T = TypeVar("T")
 WRITE_TIMEOUT = 5.0
 MEMBERSHIP_TIMEOUT = 60.0
 HELLO_TIMEOUT = 2.0
+CLOSE_SECONDS = 5.0
+"""A plugin that does not close within this is left behind."""
 RETRY_SECONDS = 0.05
 
 
@@ -307,9 +311,19 @@ class Raft:
         return raft
 
     def _publish(self) -> None:
+        if self._core.has_ended:
+            self._metrics.close(self._view.metrics())
+            self._data_metrics.close(self._view.data_metrics())
+            self._server_metrics.close(self._view.server_metrics())
+            return
         self._metrics.publish()
         self._data_metrics.publish()
         self._server_metrics.publish()
+
+    def supervise(self, task: asyncio.Task[Any]) -> None:
+        """A done callback for a task this node depends on: if it fails, the node stops with that cause."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._core.fail(error)
 
     async def __aenter__(self) -> Raft:
         return self
@@ -422,7 +436,7 @@ class Raft:
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Any]] = [loop.create_future() for _ in payloads]
         self._core.send(ClientWrite(payloads, futures, self._core.clock.monotonic() + timeout))
-        await asyncio.wait(futures)
+        await asyncio.gather(*futures, return_exceptions=True)
         return [_result_of(future) for future in futures]
 
     def _envelope(self, body: bytes, session: int = 0, serial: int = 0, floor: int = 0) -> bytes:
@@ -465,10 +479,9 @@ class Raft:
 
         Raises: ForwardToLeader, QuorumNotEnough.
         """
-        request_id, future = self._core.waiting.new_request(self._core.clock.monotonic() + timeout)
-        self._core.send(Read(request_id, policy is ReadPolicy.LEASE))
+        by_lease = policy is ReadPolicy.LEASE
         try:
-            read_log_id: LogId = await future
+            read_log_id: LogId = await self._core.ask(timeout, lambda request_id: Read(request_id, by_lease))
         except RPCTimeout:
             raise QuorumNotEnough("no quorum confirmed the leader in time; nothing was read") from None
         return read_log_id, self._core.worker.applied
@@ -477,8 +490,10 @@ class Raft:
         self, policy: ReadPolicy = ReadPolicy.READ_INDEX, *, timeout: float = WRITE_TIMEOUT
     ) -> LogId:
         """Leader only: return once a local read is linearizable. Raises: as get_read_log_id."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
         read_log_id, _ = await self.get_read_log_id(policy, timeout=timeout)
-        await self._wait_applied(read_log_id, timeout)
+        await self._wait_applied(read_log_id, max(deadline - loop.time(), 0.001))
         return read_log_id
 
     async def _wait_applied(self, log_id: LogId | None, timeout: float) -> None:
@@ -487,6 +502,9 @@ class Raft:
         try:
             async with asyncio.timeout(timeout):
                 await self._core.worker.wait_applied(index_of(log_id))
+        except Stopped:
+            self._core.check_running()
+            raise
         except TimeoutError:
             self._core.check_running()
             raise WaitTimeout(
@@ -521,7 +539,8 @@ class Raft:
                 if self._core.engine.is_leader:
                     await self.ensure_linearizable(policy, timeout=left)
                 else:
-                    await self._wait_applied(await self._ask_read_index(policy, left), left)
+                    read_log_id = await self._ask_read_index(policy, left)
+                    await self._wait_applied(read_log_id, max(deadline - loop.time(), 0.001))
                 return
             except (ForwardToLeader, QuorumNotEnough, RPCError) as error:
                 if loop.time() + RETRY_SECONDS >= deadline:
@@ -584,9 +603,15 @@ class Raft:
                 await self._identity.adopt_cluster(cluster_id)
             except IdentityError as error:
                 raise NotAllowed(error.message, hint=error.hint) from error
-        request_id, future = self._core.waiting.new_request(self._core.clock.monotonic() + MEMBERSHIP_TIMEOUT)
-        self._core.send(Initialize(request_id, membership))
-        await future
+            except StorageError as error:
+                self._core.fail(error)
+                raise
+        try:
+            await self._core.ask(MEMBERSHIP_TIMEOUT, lambda request_id: Initialize(request_id, membership))
+        except NotAllowed:
+            # Another member, asked with the same list at the same time, was quicker: this is its cluster all the same.
+            if self.cluster_id != cluster_id:
+                raise
         await self.wait(MEMBERSHIP_TIMEOUT).metrics(lambda m: m.flushed is not None, "the first entry to be durable")
 
     def _check_pristine(self, engine: Engine) -> None:
@@ -783,11 +808,13 @@ class Raft:
 
         Raises: ForwardToLeader, TransferFailed (writes go on here).
         """
-        request_id, future = self._core.waiting.new_request(self._core.clock.monotonic() + timeout)
-        self._core.send(TransferLeaderTo(request_id, to))
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
         try:
-            target: NodeId = await future
-            await self.wait(timeout).metrics(lambda m: m.current_leader == target, f"{target} to lead")
+            target: NodeId = await self._core.ask(timeout, lambda request_id: TransferLeaderTo(request_id, to))
+            await self.wait(max(deadline - loop.time(), 0.001)).metrics(
+                lambda m: m.current_leader == target, f"{target} to lead"
+            )
         except (RPCTimeout, WaitTimeout) as error:
             raise TransferFailed(
                 f"leadership was not handed over in time: {error.message}", hint="look at: raftkit status"
@@ -827,23 +854,14 @@ class Raft:
                 others = [voter for voter in self._core.engine.effective.voter_ids if voter != self.id]
                 if others:
                     await self.transfer_leader(timeout=self.config.election_timeout_max_ms / 1000)
-        for close in (
-            lambda: self._network.stop_serving(self.group),
-            self._core.shutdown,
-            self._network.close if self._owns_network else None,
-            self.machine.close,
-            self._snapshots.close,
-            self._storage.close,
-        ):
-            if close is None:
-                continue
-            try:
-                await close()
-            except Exception as error:
-                log.warning("node %s: closing was not clean: %s", self.id, error)
-        self._metrics.close(self._view.metrics())
-        self._data_metrics.close(self._view.data_metrics())
-        self._server_metrics.close(self._view.server_metrics())
+        seconds = CLOSE_SECONDS
+        await bounded(self._network.stop_serving(self.group), seconds, f"node {self.id}: its listener")
+        await self._core.shutdown()
+        if self._owns_network:
+            await bounded(self._network.close(), seconds, f"node {self.id}: its network")
+        await bounded(self.machine.close(), seconds, f"node {self.id}: its state machine")
+        await bounded(self._snapshots.close(), seconds, f"node {self.id}: its snapshots")
+        await bounded(self._storage.close(), seconds, f"node {self.id}: its log")
 
 
 class Trigger:
@@ -867,9 +885,8 @@ class Trigger:
         self._do(lambda engine, now: engine.handle_trigger_purge(upto, now))
 
     def transfer_leader(self, to: NodeId | None = None) -> None:
-        request_id, future = self._core.waiting.new_request(self._core.clock.monotonic() + WRITE_TIMEOUT)
+        future = self._core.ask(WRITE_TIMEOUT, lambda request_id: TransferLeaderTo(request_id, to))
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
-        self._core.send(TransferLeaderTo(request_id, to))
 
     def _do(self, function: Callable[[Engine, float], None]) -> None:
         self._core.send(ExternalRequest(function))
@@ -882,8 +899,8 @@ class RuntimeConfig:
         self._core = core
 
     def tick(self, on: bool) -> None:
-        """Off: no elections, no heartbeats, no deadlines."""
-        self._core.ticker.enabled = on
+        """Off: no elections and no heartbeats."""
+        self._core.tick_enabled = on
 
     def heartbeat(self, on: bool) -> None:
         self._core.engine.config.enable_heartbeat = on

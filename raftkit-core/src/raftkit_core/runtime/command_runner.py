@@ -42,7 +42,13 @@ from raftkit_core.instrument import Instruments
 from raftkit_core.network.interface import RaftNetwork
 from raftkit_core.runtime.heartbeat import HeartbeatSender
 from raftkit_core.runtime.log_writer import LogWriter
-from raftkit_core.runtime.messages import Notification, TransferAnswered, VoteAnswered
+from raftkit_core.runtime.messages import (
+    Notification,
+    ReplicationFailed,
+    SnapshotRefused,
+    TransferAnswered,
+    VoteAnswered,
+)
 from raftkit_core.runtime.peers import PeerTable
 from raftkit_core.runtime.replication import ReplicationStream, RequestCache
 from raftkit_core.runtime.snapshot_transfer import SnapshotTransfers
@@ -97,6 +103,9 @@ class CommandRunner:
         )
         self.received: dict[RequestId, SnapshotSink] = {}
         """Snapshots whose bytes are all here, by the request that brought them."""
+        self._unconnected: set[NodeId] = set()
+        """Peers the engine sends to but no stream could be opened for."""
+        self._halted = False
 
     # --- the queue --------------------------------------------------------------------------------------------------
 
@@ -104,6 +113,8 @@ class CommandRunner:
         """Carry out ``commands`` in order; what waits for the log is parked."""
         flushed = self._engine.flushed_io
         for command in commands:
+            if self._halted:
+                return
             when = getattr(command, "when", 0)
             if when > flushed:
                 self._parked.append((when, command))
@@ -114,13 +125,15 @@ class CommandRunner:
 
     def release(self) -> None:
         """More of the log is durable: carry out what waited for it, in the order of emission."""
-        if not self._parked:
+        if not self._parked or self._halted:
             return
         flushed = self._engine.flushed_io
         released = [command for when, command in self._parked if when <= flushed]
         if released:
             self._parked = [parked for parked in self._parked if parked[0] > flushed]
             for command in released:
+                if self._halted:
+                    return
                 self._run(command)
             self._requests.clear()
 
@@ -164,8 +177,12 @@ class CommandRunner:
             case BuildSnapshot():
                 self._worker.build_snapshot()
             case InstallSnapshot():
-                sink = self.received.pop(command.request_id)
-                self._worker.install_snapshot(command.request_id, command.meta, sink)
+                sink = self.received.pop(command.request_id, None)
+                if sink is not None:
+                    self._worker.install_snapshot(command.request_id, command.meta, sink)
+                else:
+                    gone = PeerBusy("the sender of the snapshot has gone")
+                    self._notify(SnapshotRefused(command.request_id, gone))
             case _:
                 assert_never(command)
 
@@ -254,12 +271,20 @@ class CommandRunner:
                 client = self._peers.get(target, node)
             except ConfigError as error:
                 self._peers.failed(target, error)
+                self._unconnected.add(target)
                 continue
             known = self._streams.get(target)
             if known is not None and known.session == command.session and known.network is client:
                 continue
             if known is not None:
                 known.close()
+                self._transfers.cancel(target)
+            if target in self._unconnected or (known is not None and known.session == command.session):
+                # What was in flight to the former address is lost: the engine must not wait for it.
+                self._unconnected.discard(target)
+                progress = self._engine.progress
+                if progress is not None and target in progress:
+                    self._notify(ReplicationFailed(command.session, target, progress[target].epoch))
             self._streams[target] = ReplicationStream(
                 session=command.session,
                 target=target,
@@ -281,16 +306,22 @@ class CommandRunner:
             stream.close()
             self._transfers.cancel(target)
         self._streams.clear()
+        self._unconnected.clear()
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
-    async def close(self, grace: float) -> None:
-        """End streams, calls and transfers; parked commands are dropped."""
+    def halt(self) -> None:
+        """From now on nothing is carried out, answered or sent; what waits for the log is dropped."""
+        self._halted = True
         self._parked.clear()
         self._close_streams()
         self._heartbeats.close()
         for future in list(self._calls):
             future.cancel()
+
+    async def close(self, grace: float) -> None:
+        """Wait for the ends of what :meth:`halt` stopped."""
+        self.halt()
         await self._transfers.close(grace)
         for sink in self.received.values():
             await sink.abort(keep=True)

@@ -109,6 +109,7 @@ class LogWriter:
         self._failed = failed
         self._queue: deque[LogCommand] = deque()
         self._committed: LogId | None = None
+        """The last ``committed`` whose place in the lane has come: everything before it is written, or under way."""
         self._saved_committed: LogId | None = None
         self._task: asyncio.Task[None] | None = None
         self._dead = False
@@ -124,10 +125,11 @@ class LogWriter:
     def submit(self, command: LogCommand) -> None:
         """Queue a command; :meth:`kick` starts it. What it appends is readable at once."""
         match command:
-            case SaveCommitted(committed=committed):
-                # Never causes a write of its own: it rides with the next one, and is saved at close.
-                self._committed = committed
-                return
+            case SaveCommitted():
+                # Keeps its place in the lane: saved before what precedes it, it would vouch for entries that are still
+                # to be replaced. Of several in a row the last is enough.
+                if self._queue and isinstance(self._queue[-1], SaveCommitted):
+                    self._queue.pop()
             case AppendInputEntries(entries=entries):
                 self.tail.append(entries)
             case DeleteConflictLog(since=since):
@@ -143,13 +145,17 @@ class LogWriter:
         """Start writing what has gathered, unless a write is under way. A write that finishes at once is followed by
         the next in the same turn."""
         while self._queue and self._task is None and not self._dead:
-            if isinstance(self._queue[0], SaveLease):
-                lease = self._queue.popleft()
-                assert isinstance(lease, SaveLease)
-                self._start(self._save_lease(lease.lease_ms), lease.io_id, -1)
+            head = self._queue[0]
+            if isinstance(head, SaveCommitted):
+                # Never causes a write of its own: it rides with the next one, and is saved at close.
+                self._committed = head.committed
+                self._queue.popleft()
+                continue
+            if isinstance(head, SaveLease):
+                self._queue.popleft()
+                self._start(self._save_lease(head.lease_ms), head.io_id, self.durable_index)
                 return
-            io_id, batch = self._next_batch()
-            last_index = batch.entries[-1].index if batch.entries else -1
+            io_id, batch, last_index = self._next_batch()
             try:
                 result = self._storage.write(batch)
             except Exception as error:
@@ -174,13 +180,16 @@ class LogWriter:
             self._fail(error)
             return
         self._done(io_id, last_index)
-        self.kick()
+        try:
+            self.kick()
+        except Exception as broken:
+            self._fail(broken)
 
     def _done(self, io_id: IoId, last_index: int) -> None:
-        if last_index > self.durable_index:
-            self.durable_index = last_index
+        self.durable_index = last_index
         self.tail.trim(self.durable_index)
-        self._flushed(io_id)
+        if io_id and not self._dead:
+            self._flushed(io_id)
 
     def _fail(self, error: BaseException) -> None:
         """Fail-stop: nothing is written after a failed write, and nothing is retried (S28)."""
@@ -188,8 +197,11 @@ class LogWriter:
         self._queue.clear()
         self._failed(error)
 
-    def _next_batch(self) -> tuple[IoId, LogBatch]:
-        """Join queued commands as long as one batch means the same as doing them in order."""
+    def _next_batch(self) -> tuple[IoId, LogBatch, int]:
+        """Join queued commands as long as one batch means the same as doing them in order.
+
+        Gives the io_id up to which all is done then (0: none is complete), the batch, and the log's end after it.
+        """
         vote: Vote | None = None
         truncate_since: int | None = None
         purge_upto: LogId | None = None
@@ -202,10 +214,12 @@ class LogWriter:
                 case SaveVote():
                     vote = command.vote
                 case AppendInputEntries():
-                    if entries and (size_bytes >= MAX_BATCH_BYTES or len(entries) >= MAX_BATCH_ENTRIES):
+                    taken, size_bytes = _fitting(command.entries, len(entries), size_bytes)
+                    entries.extend(command.entries[:taken])
+                    if taken < len(command.entries):
+                        # The rest is a batch of its own; only that completes the command.
+                        self._queue[0] = AppendInputEntries(command.io_id, command.entries[taken:])
                         break
-                    entries.extend(command.entries)
-                    size_bytes += sum(len(entry.payload) for entry in command.entries)
                 case DeleteConflictLog():
                     if purge_upto is not None:
                         break  # a batch truncates before it purges
@@ -218,17 +232,28 @@ class LogWriter:
                     if entries:
                         break  # a batch purges before it appends
                     purge_upto = command.upto
-                case SaveLease() | SaveCommitted():
+                case SaveCommitted():
+                    self._committed = command.committed
+                    self._queue.popleft()
+                    continue
+                case SaveLease():
                     break
             io_id = command.io_id
             self._queue.popleft()
+        last_index = self.durable_index
+        if truncate_since is not None:
+            last_index = min(last_index, truncate_since - 1)
+        if purge_upto is not None:
+            last_index = max(last_index, purge_upto.index)
+        if entries:
+            last_index = entries[-1].index
         committed = self._committed if self._committed != self._saved_committed else None
-        last_index = entries[-1].index if entries else self.durable_index
-        if committed is not None and committed.index > last_index:
-            committed = None  # never ahead of the durable log
         if committed is not None:
+            assert committed.index <= last_index, (
+                f"committed {committed} is ahead of the log, which ends at {last_index}"
+            )
             self._saved_committed = committed
-        return io_id, LogBatch(vote, truncate_since, purge_upto, entries, committed)
+        return io_id, LogBatch(vote, truncate_since, purge_upto, entries, committed), last_index
 
     @property
     def first_index(self) -> int:
@@ -243,26 +268,43 @@ class LogWriter:
         entries = self.tail.read(start, stop, max_bytes)
         if entries is None:
             entries = await self._storage.read(start, stop, max_bytes)
-            if not entries or entries[0].index != start:
-                raise StorageError(
-                    f"the storage gave no entry {start} of [{start}, {stop})", subject="log", verb="read"
-                )
+            check_consecutive(entries, start, stop)
         return entries
 
+    def halt(self) -> None:
+        """Write nothing more, for a reason outside the lane; the write under way goes on, and vouches for nothing."""
+        self._dead = True
+        self._queue.clear()
+
     async def close(self) -> None:
-        """Finish the write under way and what is queued, and save ``committed``. Closes no storage."""
-        while not self._dead and (self._task is not None or self._queue):
+        """Finish the write under way and, unless halted, what is queued, and save ``committed``. Closes no storage."""
+        while self._task is not None or (self._queue and not self._dead):
             self.kick()
             if self._task is not None:
                 await asyncio.wait([self._task])
         committed = self._committed
         if self._dead or committed is None or committed == self._saved_committed:
             return
-        if committed.index > self.durable_index:
-            return
         result = self._storage.write(LogBatch(committed=committed))
         if result is not None:
             await result
+
+
+def _fitting(entries: list[Entry], count: int, size_bytes: int) -> tuple[int, int]:
+    """How many of ``entries`` still fit a batch of ``count`` entries and ``size_bytes``, and its size then. An empty
+    batch takes at least one."""
+    for taken, entry in enumerate(entries):
+        if count + taken and (count + taken >= MAX_BATCH_ENTRIES or size_bytes + len(entry.payload) > MAX_BATCH_BYTES):
+            return taken, size_bytes
+        size_bytes += len(entry.payload)
+    return len(entries), size_bytes
+
+
+def check_consecutive(entries: list[Entry], start: int, stop: int) -> None:
+    """What a storage read must be: a non-empty run from ``start`` on. Raises: StorageError."""
+    if not entries or entries[0].index != start or entries[-1].index != start + len(entries) - 1:
+        got = f"{entries[0].index}..{entries[-1].index} ({len(entries)})" if entries else "nothing"
+        raise StorageError(f"the storage gave {got} for entries [{start}, {stop})", subject="log", verb="read")
 
 
 def _as_coroutine(awaitable: Awaitable[None]) -> Coroutine[Any, Any, None]:

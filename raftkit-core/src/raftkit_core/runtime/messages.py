@@ -93,9 +93,10 @@ class TransferArrived(msgspec.Struct, frozen=True):
 
 
 class ExternalRequest(msgspec.Struct, frozen=True):
-    """Run a function in the loop, with the engine to look at."""
+    """Run a function in the loop, with the engine to look at. ``future`` is who waits for it, if anybody does."""
 
     function: Callable[[Engine, float], None]
+    future: asyncio.Future[Any] | None = None
 
 
 RaftMsg: TypeAlias = (

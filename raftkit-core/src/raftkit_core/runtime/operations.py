@@ -104,6 +104,8 @@ class Forwarder:
                 f"{leader} did not answer: {error.message}", hint="look first: the change may have happened"
             ) from error
         except RemoteError as error:
+            if error.info is not None and error.info.outcome == "not_applied":
+                raise Unreachable(f"{leader} refused: {error.message}", outcome="not_applied") from error
             raise OutcomeUnknown(f"{leader} failed: {error.message}") from error
         except Unreachable:
             raise

@@ -26,13 +26,14 @@ class PeerTable:
         """What the last failed call to a peer said; removed by the next success."""
 
     def get(self, target: NodeId, node: Node) -> RaftNetwork:
-        """The client to ``target`` at ``node``; a changed address closes the former one.
+        """The client to ``target`` at ``node``; a changed address or store closes the former one: only a new hello lets
+        a pristine store join.
 
         Raises: ConfigError if the address is none of this transport.
         """
         known = self._clients.get(target)
         if known is not None:
-            if known[0].peer == node.peer:
+            if known[0].peer == node.peer and known[0].store_id == node.store_id:
                 return known[1]
             self._close(known[1])
         client = self._factory.connect(target, node, self._service)
@@ -77,3 +78,5 @@ class PeerTable:
             _, late = await asyncio.wait(set(self._closing), timeout=grace)
             for task in late:
                 task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=grace)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar, assert_never
 
 from raftkit_core.clock import Clock
@@ -50,6 +50,7 @@ from raftkit_core.runtime.peers import PeerTable
 from raftkit_core.runtime.state_machine_worker import Batch, StateMachineWorker
 from raftkit_core.runtime.ticker import Ticker
 from raftkit_core.runtime.waiting_clients import WaitingClients
+from raftkit_core.types.ids import RequestId
 from raftkit_core.types.log_id import LogId, index_of
 from raftkit_core.types.membership import Membership
 from raftkit_core.types.metrics import ServerState
@@ -129,11 +130,13 @@ class RaftCore:
         self._balancer = Balancer()
         self._wakeup: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._stopping = False
         self.fatal: BaseException | None = None
         """Why the node has stopped; :class:`Stopped` after a shutdown."""
+        self.has_ended = False
+        """Whether everything this node started has ended, and everybody who waited was told."""
+        self.tick_enabled = config.enable_tick
+        """Off: no elections, no heartbeats. Deadlines of callers go on."""
         self.ticker = Ticker(config.heartbeat_interval_ms / 1000 / TICKS_PER_HEARTBEAT, self._tick)
-        self.ticker.enabled = config.enable_tick
         self._shown: tuple[ServerState, str | None, int] | None = None
         self._shown_membership: LogId | None = None
         self._stalled_since: float | None = None
@@ -146,13 +149,27 @@ class RaftCore:
     def send(self, message: RaftMsg) -> None:
         """Queue a message for the loop.
 
-        Raises: Fatal (Stopped) if the node has ended; Overloaded if too much is waiting.
+        Raises: Fatal (Stopped) if the node has ended; Overloaded if too much is waiting. Both are definite.
         """
+        self._check_room()
+        self._inbox.append(message)
+        self._wake()
+
+    def ask(self, timeout: float, message: Callable[[RequestId], RaftMsg]) -> asyncio.Future[Any]:
+        """Queue a request. The future gives the engine's answer, or RPCTimeout after ``timeout`` seconds.
+
+        Raises: as :meth:`send`, and then nobody waits for anything.
+        """
+        self._check_room()
+        request_id, future = self.waiting.new_request(self.clock.monotonic() + timeout)
+        self._inbox.append(message(request_id))
+        self._wake()
+        return future
+
+    def _check_room(self) -> None:
         self.check_running()
         if len(self._inbox) >= MAX_QUEUED:
             raise Overloaded(f"{MAX_QUEUED} requests wait for this node", hint="wait for earlier ones first")
-        self._inbox.append(message)
-        self._wake()
 
     def notify(self, notification: Notification) -> None:
         """An effect of this node has finished."""
@@ -160,9 +177,12 @@ class RaftCore:
         self._wake()
 
     def fail(self, error: BaseException) -> None:
-        """Stop the node for good because of ``error``: nothing more is written, answered or sent."""
+        """Stop the node for good because of ``error``: from now on nothing is written, answered or sent (S28)."""
         if self.fatal is None:
             self.fatal = error
+            self.runner.halt()
+            self.worker.halt()
+            self.writer.halt()
             self._wake()
 
     def check_running(self) -> None:
@@ -170,9 +190,10 @@ class RaftCore:
         if self.fatal is None:
             return
         if isinstance(self.fatal, Stopped):
-            raise Stopped(self.fatal.message)
-        error = Fatal(f"the node has stopped: {self.fatal}", hint=getattr(self.fatal, "hint", None))
-        raise error from self.fatal
+            raise Stopped(self.fatal.message, outcome="not_applied")
+        text = str(self.fatal) or type(self.fatal).__name__
+        hint = getattr(self.fatal, "hint", None)
+        raise Fatal(f"the node has stopped: {text}", hint=hint, outcome="not_applied") from self.fatal
 
     async def shutdown(self) -> None:
         """Stop in an orderly way, bounded in time. Idempotent."""
@@ -184,7 +205,7 @@ class RaftCore:
 
     async def external(self, function: Callable[[Engine, float], T]) -> T:
         """Run ``function`` in the loop. Raises what it raises; Fatal if the node ends first."""
-        _, future = self.waiting.new_request(self.clock.monotonic() + 60.0)
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
         def run(engine: Engine, now: float) -> None:
             try:
@@ -196,9 +217,8 @@ class RaftCore:
             if not future.done():
                 future.set_result(result)
 
-        self.send(ExternalRequest(run))
-        value: T = await future
-        return value
+        self.send(ExternalRequest(run, future))
+        return await future
 
     def _tick(self) -> None:
         self.notify(_TICKED)
@@ -213,14 +233,10 @@ class RaftCore:
     async def _main(self) -> None:
         try:
             await self._run()
-        except asyncio.CancelledError as error:
-            if self.fatal is None:
-                self.fatal = error
-            raise
         except BaseException as error:
-            log.critical("node %s stopped: %s", self.engine.config.id, error, exc_info=error)
-            if self.fatal is None:
-                self.fatal = error
+            self.fail(error)
+            if isinstance(error, asyncio.CancelledError):
+                raise
         finally:
             await self._end()
 
@@ -356,7 +372,8 @@ class RaftCore:
                     beat.session, notification.target, beat.seq, beat.sent_at, notification.response, now
                 )
             case Ticked():
-                engine.handle_tick(now)
+                if self.tick_enabled:
+                    engine.handle_tick(now)
                 self.waiting.sweep(now)
                 self._watch_storage(now)
             case ReplicationFailed():
@@ -395,6 +412,8 @@ class RaftCore:
 
     def applied(self, batch: Batch, results: Sequence[Any]) -> None:
         """The machine has applied a batch: answer whoever waits for its entries."""
+        if self.fatal is not None:
+            return
         if self.instruments.is_tracing:
             self.instruments.trace("RaftCore.applied")
         if len(self.waiting):
@@ -414,8 +433,8 @@ class RaftCore:
             elif batch.refused and log_id.index in batch.refused:
                 result = batch.refused[log_id.index]
                 resolve(log_id, result if isinstance(result, RaftError) else ClientWriteResponse(log_id, result))
-            elif batch.membership is not None and batch.membership.log_id == log_id:
-                resolve(log_id, ClientWriteResponse(log_id, None, batch.membership.membership))
+            elif batch.memberships and log_id.index in batch.memberships:
+                resolve(log_id, ClientWriteResponse(log_id, None, batch.memberships[log_id.index]))
             else:
                 resolve(log_id, ClientWriteResponse(log_id, None))
 
@@ -450,33 +469,68 @@ class RaftCore:
     # --- the end ----------------------------------------------------------------------------------------------------
 
     async def _end(self) -> None:
-        """Stop everything this node started, in bounded time, then tell everybody who waits."""
+        """Tell everybody who waits, then stop everything this node started: each step bounded in time."""
         self.ticker.stop()
+        node_id = self.engine.config.id
         orderly = isinstance(self.fatal, Stopped)
-        try:
-            await self.runner.close(SHUTDOWN_GRACE)
-            await self.worker.close(SHUTDOWN_GRACE)
-            if orderly:
-                async with asyncio.timeout(SHUTDOWN_GRACE):
-                    await self.writer.close()
-            await self.peers.close(SHUTDOWN_GRACE)
-        except Exception as error:
-            log.warning("node %s: stopping was not clean: %s", self.engine.config.id, error)
-        if orderly:
-            self.waiting.fail_all(Stopped, f"{self.engine.config.id} was shut down", None)
-        else:
-            error_text = f"node {self.engine.config.id} has stopped: {self.fatal}"
-            self.waiting.fail_all(Fatal, error_text, self.fatal)
+        if not orderly:
+            log.critical("node %s stopped: %s", node_id, self.fatal, exc_info=self.fatal)
             if self.fatal is not None:
                 self.instruments.on_fatal(self.fatal)
-        for message in self._inbox:
-            if isinstance(message, ClientWrite):
-                for future in message.futures:
-                    if not future.done():
-                        future.set_exception(Stopped("the node stopped before the write entered its log"))
-        self._inbox.clear()
+        self._refuse_inbox()
+        self.waiting.fail_all(self.stop_error)
+        self.runner.halt()
+        await bounded(self.runner.close(SHUTDOWN_GRACE), 2 * SHUTDOWN_GRACE, f"node {node_id}: its streams")
+        await bounded(self.worker.close(SHUTDOWN_GRACE), 3 * SHUTDOWN_GRACE, f"node {node_id}: its state machine")
+        await bounded(self.writer.close(), SHUTDOWN_GRACE, f"node {node_id}: its log")
+        await bounded(self.peers.close(SHUTDOWN_GRACE), 2 * SHUTDOWN_GRACE, f"node {node_id}: its connections")
         self._notifications.clear()
+        self.has_ended = True
         self._publish()
+
+    def stop_error(self) -> Fatal:
+        """What a call that cannot be carried on is told."""
+        node_id = self.engine.config.id
+        error: Fatal
+        if isinstance(self.fatal, Stopped):
+            return Stopped(f"{node_id} was shut down")
+        error = Fatal(f"node {node_id} has stopped: {self.fatal}", hint=getattr(self.fatal, "hint", None))
+        error.__cause__ = self.fatal
+        return error
+
+    def _refuse_inbox(self) -> None:
+        """What was not looked at yet never entered the log: a definite answer."""
+        for message in self._inbox:
+            match message:
+                case ClientWrite(futures=futures):
+                    pass
+                case ChangeMembershipRequest(future=future) | ExternalRequest(future=future):
+                    futures = () if future is None else (future,)
+                case _:
+                    futures = ()
+            for waiting in futures:
+                if not waiting.done():
+                    error = self.stop_error()
+                    error.outcome = "not_applied"
+                    waiting.set_exception(error)
+        self._inbox.clear()
+
+
+async def bounded(step: Awaitable[None], seconds: float, what: str) -> None:
+    """One step of an end: an error is logged, and what resists for ``seconds`` is cancelled and left behind."""
+    task = asyncio.ensure_future(step)
+    try:
+        await asyncio.wait([task], timeout=seconds)
+        if not task.done():
+            log.warning("%s: did not end within %g s and is abandoned", what, seconds)
+            task.cancel()
+            await asyncio.wait([task], timeout=0.1)
+    finally:
+        task.cancel()
+        if not task.done():
+            task.add_done_callback(lambda late: late.cancelled() or late.exception())
+    if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+        log.warning("%s: stopping was not clean: %s", what, error)
 
 
 _TICKED = Ticked()

@@ -8,6 +8,8 @@ so itself, a volatile one stands at the snapshot it is restored from, or at noth
 | applied below what the log has purged           | Fatal: the entries in between are gone                          |
 | committed beyond the log and the snapshot       | Fatal: the store lost what it had confirmed                     |
 | snapshot beyond the log, or not in it           | truncate what conflicts and purge up to it, before speaking     |
+| two committed log ids at one index              | Fatal: the parts of the data do not belong together             |
+| entries without a vote, or of a later term      | Fatal: the store lost a vote                                    |
 | applied below committed                         | replay up to committed                                          |
 | applied beyond committed                        | committed is raised to applied                                  |
 """
@@ -18,6 +20,7 @@ from raftkit_core.engine.log_id_list import LogIdList
 from raftkit_core.engine.membership_state import MembershipState
 from raftkit_core.engine.raft_state import RaftState
 from raftkit_core.errors import StoreLostWrites
+from raftkit_core.runtime.log_writer import check_consecutive
 from raftkit_core.runtime.state_machine_worker import StateMachineWorker
 from raftkit_core.storage.interface import LogBatch, LogState, RaftLogStorage, RaftSnapshotStorage
 from raftkit_core.types.entry import MEMBERSHIP, decode_membership
@@ -68,15 +71,42 @@ async def fit_log_to_snapshot(storage: RaftLogStorage, snapshot: SnapshotMeta | 
     if snapshot is None or snapshot.last_log_id is None:
         return log
     last = snapshot.last_log_id
-    if last.index <= index_of(log.last_purged):
+    if last.index < next_index(log.last_purged):
+        if log.last_purged is not None and last.index == log.last_purged.index and last != log.last_purged:
+            raise _contradiction(f"the snapshot ends at {last}", f"the log was purged up to {log.last_purged}")
         return log
-    if index_of(log.last_log_id) >= last.index and await log_id_at(storage, last.index) == last:
-        return log
+    if index_of(log.last_log_id) >= last.index:
+        held = await log_id_at(storage, last.index)
+        if held == last:
+            return log
+        if index_of(log.committed) >= last.index:
+            raise _contradiction(f"the snapshot ends at {last}", f"the log has committed {held}")
     truncate = next_index(log.committed) if index_of(log.last_log_id) > index_of(log.committed) else None
     if truncate is not None:
         truncate = max(truncate, next_index(log.last_purged))
     await write_log(storage, LogBatch(truncate_since=truncate, purge_upto=last, committed=None))
     return await storage.read_state()
+
+
+def _contradiction(one: str, other: str) -> StoreLostWrites:
+    """Two committed entries at one index: never repaired by overwriting either (openraft.md §6 item 14)."""
+    return StoreLostWrites(
+        f"{one}, but {other}: the parts of this node's data do not belong together",
+        hint="rejoin this node: raftkit member remove, then add it with an empty folder",
+    )
+
+
+def _check_vote(log: LogState) -> None:
+    """A vote is durable before any entry of its term is: a log ahead of it means that the vote was lost."""
+    last = log.last_log_id
+    vote = log.vote or ZERO_VOTE
+    if last is not None and (log.vote is None or last.leader_id.term > vote.term):
+        raise StoreLostWrites(
+            f"the log ends at {last}, but the vote is {vote}: the store lost a vote it had confirmed",
+            subject="vote",
+            verb="read",
+            hint="rejoin this node: raftkit member remove, then add it with an empty folder",
+        )
 
 
 async def scan_memberships(
@@ -86,9 +116,9 @@ async def scan_memberships(
     found: list[StoredMembership] = []
     time_ms = 0
     while start <= index_of(last):
-        for entry in await storage.read(start, index_of(last) + 1, SCAN_BYTES):
-            if entry.index != start:
-                raise StoreLostWrites(f"entry {start} is missing from the log", subject="log", verb="read")
+        entries = await storage.read(start, index_of(last) + 1, SCAN_BYTES)
+        check_consecutive(entries, start, index_of(last) + 1)
+        for entry in entries:
             start += 1
             time_ms = entry.time_ms
             if entry.kind == MEMBERSHIP:
@@ -107,6 +137,7 @@ async def recover(
     Raises: StoreLostWrites, StorageError, Fatal.
     """
     snapshot = await snapshots.current()
+    _check_vote(await storage.read_state())
     log = await fit_log_to_snapshot(storage, snapshot, await storage.read_state())
     await _place_machine(worker, snapshot)
     applied = worker.applied
@@ -123,13 +154,22 @@ async def recover(
             hint="rejoin this node: raftkit member remove, then add it with an empty folder",
         )
     log_ids = await load_log_ids(storage, log)
+    for what, position in (
+        ("the state machine has applied", applied),
+        ("the store has saved as committed", log.committed),
+    ):
+        held = None if position is None else log_ids.get(position.index)
+        if held is not None and held != position:
+            raise _contradiction(f"{what} {position}", f"the log has {held}")
     base = worker.membership
     found, scanned_ms = await scan_memberships(storage, next_index(applied), log.last_log_id)
     memberships = [base, *found][-2:]
     last_time_ms = max(worker.system.time_ms, scanned_ms)
     while worker.applied_index < index_of(committed):
         start = worker.applied_index + 1
-        await worker.replay(await storage.read(start, index_of(committed) + 1, SCAN_BYTES))
+        entries = await storage.read(start, index_of(committed) + 1, SCAN_BYTES)
+        check_consecutive(entries, start, index_of(committed) + 1)
+        await worker.replay(entries)
     # Two in the log beyond `applied`: the first is committed by the rule that a second is proposed only then.
     effective = memberships[-1]
     settled = effective if index_of(effective.log_id) <= index_of(committed) else memberships[0]

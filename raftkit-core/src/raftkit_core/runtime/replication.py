@@ -90,7 +90,9 @@ class ReplicationStream:
         self._inflight_bytes = 0
         self._calls: set[asyncio.Future[Any]] = set()
         self._reading: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._pause: asyncio.TimerHandle | None = None
+        """Set while a busy peer is left alone."""
         self._failed_epoch = -1
         self._backoff: Iterator[float] | None = None
         self._entries_limit = 0
@@ -108,7 +110,7 @@ class ReplicationStream:
             self._pump()
 
     def _pump(self) -> None:
-        while self._queue and self._reading is None and not self._closed:
+        while self._queue and self._reading is None and self._pause is None and not self._closed:
             if self._inflight_bytes >= self._max_bytes_inflight and self._calls:
                 return  # carried on when an answer frees the window
             command, prev = self._queue[0]
@@ -173,15 +175,15 @@ class ReplicationStream:
     def _answered(self, future: asyncio.Future[Any], command: Replicate, size_bytes: int) -> None:
         self._calls.discard(future)
         self._inflight_bytes -= size_bytes
-        if self._closed or future.cancelled():
+        if self._closed:
             return
-        error = future.exception()
+        error = NetworkError("the call was cancelled") if future.cancelled() else future.exception()
         if error is not None:
             self._on_error(error, command.epoch)
             return
         response: AppendEntriesResponse = future.result()
         if isinstance(response, Busy):
-            self._fail_epoch(command.epoch, self._next_delay())
+            self._leave_alone(self._next_delay())
         elif isinstance(response, Success):
             self._backoff = None
         self._peers.succeeded(self.target)
@@ -215,9 +217,25 @@ class ReplicationStream:
         self._report(epoch, delay)
 
     def _report(self, epoch: int, delay: float) -> None:
-        failure = ReplicationFailed(self.session, self.target, epoch)
         self._failed_epoch = max(self._failed_epoch, epoch)
-        self._timer = asyncio.get_running_loop().call_later(delay, self._notify, failure)
+        loop = asyncio.get_running_loop()
+
+        def report() -> None:
+            self._timers.discard(timer)
+            self._notify(ReplicationFailed(self.session, self.target, epoch))
+
+        timer = loop.call_later(delay, report)
+        self._timers.add(timer)
+
+    def _leave_alone(self, delay: float) -> None:
+        """A busy peer takes nothing for now: hold what the engine orders meanwhile for ``delay`` seconds."""
+
+        def go_on() -> None:
+            self._pause = None
+            self._pump()
+
+        if self._pause is None:
+            self._pause = asyncio.get_running_loop().call_later(delay, go_on)
 
     # --- snapshots --------------------------------------------------------------------------------------------------
 
@@ -239,8 +257,11 @@ class ReplicationStream:
         """End at once: nothing more is sent or reported. Never waits for the peer."""
         self._closed = True
         self._queue.clear()
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
+        if self._pause is not None:
+            self._pause.cancel()
         if self._reading is not None:
             self._reading.cancel()
         for future in list(self._calls):

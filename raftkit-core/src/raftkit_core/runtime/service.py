@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 
 import msgspec
 
-from raftkit_core.errors import IdentityError, NeedsRejoin, PeerBusy, StorageCorrupt
+from raftkit_core.errors import IdentityError, NeedsRejoin, PeerBusy, StorageCorrupt, StorageError
 from raftkit_core.runtime.messages import (
     AppendEntriesArrived,
     HeartbeatArrived,
@@ -18,12 +17,13 @@ from raftkit_core.runtime.messages import (
     VoteArrived,
 )
 from raftkit_core.runtime.raft_core import RaftCore
-from raftkit_core.storage.interface import RaftLogStorage, RaftSnapshotStorage, SnapshotSink
+from raftkit_core.storage.interface import RaftLogStorage, RaftSnapshotStorage
 from raftkit_core.types.identity import PeerIdentity, StoreIdentity
-from raftkit_core.types.ids import PROTOCOL_MAX, PROTOCOL_MIN, NodeId
+from raftkit_core.types.ids import PROTOCOL_MAX, PROTOCOL_MIN, NodeId, RequestId
 from raftkit_core.types.messages import (
     AppendEntriesRequest,
     AppendEntriesResponse,
+    Busy,
     ForwardRequest,
     ForwardResponse,
     HeartbeatRequest,
@@ -141,6 +141,8 @@ class PeerService:
     async def hello(self, request: HelloRequest) -> HelloResponse:
         """A pristine node adopts the cluster of the first peer that names its node id *and* its store id."""
         me = self._identity.current
+        if self._core is not None:
+            self._core.check_running()
         if request.target_node_id != me.node_id:
             raise IdentityError(
                 f"this is {me.node_id}, not {request.target_node_id}", hint="check the addresses: raftkit member list"
@@ -160,7 +162,11 @@ class PeerService:
             and request.target_store_id == me.store_id
             and self._core is not None
         ):
-            await self._identity.adopt_cluster(request.cluster_id)
+            try:
+                await self._identity.adopt_cluster(request.cluster_id)
+            except StorageError as error:
+                self._core.fail(error)
+                raise
             log.info("node %s joined cluster %s", me.node_id, request.cluster_id)
         me = self._identity.current
         return HelloResponse(me.cluster, me.cluster_id, me.group, me.node_id, me.store_id, me.single_term_leader)
@@ -200,6 +206,7 @@ class PeerService:
     def _check_sender(self, claimed: NodeId, peer: PeerIdentity) -> RaftCore:
         """Only the store the membership names may speak for a node; a node without a cluster believes nobody."""
         core = self.core
+        core.check_running()
         if claimed != peer.node_id:
             raise IdentityError(f"{peer.node_id} speaks for {claimed}")
         if self._identity.current.cluster_id is None:
@@ -211,23 +218,15 @@ class PeerService:
             )
         return core
 
-    def _request(self) -> tuple[int, asyncio.Future[Any]]:
-        core = self.core
-        return core.waiting.new_request(core.clock.monotonic() + PEER_DEADLINE)
-
     # --- messages ---------------------------------------------------------------------------------------------------
 
     def append_entries(self, request: AppendEntriesRequest, peer: PeerIdentity) -> Awaitable[AppendEntriesResponse]:
         core = self._check_sender(request.vote.node_id, peer)
-        request_id, future = self._request()
-        core.send(AppendEntriesArrived(request_id, request))
-        return future
+        return core.ask(PEER_DEADLINE, lambda request_id: AppendEntriesArrived(request_id, request))
 
     def heartbeat(self, request: HeartbeatRequest, peer: PeerIdentity) -> Awaitable[AppendEntriesResponse]:
         core = self._check_sender(request.vote.node_id, peer)
-        request_id, future = self._request()
-        core.send(HeartbeatArrived(request_id, request))
-        return future
+        return core.ask(PEER_DEADLINE, lambda request_id: HeartbeatArrived(request_id, request))
 
     def vote(self, request: VoteRequest, peer: PeerIdentity) -> Awaitable[VoteResponse]:
         return self._vote(request, peer, is_pre_vote=False)
@@ -237,15 +236,11 @@ class PeerService:
 
     def _vote(self, request: VoteRequest, peer: PeerIdentity, *, is_pre_vote: bool) -> Awaitable[VoteResponse]:
         core = self._check_sender(request.vote.node_id, peer)
-        request_id, future = self._request()
-        core.send(VoteArrived(request_id, request, peer.store_id, is_pre_vote))
-        return future
+        return core.ask(PEER_DEADLINE, lambda request_id: VoteArrived(request_id, request, peer.store_id, is_pre_vote))
 
     def transfer_leader(self, request: TransferLeaderRequest, peer: PeerIdentity) -> Awaitable[TransferLeaderResponse]:
         core = self._check_sender(request.vote.node_id, peer)
-        request_id, future = self._request()
-        core.send(TransferArrived(request_id, request))
-        return future
+        return core.ask(PEER_DEADLINE, lambda request_id: TransferArrived(request_id, request))
 
     def read_index(self, request: ReadIndexRequest, peer: PeerIdentity) -> Awaitable[ReadIndexResponse]:
         self._check_sender(peer.node_id, peer)
@@ -281,6 +276,11 @@ class PeerService:
         self._receiving.add(request.meta.snapshot_id)
         try:
             return await self._install(core, request, offset, chunks)
+        except StorageCorrupt:
+            raise  # the sender's bytes
+        except StorageError as error:
+            core.fail(error)
+            raise
         finally:
             self._receiving.discard(request.meta.snapshot_id)
 
@@ -288,25 +288,27 @@ class PeerService:
         self, core: RaftCore, request: InstallSnapshotRequest, offset: int, chunks: AsyncIterator[bytes]
     ) -> InstallSnapshotResponse:
         sink = await self._snapshots.sink(request.meta.snapshot_id, resume=offset > 0)
-        handed_over = False
+        request_id: RequestId | None = None
+
+        def arrived(new_id: RequestId) -> SnapshotArrived:
+            nonlocal request_id
+            request_id = new_id
+            core.runner.received[new_id] = sink
+            return SnapshotArrived(new_id, request)
+
+        is_answered = False
         try:
             if sink.offset != offset:
                 raise PeerBusy(f"the snapshot continues at {sink.offset}, not at {offset}")
             async for chunk in chunks:
                 await sink.write(chunk)
-            request_id, future = self._request()
-            core.runner.received[request_id] = sink
-            handed_over = True
-            core.send(SnapshotArrived(request_id, request))
-            response: InstallSnapshotResponse = await future
-            await self._drop_unused(core, request_id)
-            return response
+            response: InstallSnapshotResponse | Busy = await core.ask(PEER_DEADLINE, arrived)
+            is_answered = True
         finally:
-            if not handed_over:
-                await sink.abort(keep=True)
-
-    async def _drop_unused(self, core: RaftCore, request_id: int) -> None:
-        """The engine had no use for the bytes: a lower vote, or nothing new in them."""
-        sink: SnapshotSink | None = core.runner.received.pop(request_id, None)
-        if sink is not None:
-            await sink.abort()
+            # Still here: it did not arrive whole (kept for a resume), or the engine had no use for it (a lower vote,
+            # nothing new in it). Else the state machine's worker owns it.
+            if request_id is None or core.runner.received.pop(request_id, None) is sink:
+                await sink.abort(keep=not is_answered)
+        if isinstance(response, Busy):
+            raise PeerBusy("another snapshot is being installed")
+        return response

@@ -30,11 +30,14 @@ class SnapshotTransfers:
         self._failed = failed
         self._chunk_timeout = chunk_timeout
         self._tasks: dict[NodeId, asyncio.Task[None]] = {}
+        self._all: set[asyncio.Task[None]] = set()
+        """The cancelled ones that have not ended yet, too."""
 
     def send(self, command: ReplicateSnapshot, stream: ReplicationStream) -> None:
         self.cancel(stream.target)
         task = asyncio.ensure_future(self._send(command, stream))
         self._tasks[stream.target] = task
+        self._all.add(task)
         task.add_done_callback(lambda done: self._done(done, command, stream))
 
     async def _send(self, command: ReplicateSnapshot, stream: ReplicationStream) -> None:
@@ -50,6 +53,7 @@ class SnapshotTransfers:
         self._notify(SnapshotSent(command, source.meta.last_log_id, response))
 
     def _done(self, task: asyncio.Task[None], command: ReplicateSnapshot, stream: ReplicationStream) -> None:
+        self._all.discard(task)
         if self._tasks.get(stream.target) is task:
             del self._tasks[stream.target]
         if task.cancelled():
@@ -67,8 +71,7 @@ class SnapshotTransfers:
 
     async def close(self, grace: float) -> None:
         """Cancel every transfer, and wait for their ends for ``grace`` seconds."""
-        tasks = list(self._tasks.values())
         for target in list(self._tasks):
             self.cancel(target)
-        if tasks:
-            await asyncio.wait(tasks, timeout=grace)
+        if self._all:
+            await asyncio.wait(set(self._all), timeout=grace)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Any
 
-from raftkit_core.errors import BadCommand, CommandRejected, Fatal, RaftError, StorageCorrupt
+from raftkit_core.errors import BadCommand, CommandRejected, Fatal, RaftError, Stopped, StorageCorrupt
 from raftkit_core.runtime.log_writer import LogWriter
 from raftkit_core.state_machine.interface import AppliedEntry, RaftStateMachine
 from raftkit_core.state_machine.system import SYSTEM_MACHINE, SystemMachine
@@ -21,7 +21,7 @@ from raftkit_core.storage.snapshot_format import SnapshotHeader, encode_snapshot
 from raftkit_core.types.entry import MEMBERSHIP, NORMAL, Entry, decode_envelope, decode_membership
 from raftkit_core.types.ids import RequestId
 from raftkit_core.types.log_id import LogId, index_of
-from raftkit_core.types.membership import StoredMembership
+from raftkit_core.types.membership import Membership, StoredMembership
 from raftkit_core.types.snapshot import SnapshotMeta
 
 APPLY_BYTES = 4 * 1024 * 1024
@@ -31,12 +31,14 @@ APPLY_ENTRIES = 4096
 class Batch:
     """The :class:`ApplyBatch` handed to a machine, and where each result belongs."""
 
-    __slots__ = ("_system", "entries", "last_log_id", "log", "membership", "refused")
+    __slots__ = ("_system", "entries", "last_log_id", "log", "membership", "memberships", "refused")
 
     def __init__(self, log: Sequence[Entry], system: SystemMachine) -> None:
         self.log = log
         self.entries: list[AppliedEntry] = []
         self.membership: StoredMembership | None = None
+        self.memberships: dict[int, Membership] = {}
+        """Every membership entry of the batch, by index; ``membership`` is the last of them."""
         self.last_log_id = log[-1].log_id
         self.refused: dict[int, Any] = {}
         """Results of entries that never reach the machine, by index."""
@@ -81,10 +83,13 @@ class StateMachineWorker:
         self._new_snapshot_id = new_snapshot_id
         self._cluster_id = cluster_id
         self._jobs: deque[Callable[[], Coroutine[Any, Any, None] | None]] = deque()
+        self._received: dict[RequestId, SnapshotSink] = {}
+        """Snapshots whose installation is not begun."""
         self._task: asyncio.Task[None] | None = None
         self._build: asyncio.Task[None] | None = None
         self._dead = False
         self._waits: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._waits_kept = 64
         self._wait_number = 0
 
     @property
@@ -105,13 +110,21 @@ class StateMachineWorker:
 
     def install_snapshot(self, request_id: RequestId, meta: SnapshotMeta, sink: SnapshotSink) -> None:
         """Publish the received bytes, then replace the machine's state by them."""
-        self._jobs.append(lambda: self._install(request_id, meta, sink))
+        self._received[request_id] = sink
+        self._jobs.append(lambda: self._install(request_id, meta))
         self._pump()
 
     async def wait_applied(self, index: int) -> None:
-        """Wait until everything up to ``index`` is applied; the caller bounds the time."""
+        """Wait until everything up to ``index`` is applied; the caller bounds the time. Raises: Stopped."""
         if self.applied_index >= index:
             return
+        if self._dead:
+            raise Stopped("the state machine has stopped")
+        if len(self._waits) >= self._waits_kept:
+            # Callers that gave up are removed once they are the most of it: a machine that hangs must cost no memory.
+            self._waits = [wait for wait in self._waits if not wait[2].done()]
+            heapify(self._waits)
+            self._waits_kept = max(64, 2 * len(self._waits))
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._wait_number += 1
         heappush(self._waits, (index, self._wait_number, future))
@@ -137,16 +150,19 @@ class StateMachineWorker:
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
         self._task = None
-        if task.cancelled():
-            return
-        error = task.exception()
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is not None:
             self._fail(error)
         else:
             self._pump()
 
     def _fail(self, error: BaseException) -> None:
+        """Any end but a regular one stops the node; only an order to stop comes first."""
+        if self._dead:
+            return
         self._dead = True
+        if isinstance(error, asyncio.CancelledError):
+            error = Fatal(f"the work of the state machine {self.machine.name} was cancelled from outside")
         self._failed(error)
 
     # --- apply ------------------------------------------------------------------------------------------------------
@@ -166,7 +182,9 @@ class StateMachineWorker:
         return None
 
     async def _apply_from_storage(self, start: int, stop: int) -> None:
-        await self.replay(await self._writer.read(start, stop, APPLY_BYTES))
+        entries = await self._writer.read(start, stop, APPLY_BYTES)
+        if not self._dead:
+            await self.replay(entries)
 
     async def replay(self, entries: Sequence[Entry]) -> None:
         """Apply ``entries``, awaiting the machine."""
@@ -208,7 +226,9 @@ class StateMachineWorker:
                 except (BadCommand, ValueError) as error:
                     batch.refused[entry.index] = BadCommand(f"entry {entry.log_id} is unreadable: {error}")
             elif entry.kind == MEMBERSHIP:
-                batch.membership = StoredMembership(entry.log_id, decode_membership(entry.payload))
+                membership = decode_membership(entry.payload)
+                batch.membership = StoredMembership(entry.log_id, membership)
+                batch.memberships[entry.index] = membership
         return batch
 
     def _apply(self, batch: Batch) -> Sequence[Any] | Awaitable[Sequence[Any]]:
@@ -274,10 +294,12 @@ class StateMachineWorker:
 
     def _build_done(self, task: asyncio.Task[None]) -> None:
         self._build = None
-        if not task.cancelled() and (error := task.exception()) is not None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None:
             self._fail(error)
 
-    async def _install(self, request_id: RequestId, meta: SnapshotMeta, sink: SnapshotSink) -> None:
+    async def _install(self, request_id: RequestId, meta: SnapshotMeta) -> None:
+        sink = self._received.pop(request_id)
         try:
             published = await sink.publish(meta)
         except StorageCorrupt as error:
@@ -312,9 +334,14 @@ class StateMachineWorker:
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
+    def halt(self) -> None:
+        """Begin nothing more. What is under way goes on to its end, and nobody hears of it."""
+        self._dead = True
+        self._jobs.clear()
+
     async def close(self, grace: float) -> None:
         """Stop. What is under way gets ``grace`` seconds, then it is cancelled (and abandoned if it resists)."""
-        self._dead = True
+        self.halt()
         tasks = [task for task in (self._task, self._build) if task is not None and not task.done()]
         if self._build is not None:
             self._build.cancel()
@@ -324,6 +351,10 @@ class StateMachineWorker:
                 task.cancel()
             if late:
                 await asyncio.wait(late, timeout=grace)
+        for sink in self._received.values():
+            await sink.abort(keep=True)
+        self._received.clear()
         for _, _, future in self._waits:
-            future.cancel()
+            if not future.done():
+                future.set_exception(Stopped("the node stopped before it was applied here"))
         self._waits.clear()

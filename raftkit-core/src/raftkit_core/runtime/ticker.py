@@ -20,12 +20,12 @@ class Ticker:
         self._ticked = ticked
         self._timer: asyncio.TimerHandle | None = None
         self._started_at = 0.0
-        self.enabled = True
+        self._point = 0
 
     def start(self) -> None:
         loop = asyncio.get_running_loop()
         self._started_at = loop.time()
-        self._timer = loop.call_at(self._started_at + self._period, self._tick)
+        self._arm(loop)
 
     def stop(self) -> None:
         if self._timer is not None:
@@ -38,7 +38,11 @@ class Ticker:
         late = loop.time() - self._timer.when()
         if late > STALL_SECONDS:
             log.warning("the event loop was blocked for %.0f ms: look for a plugin or machine that blocks", late * 1000)
-        done = int((loop.time() - self._started_at) / self._period)
-        self._timer = loop.call_at(self._started_at + (done + 1) * self._period, self._tick)
-        if self.enabled:
-            self._ticked()
+        self._arm(loop)
+        self._ticked()
+
+    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The next point that is still to come. Points are counted: a timer that fires a rounding error early must not
+        find the same point again."""
+        self._point = max(self._point, int((loop.time() - self._started_at) / self._period)) + 1
+        self._timer = loop.call_at(self._started_at + self._point * self._period, self._tick)

@@ -30,14 +30,15 @@ class Wait:
             return value
         try:
             async with asyncio.timeout(self._timeout):
-                while not self._watch.is_closed:
+                while value.running and not self._watch.is_closed:
                     await self._watch.changed()
                     value = self._watch.value
                     if predicate(value):
                         return value
         except TimeoutError:
             raise WaitTimeout(f"{what} did not hold within {self._timeout} s; latest: {_brief(value)}") from None
-        raise Stopped(f"the node stopped while waiting for {what}")
+        why = "" if value.fatal is None else f": {value.fatal}"
+        raise Stopped(f"the node stopped while waiting for {what}{why}")
 
     async def current_leader(self, node_id: NodeId) -> RaftMetrics:
         return await self.metrics(lambda m: m.current_leader == node_id, f"leader {node_id}")

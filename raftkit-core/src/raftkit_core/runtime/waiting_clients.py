@@ -8,6 +8,7 @@ can still commit later. Deadlines are swept by the tick: no timer per call.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from raftkit_core.errors import NotApplied, OutcomeUnknown, RaftError, RPCTimeout
@@ -129,18 +130,24 @@ class WaitingClients:
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
-    def fail_all(self, make_error: type[RaftError], message: str, cause: BaseException | None) -> None:
-        """The node has stopped: every caller learns so."""
-        futures = [future for future, _ in self._requests.values()]
-        for head in self._by_index.values():
-            waiter: _Waiter | None = head
-            while waiter is not None:
-                futures.append(waiter.future)
-                waiter = waiter.next
+    def fail_all(self, make_error: Callable[[], RaftError]) -> None:
+        """The node has stopped. Requests get its error; a write whose entry is in the log may still be applied, here
+        after a restart or by the others: its outcome is unknown."""
+        requests = [future for future, _ in self._requests.values()]
+        writes = list(self._by_index.values())
         self._requests.clear()
         self._by_index.clear()
-        for future in futures:
+        for future in requests:
             if not future.done():
-                error = make_error(message)
-                error.__cause__ = cause
-                future.set_exception(error)
+                future.set_exception(make_error())
+        for head in writes:
+            waiter: _Waiter | None = head
+            while waiter is not None:
+                if not waiter.future.done():
+                    stopped = make_error()
+                    error = OutcomeUnknown(
+                        f"{waiter.log_id} may or may not be applied: {stopped.message}", hint="read the key back"
+                    )
+                    error.__cause__ = stopped
+                    waiter.future.set_exception(error)
+                waiter = waiter.next
