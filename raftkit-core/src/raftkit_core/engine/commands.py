@@ -79,8 +79,9 @@ class SendPreVote(msgspec.Struct, frozen=True):
 class Replicate(msgspec.Struct, frozen=True, gc=False):
     """Send entries ``(prev_log_id, last_index]`` to ``target`` (``RaftNetwork.append_entries``).
 
-    As many requests as their bytes need, in order; one only, with what fits, for a probe (``single``). With ``last_index == prev_log_id.index`` the request is empty: a probe. ``seq`` and ``sent_at`` come back with the
-    answer: they say which reads and which lease it confirms.
+    As many requests as their bytes need, in order; one only, with what fits, for a probe (``single``). With
+    ``last_index == prev_log_id.index`` the request is empty. ``seq`` and ``sent_at`` come back with the answer: they
+    say which reads and which lease it confirms.
     """
 
     when: IoId

@@ -194,18 +194,18 @@ class Engine:
         assert leader is not None
         config = parts.config
         if parts.needs_rejoin:
-            self._server_state.step_down("this store is not the one the membership names")
+            self._server_state.step_down("this store is not the one the membership names", now)
             return
         stalled = parts.state.io.oldest_submitted_at()
         if stalled is not None and now - stalled > config.storage_stall_timeout:
-            self._server_state.step_down(f"the storage has not finished a write for {now - stalled:.1f} s")
+            self._server_state.step_down(f"the storage has not finished a write for {now - stalled:.1f} s", now)
             return
         if now >= self._vote.quorum_lease_until(now) + config.election_timeout_max:
-            self._server_state.step_down("a quorum has not answered for a lease and an election timeout")
+            self._server_state.step_down("a quorum has not answered for a lease and an election timeout", now)
             return
         if self._is_removed():
             self._hand_over_on_removal()
-            self._server_state.step_down("this node was removed from the membership")
+            self._server_state.step_down("this node was removed from the membership", now)
             return
         if config.enable_heartbeat and now >= leader.next_heartbeat:
             leader.next_heartbeat += config.heartbeat_interval
@@ -406,9 +406,9 @@ class Engine:
         if self._parts.leader is not None:
             self._replication.heartbeat(now)
 
-    def handle_step_down(self, reason: str) -> None:
+    def handle_step_down(self, reason: str, now: float) -> None:
         """Give up leadership without IO; the vote stays."""
-        self._server_state.step_down(reason)
+        self._server_state.step_down(reason, now)
 
     # --- from peers -------------------------------------------------------------------------------------------------
 
@@ -515,7 +515,7 @@ class Engine:
             if parts.accepts(refused_by):
                 self._vote.update_vote(refused_by, now)
             return
-        self._replication.on_snapshot_sent(session, target, epoch, seq, sent_at, installed, now)
+        self._replication.on_snapshot_sent(session, target, epoch, installed, now)
 
     def on_snapshot_built(self, meta: SnapshotMeta | None, now: float) -> None:
         """A build ended: with a published snapshot, or with nothing."""

@@ -16,6 +16,7 @@ from enum import Enum
 
 from raftkit_core.engine.inflight import Inflight
 from raftkit_core.types.log_id import LogId, index_of
+from raftkit_core.types.membership import Node
 
 
 class ProgressState(Enum):
@@ -31,16 +32,21 @@ class ProgressEntry:
     __slots__ = (
         "epoch",
         "inflight",
+        "leaving_from",
         "leaving_until",
         "matching",
         "next_index",
+        "node",
         "probed",
         "searching_end",
         "sent_committed",
         "state",
+        "told_seq",
     )
 
-    def __init__(self, searching_end: int, epoch: int, matching: LogId | None = None) -> None:
+    def __init__(
+        self, searching_end: int, epoch: int, matching: LogId | None = None, *, node: Node | None = None
+    ) -> None:
         self.state = ProgressState.PROBE
         self.matching = matching
         self.searching_end = max(searching_end, index_of(matching) + 1)
@@ -51,8 +57,20 @@ class ProgressEntry:
         self.probed = False
         """Whether a probe has failed: then the next ones carry no entries."""
         self.sent_committed: LogId | None = None
+        self.node = node
+        """Where the stream goes: a removed node keeps the address it had."""
         self.leaving_until: float | None = None
-        """A removed node keeps its stream until then, so that it can learn of its removal."""
+        """A removed node keeps its stream until then at the latest, so that it can learn of its removal."""
+        self.leaving_from = -1
+        """The index of the entry that removed it."""
+        self.told_seq: int | None = None
+        """Messages above this one told it that its removal is committed."""
+
+    def has_left(self, acked_seq: float) -> bool:
+        """Whether the peer acknowledged its removal: it holds the entry, and answered a message that committed it."""
+        if self.told_seq is None or index_of(self.matching) < self.leaving_from:
+            return False
+        return acked_seq > self.told_seq
 
     def reset(self, epoch: int) -> None:
         """Void what is in flight and probe again after ``matching``."""

@@ -57,7 +57,7 @@ class FollowingHandler:
             return False
         if parts.leader is not None or parts.candidate is not None:
             # An equal vote in single-term mode, or a campaign that has not changed the vote: a pre-vote.
-            self._server_state.step_down(f"{vote} leads")
+            self._server_state.step_down(f"{vote} leads", now)
         state = parts.state
         state.last_contact = now
         lease_ms = max(lease_ms, parts.config.leader_lease_ms)

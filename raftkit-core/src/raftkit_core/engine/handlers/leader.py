@@ -53,7 +53,7 @@ class LeaderHandler:
                 f" {needed} needed; nothing was written",
                 hint="restart the missing nodes, or look at: raftkit status",
             )
-        if leader.uncommitted_bytes + size_bytes > parts.config.max_uncommitted_bytes and leader.uncommitted:
+        if leader.uncommitted_bytes and leader.uncommitted_bytes + size_bytes > parts.config.max_uncommitted_bytes:
             return Overloaded(
                 f"{leader.uncommitted_bytes} bytes wait to be committed; max_uncommitted_bytes is"
                 f" {parts.config.max_uncommitted_bytes}",

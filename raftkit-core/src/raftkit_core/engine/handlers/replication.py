@@ -23,6 +23,7 @@ from raftkit_core.engine.progress import ProgressEntry, ProgressState
 from raftkit_core.engine.quorum import quorum_log_id, quorum_value
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.log_id import LogId, index_of
+from raftkit_core.types.membership import Node
 from raftkit_core.types.messages import (
     AppendEntriesResponse,
     Busy,
@@ -47,44 +48,45 @@ class ReplicationHandler:
         parts = self._parts
         leader = self._leader()
         nodes = parts.effective.nodes
-        for node_id in nodes:
+        for node_id, node in nodes.items():
             if node_id == parts.config.id:
                 continue
             entry = leader.progress.get(node_id)
-            if entry is None:
+            if entry is None or entry.leaving_until is not None or not _same_store(entry.node, node):
+                # Also for one that comes back or gets a new store: what the former store held must not count.
+                self._forget(leader, node_id)
                 # The first probe starts at the leader's end: after an election peers mostly match there.
-                leader.progress[node_id] = ProgressEntry(parts.state.log.last_index + 1, leader.next_epoch())
+                end = parts.state.log.last_index + 1
+                leader.progress[node_id] = ProgressEntry(end, leader.next_epoch(), node=node)
             else:
-                entry.leaving_until = None
+                entry.node = node
         for node_id, entry in leader.progress.items():
             if node_id not in nodes and entry.leaving_until is None:
                 entry.leaving_until = now + 2 * parts.config.election_timeout_max
+                entry.leaving_from = index_of(parts.state.membership.effective.log_id)
         self._push_streams(leader)
 
     def drop_left(self, now: float) -> None:
-        """Close the streams of removed nodes whose time is over."""
+        """Close the streams of removed nodes that know of it, or whose time is over."""
         leader = self._leader()
         gone = [
             node_id
             for node_id, entry in leader.progress.items()
-            if entry.leaving_until is not None and now >= entry.leaving_until
+            if entry.leaving_until is not None
+            and (now >= entry.leaving_until or entry.has_left(leader.acked_seq.get(node_id, 0)))
         ]
         if gone:
             for node_id in gone:
-                del leader.progress[node_id]
-                leader.acked_at.pop(node_id, None)
-                leader.acked_seq.pop(node_id, None)
+                self._forget(leader, node_id)
             self._push_streams(leader)
 
+    def _forget(self, leader: Leader, node_id: NodeId) -> None:
+        leader.progress.pop(node_id, None)
+        leader.acked_at.pop(node_id, None)
+        leader.acked_seq.pop(node_id, None)
+
     def _push_streams(self, leader: Leader) -> None:
-        """Removed nodes keep the address their stream was opened with."""
-        nodes = self._parts.effective.nodes
-        former = self._parts.state.membership.committed.membership.nodes
-        targets = tuple(
-            (node_id, node)
-            for node_id in leader.progress
-            if (node := nodes.get(node_id) or former.get(node_id)) is not None
-        )
+        targets = tuple((node_id, entry.node) for node_id, entry in leader.progress.items() if entry.node is not None)
         self._parts.output.push(RebuildReplicationStreams(leader.session, targets))
 
     def _leader(self) -> Leader:
@@ -235,15 +237,18 @@ class ReplicationHandler:
             self._on_higher_vote(response, now)
             return
         leader = self._leader()
+        if entry.state is ProgressState.REVERTED:
+            return
         self._count_contact(leader, target, seq, sent_at)
-        if entry.epoch == epoch and entry.state is not ProgressState.REVERTED:
+        if entry.epoch == epoch:
             match response:
                 case Success(matching=matching):
                     self._on_success(leader, target, entry, matching, now)
                 case Conflict():
                     self._on_conflict(leader, target, entry, response)
                 case Busy():
-                    entry.reset(leader.next_epoch())
+                    # No progress: the stream backs off and then reports the failure, which probes again.
+                    pass
         self._after_answer(leader, target, entry, now)
 
     def _on_success(
@@ -259,14 +264,15 @@ class ReplicationHandler:
             self._try_transfer(leader)
 
     def _on_conflict(self, leader: Leader, target: NodeId, entry: ProgressEntry, response: Conflict) -> None:
-        if response.index <= index_of(entry.matching):
-            self._on_lost_data(leader, target, entry)
-        elif entry.state is ProgressState.PIPELINE:
+        if entry.state is ProgressState.PIPELINE:
+            # No evidence of lost data: an answer heard meanwhile may have matched what did not match when the peer
+            # looked. The probe that follows is alone in flight and tells.
             entry.reset(leader.next_epoch())
-        else:
-            entry.conflict(response.index, index_of(response.last_log_id))
-            if self._parts.state.log.first_index > entry.searching_end:
-                entry.probed = True
+        elif entry.state is ProgressState.PROBE:
+            if response.index <= index_of(entry.matching):
+                self._on_lost_data(leader, target, entry)
+            else:
+                entry.conflict(response.index, index_of(response.last_log_id))
 
     def _on_lost_data(self, leader: Leader, target: NodeId, entry: ProgressEntry) -> None:
         """The peer no longer holds what it acknowledged. Under a bound store that breaks the promise every commit rests
@@ -290,22 +296,21 @@ class ReplicationHandler:
             self._on_higher_vote(response, now)
             return
         leader = self._leader()
+        if entry.state is ProgressState.REVERTED:
+            return
         self._count_contact(leader, target, seq, sent_at)
         if isinstance(response, Conflict) and response.index <= index_of(entry.matching):
             self._on_lost_data(leader, target, entry)
         self._after_answer(leader, target, entry, now)
 
-    def on_snapshot_sent(
-        self, session: int, target: NodeId, epoch: int, seq: int, sent_at: float, installed: LogId | None, now: float
-    ) -> None:
-        """The peer holds everything up to ``installed``."""
+    def on_snapshot_sent(self, session: int, target: NodeId, epoch: int, installed: LogId | None, now: float) -> None:
+        """The peer holds everything up to ``installed``. No contact: a snapshot carries no lease to acknowledge."""
         leader = self._parts.leader
         if leader is None or leader.session != session:
             return
         entry = leader.progress.get(target)
         if entry is None or entry.epoch != epoch:
             return
-        self._count_contact(leader, target, seq, sent_at)
         if entry.ack(installed):
             self.try_commit(leader, now)
             self._try_transfer(leader)
@@ -345,7 +350,12 @@ class ReplicationHandler:
         """Raise ``committed`` to what a quorum holds durably; only own entries count (paper §5.4.2)."""
         parts = self._parts
         state = parts.state
-        matching = {target: entry.matching for target, entry in leader.progress.items()}
+        # What a reverted peer acknowledged it no longer holds.
+        matching = {
+            target: entry.matching
+            for target, entry in leader.progress.items()
+            if entry.state is not ProgressState.REVERTED
+        }
         if not parts.needs_rejoin:
             matching[parts.config.id] = state.io.flushed_log_id
         position = quorum_log_id(parts.effective.configs, matching)
@@ -355,6 +365,9 @@ class ReplicationHandler:
             return
         self.commit_to(position)
         leader.committed_to(position.index)
+        for entry in leader.progress.values():
+            if entry.leaving_until is not None and entry.told_seq is None and entry.leaving_from <= position.index:
+                entry.told_seq = leader.seq
         self._replicate_committed(leader, now)
 
     def commit_to(self, committed: LogId) -> None:
@@ -435,3 +448,7 @@ class ReplicationHandler:
     def start_transfer(self) -> None:
         """The target may be ready at once."""
         self._try_transfer(self._leader())
+
+
+def _same_store(known: Node | None, node: Node) -> bool:
+    return known is not None and known.store_id == node.store_id

@@ -12,7 +12,7 @@ class ServerStateHandler:
     def __init__(self, parts: EngineParts) -> None:
         self._parts = parts
 
-    def step_down(self, reason: str) -> None:
+    def step_down(self, reason: str, now: float) -> None:
         """Drop leadership and any campaign. Reads that wait are told to look for the leader; writes go on waiting:
         their entries may still commit."""
         parts = self._parts
@@ -20,6 +20,8 @@ class ServerStateHandler:
         leader = parts.leader
         if leader is not None:
             parts.leader = None
+            # Its timer ran out while it led: without a new one it would campaign against its successor at once.
+            parts.redraw_election_timeout(now)
             parts.output.push(QuitLeader(leader.session, reason))
             for read in leader.reads:
                 parts.output.push(Respond(0, read.request_id, forward_to_leader(parts)))

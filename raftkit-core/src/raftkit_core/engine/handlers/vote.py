@@ -28,7 +28,7 @@ class VoteHandler:
         if vote != parts.state.vote:
             self.save(vote, now)
             if parts.leader is not None or parts.candidate is not None:
-                self._server_state.step_down(f"{vote} is greater")
+                self._server_state.step_down(f"{vote} is greater", now)
         return True
 
     def save(self, vote: Vote, now: float) -> int:
