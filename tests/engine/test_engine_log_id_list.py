@@ -47,7 +47,7 @@ def test_every_lookup_equals_that_of_a_plain_list(operations: list[tuple[str, in
         for index in range(-1, log.last_index + 3):
             known = purged if purged is not None and index == purged.index else plain.get(index)
             assert log.get(index) == known, index
-        starts = [each for each in plain.values() if plain.get(each.index - 1, None) is None]
+        starts = [each for each in plain.values() if plain.get(each.index - 1) is None]
         leaders = [each for each in plain.values() if each.index - 1 in plain]
         changes = [each for each in leaders if plain[each.index - 1].leader_id != each.leader_id]
         assert log.runs == tuple(sorted(starts + changes))

@@ -525,8 +525,7 @@ class Engine:
 
     def on_snapshot_install_failed(self, request_id: RequestId, error: RaftError) -> None:
         """The received bytes are not what the leader announced: nothing was changed."""
-        self._parts.installing = None
-        self._parts.output.push(Respond(0, request_id, error))
+        self._following.on_snapshot_install_failed(request_id, error)
 
     def on_snapshot_installed(self, meta: SnapshotMeta, request_id: RequestId | None, now: float) -> None:
         """The snapshot is published and the machine restored."""

@@ -48,6 +48,8 @@ class EngineParts:
         """A snapshot being published and restored; until it is done appends are answered ``Busy``."""
         self.building_snapshot = False
         self.snapshot_wanted = False
+        """Somebody asked for a snapshot while a build or an install was under way."""
+        """Somebody asked for a snapshot while a build or an install was under way."""
 
     @property
     def effective(self) -> Membership:

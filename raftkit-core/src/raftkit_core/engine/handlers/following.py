@@ -9,6 +9,7 @@ from raftkit_core.engine.handlers.server_state import ServerStateHandler
 from raftkit_core.engine.handlers.snapshot import SnapshotHandler
 from raftkit_core.engine.handlers.vote import VoteHandler
 from raftkit_core.engine.parts import EngineParts
+from raftkit_core.errors import PeerBusy, RaftError
 from raftkit_core.types.entry import Entry
 from raftkit_core.types.ids import RequestId
 from raftkit_core.types.log_id import LogId, index_of
@@ -180,10 +181,13 @@ class FollowingHandler:
         if last is None or last.index <= index_of(state.committed):
             # Same index, other id: a committed entry would be overwritten; `has_log_id` stops the node (#1892).
             assert last is None or state.has_log_id(last)
-            self._respond_snapshot(request_id, max(state.vote_io, state.lease_io))
+            # The leader counts it as an ack up to ``last``: what is committed may still be on its way to the disk.
+            entries_io = 0 if last is None else state.io.io_of(last.index)
+            self._respond_snapshot(request_id, max(state.vote_io, state.lease_io, entries_io))
             return
         if parts.installing is not None:
-            self._answer(request_id, Busy(parts.config.store_id))
+            busy = PeerBusy(f"{parts.config.id} installs a snapshot up to {parts.installing.last_log_id} already")
+            parts.output.push(Respond(0, request_id, busy))
             return
         parts.installing = request.meta
         parts.output.push(InstallSnapshot(request_id, request.meta))
@@ -205,6 +209,7 @@ class FollowingHandler:
             membership = meta.membership
             state.membership.install(last, StoredMembership(membership.log_id, membership.membership))
             state.last_time_ms = max(state.last_time_ms, meta.time_ms)
+            state.snapshot_mark = state.log_bytes
             if state.log.last_index < last.index or state.log.get(last.index) != last:
                 self._log.purge(last, now)
             else:
@@ -214,6 +219,13 @@ class FollowingHandler:
             self._server_state.refresh()
         if request_id is not None:
             self._respond_snapshot(request_id, state.io.last_io)
+        self._snapshot.look_again()
+
+    def on_snapshot_install_failed(self, request_id: RequestId, error: RaftError) -> None:
+        """Nothing was changed."""
+        self._parts.installing = None
+        self._parts.output.push(Respond(0, request_id, error))
+        self._snapshot.look_again()
 
     def _respond_snapshot(self, request_id: RequestId, when: int) -> None:
         parts = self._parts

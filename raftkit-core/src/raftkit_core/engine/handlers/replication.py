@@ -166,7 +166,7 @@ class ReplicationHandler:
         purged = self._parts.state.log.purged
         if snapshot is None or index_of(snapshot.last_log_id) < index_of(purged):
             # A durable machine streams a snapshot on demand: build one, and come back when it is there.
-            self._snapshot.trigger()
+            self._snapshot.build()
             return
         entry.state = ProgressState.SNAPSHOT
         inflight = Inflight(leader.next_inflight_id(), -1, index_of(snapshot.last_log_id), snapshot.last_log_id)

@@ -15,6 +15,8 @@ class SnapshotHandler:
         self._parts = parts
         self._log = log
         self._purge_upto: LogId | None = None
+        self._mark_before = 0
+        """Where the bytes policy counted from before the build under way; it does again if that gives nothing."""
 
     @property
     def purge_upto(self) -> LogId | None:
@@ -35,30 +37,46 @@ class SnapshotHandler:
         else:
             due = False
         if due:
-            self.trigger()
+            self.build()
 
     def trigger(self) -> None:
-        """Build now; while one is under way remember the wish and look again when it ends (§6 item 27)."""
+        """Build now; while that cannot be remember the wish and look again when it can (§6 item 27)."""
+        if not self.build():
+            self._parts.snapshot_wanted = True
+
+    def build(self) -> bool:
+        """Build unless a build or an install is under way; says whether it was ordered."""
         parts = self._parts
         if parts.building_snapshot or parts.installing is not None:
-            parts.snapshot_wanted = True
-            return
+            return False
         parts.building_snapshot = True
         parts.snapshot_wanted = False
+        self._mark_before = parts.state.snapshot_mark
         parts.state.snapshot_mark = parts.state.log_bytes
         parts.output.push(BuildSnapshot())
+        return True
 
     def on_built(self, meta: SnapshotMeta | None, now: float) -> None:
         """A build ended, with a published snapshot or without (nothing applied yet, or given up)."""
+        self._parts.building_snapshot = False
+        if meta is None:
+            self._parts.state.snapshot_mark = self._mark_before
+            self.look_again()
+            return
+        self.adopt(meta)
+        self.plan_purge()
+        self.try_purge(now)
+        self.look_again()
+        self.check_policy()
+
+    def look_again(self) -> None:
+        """A build or an install has ended: somebody may have asked for more than it covers."""
         parts = self._parts
-        parts.building_snapshot = False
-        if meta is not None:
-            self.adopt(meta)
-            self.plan_purge()
-            self.try_purge(now)
-        if parts.snapshot_wanted:
-            parts.snapshot_wanted = False
-            self.check_policy()
+        snapshot = parts.state.snapshot
+        covered = -1 if snapshot is None else index_of(snapshot.last_log_id)
+        wanted, parts.snapshot_wanted = parts.snapshot_wanted, False
+        if wanted and index_of(parts.state.committed) > covered:
+            self.build()
 
     def adopt(self, meta: SnapshotMeta) -> None:
         """``meta`` is published; an older or equal one changes nothing (§6 item 53)."""
