@@ -206,6 +206,7 @@ class Raft:
                 instruments=Instruments() if instruments is None else instruments,
                 data_dir=data_dir,
             )
+            raft._core.prepare()
             network.attach(raft)
             await network.serve(group, raft._service)
         except BaseException:
@@ -320,10 +321,15 @@ class Raft:
         self._data_metrics.publish()
         self._server_metrics.publish()
 
+    def fail(self, error: BaseException) -> None:
+        """Stop this node at once because of ``error``: nothing more is written, answered or sent. ``shutdown`` then only
+        closes what is open."""
+        self._core.fail(error)
+
     def supervise(self, task: asyncio.Task[Any]) -> None:
         """A done callback for a task this node depends on: if it fails, the node stops with that cause."""
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._core.fail(error)
+            self.fail(error)
 
     async def __aenter__(self) -> Raft:
         return self

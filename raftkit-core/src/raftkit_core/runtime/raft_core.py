@@ -143,7 +143,13 @@ class RaftCore:
 
     # --- from outside -----------------------------------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """Take up the role the loaded state gives, before anybody can ask. Raises: AssertionError for a state that
+        cannot be."""
+        self.engine.startup(self.clock.monotonic())
+
     def start(self) -> None:
+        """Run the loop."""
         self._task = asyncio.get_running_loop().create_task(self._main(), name=f"raft-core-{self.engine.config.id}")
 
     def send(self, message: RaftMsg) -> None:
@@ -241,7 +247,6 @@ class RaftCore:
             await self._end()
 
     async def _run(self) -> None:
-        self.engine.startup(self.clock.monotonic())
         self.runner.run(self.engine.take_commands())
         self.ticker.start()
         self._show()
