@@ -118,6 +118,7 @@ async def test_simultaneous_initializers_of_different_lists_never_mix() -> None:
 
 async def test_initialize_goes_on_after_a_crash_between_cluster_id_and_first_entry() -> None:
     async with memory_cluster(3, initialize=False) as cluster:
+
         class Crash(Exception):
             pass
 

@@ -26,6 +26,7 @@ from raftkit_core.errors import (
     IdentityError,
     NeedsRejoin,
     NotAllowed,
+    Overloaded,
     QuorumNotEnough,
     RaftError,
     RPCError,
@@ -441,7 +442,14 @@ class Raft:
             return []
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Any]] = [loop.create_future() for _ in payloads]
-        self._core.send(ClientWrite(payloads, futures, self._core.clock.monotonic() + timeout))
+        size_bytes = sum(len(payload) for payload in payloads)
+        if size_bytes > self.config.max_uncommitted_bytes and len(payloads) > 1:
+            raise Overloaded(
+                f"{len(payloads)} commands take {size_bytes} bytes, max_uncommitted_bytes is"
+                f" {self.config.max_uncommitted_bytes}",
+                hint="write them in several calls",
+            )
+        self._core.send(ClientWrite(payloads, futures, self._core.clock.monotonic() + timeout, size_bytes))
         await asyncio.gather(*futures, return_exceptions=True)
         return [_result_of(future) for future in futures]
 
@@ -457,7 +465,8 @@ class Raft:
     def _propose(self, body: bytes, timeout: float) -> asyncio.Future[ClientWriteResponse]:
         future: asyncio.Future[ClientWriteResponse] = asyncio.get_running_loop().create_future()
         deadline = self._core.clock.monotonic() + timeout
-        self._core.send(ClientWrite((self._envelope(body),), (future,), deadline))
+        payload = self._envelope(body)
+        self._core.send(ClientWrite((payload,), (future,), deadline, len(payload)))
         return future
 
     async def write(

@@ -37,6 +37,7 @@ class ClientWrite(msgspec.Struct, frozen=True):
     payloads: Sequence[bytes]
     futures: Sequence[asyncio.Future[Any]]
     deadline: float
+    size_bytes: int
 
 
 class Read(msgspec.Struct, frozen=True):

@@ -18,7 +18,7 @@ from raftkit_core.engine.engine import Engine
 from raftkit_core.errors import Fatal, Overloaded, RaftError, Stopped
 from raftkit_core.instrument import Instruments
 from raftkit_core.runtime.command_runner import CommandRunner
-from raftkit_core.runtime.log_writer import LogWriter
+from raftkit_core.runtime.log_writer import MAX_BATCH_BYTES, LogWriter
 from raftkit_core.runtime.messages import (
     AppendEntriesArrived,
     Applied,
@@ -140,6 +140,7 @@ class RaftCore:
         self._shown: tuple[ServerState, str | None, int] | None = None
         self._shown_membership: LogId | None = None
         self._stalled_since: float | None = None
+        self._max_write_bytes = min(MAX_BATCH_BYTES, config.max_uncommitted_bytes)
 
     # --- from outside -----------------------------------------------------------------------------------------------
 
@@ -283,9 +284,13 @@ class RaftCore:
             taken += 1
             if isinstance(message, ClientWrite):
                 writes = [message]
-                while inbox and taken < share and isinstance(inbox[0], ClientWrite):
-                    following = inbox.popleft()
-                    assert isinstance(following, ClientWrite)
+                size_bytes = message.size_bytes
+                while inbox and taken < share and isinstance(following := inbox[0], ClientWrite):
+                    # Limits let one whole request through, but no more: a burst must not pass as one.
+                    size_bytes += following.size_bytes
+                    if size_bytes > self._max_write_bytes:
+                        break
+                    inbox.popleft()
                     writes.append(following)
                     taken += 1
                 self._write(writes, now)
