@@ -200,7 +200,7 @@ class Engine:
         if stalled is not None and now - stalled > config.storage_stall_timeout:
             self._server_state.step_down(f"the storage has not finished a write for {now - stalled:.1f} s", now)
             return
-        if now >= self._vote.quorum_lease_until(now) + config.election_timeout_max:
+        if now >= self._vote.quits_at(now):
             self._server_state.step_down("a quorum has not answered for a lease and an election timeout", now)
             return
         if self._is_removed():
@@ -233,8 +233,9 @@ class Engine:
         """The best voter campaigns at once instead of after a timeout."""
         target = self._best_transfer_target()
         leader = self._parts.leader
-        if target is not None and leader is not None:
-            leader.transfer = Transfer(target, 0, float("inf"))
+        # A hand-over that a client asked for goes on as it is.
+        if target is not None and leader is not None and leader.transfer is None:
+            leader.transfer = Transfer(target, None, float("inf"))
             self._replication.start_transfer()
 
     def _tick_reads(self, now: float) -> None:
@@ -268,6 +269,12 @@ class Engine:
             return NotInMembers(
                 f"{parts.config.id} is not among the voters {', '.join(membership.voter_ids)}",
                 hint=f"ask one of them, or add {parts.config.id}",
+            )
+        bound = membership.nodes[parts.config.id].store_id
+        if bound is not None and bound != parts.config.store_id:
+            return NotInMembers(
+                f"the membership names store {bound} for {parts.config.id}, this is store {parts.config.store_id}",
+                hint="leave the store id out: initialize asks every member for its own",
             )
         log_id = LogId(ZERO_LEADER_ID, 0)
         entry = Entry(log_id, 0, MEMBERSHIP, encode_membership(membership))
@@ -341,6 +348,12 @@ class Engine:
             for request_id in request_ids:
                 parts.output.push(Respond(0, request_id, read_log_id))
             return
+        if by_lease and now >= self._vote.quorum_lease_until(now):
+            # Before the first quorum of answers, near its end and after a hand-over a round of messages can still
+            # confirm the leader; a leader that nobody answers any more is not asked to.
+            for request_id in request_ids:
+                parts.output.push(Respond(0, request_id, self._leader.no_quorum(leader, now)))
+            return
         for request_id in request_ids:
             leader.reads.append(PendingRead(request_id, read_log_id, leader.seq, now))
         self._replication.confirm_reads(now)
@@ -389,7 +402,7 @@ class Engine:
         assert leader.transfer is not None
         transfer = leader.transfer
         leader.transfer = None
-        if not transfer.sent:
+        if not transfer.sent and transfer.request_id is not None:
             self._parts.output.push(Respond(0, transfer.request_id, TransferFailed(reason)))
 
     def handle_trigger_snapshot(self) -> None:

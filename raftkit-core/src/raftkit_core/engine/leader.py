@@ -27,7 +27,7 @@ class Transfer:
 
     __slots__ = ("deadline", "request_id", "sent", "target")
 
-    def __init__(self, target: NodeId, request_id: RequestId, deadline: float) -> None:
+    def __init__(self, target: NodeId, request_id: RequestId | None, deadline: float) -> None:
         self.target = target
         self.request_id = request_id
         self.deadline = deadline
@@ -44,6 +44,7 @@ class Leader:
         "epoch",
         "established_at",
         "inflight_id",
+        "membership_since",
         "next_heartbeat",
         "noop_log_id",
         "progress",
@@ -72,6 +73,8 @@ class Leader:
         self.progress: dict[NodeId, ProgressEntry] = {}
         """Every other node, removed ones included for a while."""
         self.established_at = now
+        self.membership_since = now
+        """Since when the effective membership is in force here."""
         self.base_time_ms = base_time_ms
         self.next_heartbeat = now
         self.seq = 0

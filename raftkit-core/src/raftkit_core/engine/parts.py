@@ -49,7 +49,6 @@ class EngineParts:
         self.building_snapshot = False
         self.snapshot_wanted = False
         """Somebody asked for a snapshot while a build or an install was under way."""
-        """Somebody asked for a snapshot while a build or an install was under way."""
 
     @property
     def effective(self) -> Membership:

@@ -8,6 +8,7 @@ from raftkit_core.engine.handlers.log import LogHandler
 from raftkit_core.engine.handlers.replication import ReplicationHandler
 from raftkit_core.engine.handlers.server_state import ServerStateHandler, forward_to_leader
 from raftkit_core.engine.handlers.vote import VoteHandler
+from raftkit_core.engine.leader import Leader
 from raftkit_core.engine.parts import EngineParts
 from raftkit_core.errors import ForwardToLeader, Overloaded, QuorumNotEnough, RaftError
 from raftkit_core.types.entry import Entry
@@ -44,15 +45,7 @@ class LeaderHandler:
                 hint=f"ask {target}, or try again in a moment",
             )
         if now >= self._vote.quorum_lease_until(now):
-            horizon = now - parts.config.leader_lease
-            answering = {node for node, at in leader.acked_at.items() if at > horizon} | {parts.config.id}
-            reached = [voter for voter in parts.effective.voter_ids if voter in answering]
-            needed = " and ".join(str(len(config) // 2 + 1) for config in parts.effective.configs)
-            return QuorumNotEnough(
-                f"no quorum: {len(reached)} of {len(parts.effective.voter_ids)} voters answer ({', '.join(reached)}),"
-                f" {needed} needed; nothing was written",
-                hint="restart the missing nodes, or look at: raftkit status",
-            )
+            return self.no_quorum(leader, now)
         if leader.uncommitted_bytes and leader.uncommitted_bytes + size_bytes > parts.config.max_uncommitted_bytes:
             return Overloaded(
                 f"{leader.uncommitted_bytes} bytes wait to be committed; max_uncommitted_bytes is"
@@ -60,6 +53,19 @@ class LeaderHandler:
                 hint="wait for earlier writes before sending more",
             )
         return None
+
+    def no_quorum(self, leader: Leader, now: float) -> QuorumNotEnough:
+        """Who answers, and how many would have to."""
+        parts = self._parts
+        horizon = now - parts.config.leader_lease
+        answering = {node for node, at in leader.acked_at.items() if at > horizon} | {parts.config.id}
+        reached = [voter for voter in parts.effective.voter_ids if voter in answering]
+        needed = " and ".join(str(len(config) // 2 + 1) for config in parts.effective.configs)
+        return QuorumNotEnough(
+            f"no quorum: {len(reached)} of {len(parts.effective.voter_ids)} voters answer ({', '.join(reached)}),"
+            f" {needed} needed; nothing was written",
+            hint="restart the missing nodes, or look at: raftkit status",
+        )
 
     def append(self, payloads: Sequence[tuple[int, bytes]], now: float) -> LogId:
         """Append ``(kind, payload)`` under this leader's own vote; gives the first log id.

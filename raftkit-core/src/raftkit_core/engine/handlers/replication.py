@@ -47,6 +47,7 @@ class ReplicationHandler:
         timeouts so that they can learn of their removal."""
         parts = self._parts
         leader = self._leader()
+        leader.membership_since = now
         nodes = parts.effective.nodes
         for node_id, node in nodes.items():
             if node_id == parts.config.id:
@@ -443,7 +444,8 @@ class ReplicationHandler:
         self._parts.output.push(
             SendTransferLeader(leader.session, transfer.target, TransferLeaderRequest(leader.vote, last))
         )
-        self._parts.output.push(Respond(0, transfer.request_id, transfer.target))
+        if transfer.request_id is not None:
+            self._parts.output.push(Respond(0, transfer.request_id, transfer.target))
 
     def start_transfer(self) -> None:
         """The target may be ready at once."""

@@ -25,7 +25,7 @@ class ServerStateHandler:
             parts.output.push(QuitLeader(leader.session, reason))
             for read in leader.reads:
                 parts.output.push(Respond(0, read.request_id, forward_to_leader(parts)))
-            if leader.transfer is not None and not leader.transfer.sent:
+            if leader.transfer is not None and not leader.transfer.sent and leader.transfer.request_id is not None:
                 failure = TransferFailed(
                     f"leadership was lost before the hand-over to {leader.transfer.target}: {reason}"
                 )

@@ -60,6 +60,15 @@ class VoteHandler:
         assert leader is not None, "only a leader has a quorum lease"
         return max(self.last_quorum_acked(now), leader.established_at) + parts.config.leader_lease
 
+    def quits_at(self, now: float) -> float:
+        """When a leader that hears no quorum gives up: one timeout after its lease, and not sooner after it began to
+        need another quorum, whose first answers are still under way."""
+        parts = self._parts
+        leader = parts.leader
+        assert leader is not None, "only a leader needs a quorum"
+        needed_since = leader.membership_since + parts.config.leader_lease
+        return max(self.quorum_lease_until(now), needed_since) + parts.config.election_timeout_max
+
     def last_quorum_acked(self, now: float) -> float:
         """The greatest time at which messages were *sent* that a quorum has answered; -inf for never."""
         parts = self._parts
@@ -76,13 +85,12 @@ class VoteHandler:
         state = parts.state
         mine = self.compared_log_id()
         refused = (
-            parts.needs_rejoin
-            or parts.is_foreign_store(request.vote.node_id, store_id)
+            self._is_no_candidate(request, store_id)
             or self._withholds(request, now)
             or (self.leads_with_quorum(now) and not self._hands_over_to(request))
             or log_id_lt(request.last_log_id, mine)
         )
-        if refused or request.vote.committed or not self.update_vote(request.vote, now):
+        if refused or not self.update_vote(request.vote, now):
             response = VoteResponse(parts.config.store_id, state.vote, False, mine)
             parts.output.push(Respond(0, request_id, response))
             return
@@ -91,6 +99,18 @@ class VoteHandler:
         # The grant vouches for the vote and for the log it compared: both must be durable when it leaves.
         when = max(state.vote_io, 0 if mine is None else state.io.io_of(index_of(mine)))
         parts.output.push(Respond(when, request_id, VoteResponse(parts.config.store_id, state.vote, True, mine)))
+
+    def _is_no_candidate(self, request: VoteRequest, store_id: str) -> bool:
+        """Whether nobody may be granted here at all: a wrong store on either side, a leader's vote, or the own name
+        (which comes back only through a wrong address, and would count as a second voter's grant)."""
+        parts = self._parts
+        candidate = request.vote.node_id
+        return (
+            parts.needs_rejoin
+            or parts.is_foreign_store(candidate, store_id)
+            or candidate == parts.config.id
+            or request.vote.committed
+        )
 
     def _withholds(self, request: VoteRequest, now: float) -> bool:
         """Within a lease it acknowledged a node grants nobody, but for a hand-over by that very leader."""
@@ -113,8 +133,7 @@ class VoteHandler:
         parts = self._parts
         mine = self.compared_log_id()
         granted = not (
-            parts.needs_rejoin
-            or parts.is_foreign_store(request.vote.node_id, store_id)
+            self._is_no_candidate(request, store_id)
             or now < parts.state.hold_until
             or self.leads_with_quorum(now)
             or log_id_lt(request.last_log_id, mine)
