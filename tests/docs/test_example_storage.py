@@ -29,6 +29,24 @@ def _load() -> ModuleType:
 onefile: Any = _load()
 
 
+class FailingStorage(onefile.OneFileStorage):  # type: ignore[misc]
+    """The scratch file cannot be made once."""
+
+    fails_next = False
+
+    def _commit(self, store: Any) -> None:
+        obstacle = self.path.with_suffix(".new")
+        if not self.fails_next:
+            super()._commit(store)
+            return
+        self.fails_next = False
+        obstacle.mkdir()
+        try:
+            super()._commit(store)
+        finally:
+            obstacle.rmdir()
+
+
 class TestOneFileStorage(LogStorageConformance):
     path: Path
 
@@ -37,10 +55,11 @@ class TestOneFileStorage(LogStorageConformance):
         self.path = tmp_path / "data" / "n1.log"
 
     def opener(self) -> Opener:
-        return lambda: onefile.OneFileStorage(self.path)
+        return lambda: FailingStorage(self.path)
 
     async def make_next_write_fail(self, storage: RaftLogStorage) -> None:
-        self.path.with_suffix(".new").mkdir()
+        assert isinstance(storage, FailingStorage)
+        storage.fails_next = True
 
     async def damage_entry(self, opener: Opener, index: int) -> None:
         self._damage()
