@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -538,12 +538,21 @@ class Raft:
         A callable gets the machine; anything else goes to ``machine.query``. A follower asks the leader for a read
         position and waits until it has applied it.
 
-        Raises: QuorumNotEnough if the leader could not be confirmed in time.
+        Raises: QuorumNotEnough if the leader could not be confirmed in time; WaitTimeout if the machine was too slow.
         """
+        deadline = asyncio.get_running_loop().time() + timeout
         if policy is not ReadPolicy.STALE:
             await self._confirm_read(policy, timeout)
         self._core.check_running()
-        return fn_or_query(self.machine) if callable(fn_or_query) else self.machine.query(fn_or_query)
+        found = fn_or_query(self.machine) if callable(fn_or_query) else self.machine.query(fn_or_query)
+        if not isinstance(found, Awaitable):
+            return found
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await found
+        except TimeoutError:
+            self._core.check_running()
+            raise WaitTimeout(f"the machine {self.machine.name} gave no answer within {timeout} s") from None
 
     async def _confirm_read(self, policy: ReadPolicy, timeout: float) -> None:
         loop = asyncio.get_running_loop()

@@ -10,9 +10,9 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from heapq import heapify, heappop, heappush
-from typing import Any
+from typing import Any, TypeVar
 
-from raftkit_core.errors import BadCommand, CommandRejected, Fatal, RaftError, Stopped, StorageCorrupt
+from raftkit_core.errors import BadCommand, CommandRejected, Fatal, Overloaded, RaftError, Stopped, StorageCorrupt
 from raftkit_core.runtime.log_writer import LogWriter
 from raftkit_core.state_machine.interface import AppliedEntry, RaftStateMachine
 from raftkit_core.state_machine.system import SYSTEM_MACHINE, SystemMachine
@@ -26,6 +26,10 @@ from raftkit_core.types.snapshot import SnapshotMeta
 
 APPLY_BYTES = 4 * 1024 * 1024
 APPLY_ENTRIES = 4096
+JOBS_KEPT = 64
+"""Snapshots, restores and looks that may wait for the machine: a machine that hangs must cost no memory."""
+
+Found = TypeVar("Found")
 
 
 class Batch:
@@ -129,6 +133,27 @@ class StateMachineWorker:
         self._wait_number += 1
         heappush(self._waits, (index, self._wait_number, future))
         await future
+
+    async def between_batches(self, look: Callable[[], Found]) -> Found:
+        """What ``look`` returns when no batch and no restore is under way, so that the machine's state is exactly that
+        at ``applied``. The caller bounds the time. Raises: Stopped, Overloaded, what ``look`` raises."""
+        if self._dead:
+            raise Stopped("the state machine has stopped")
+        if len(self._jobs) >= JOBS_KEPT:
+            raise Overloaded(f"{len(self._jobs)} callers wait for the state machine {self.machine.name}")
+        future: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
+
+        def run() -> None:
+            if future.done():
+                return
+            try:
+                future.set_result(look())
+            except Exception as error:
+                future.set_exception(error)
+
+        self._jobs.append(run)
+        self._pump()
+        return await future
 
     # --- one thing after the other ----------------------------------------------------------------------------------
 
@@ -322,7 +347,9 @@ class StateMachineWorker:
                     f"the snapshot holds the machine {reader.header.machine}, this node runs {self.machine.name}",
                     hint="start every node of a cluster with the same state machine",
                 )
-            await self.machine.restore(source.meta, reader.machine_chunks())
+            restored = SystemMachine()
+            restored.restore(reader.system)
+            await self.machine.restore_all(source.meta, reader.machine_chunks(), restored.records())
             self.system.restore(reader.system)
         finally:
             await source.close()

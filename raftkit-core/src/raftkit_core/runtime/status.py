@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from importlib.metadata import PackageNotFoundError, version
 
 from raftkit_core.errors import RaftError
@@ -13,10 +14,14 @@ from raftkit_core.state_machine.interface import RaftStateMachine
 from raftkit_core.storage.interface import RaftLogStorage, RaftSnapshotStorage
 from raftkit_core.types.identity import StoreIdentity
 from raftkit_core.types.log_id import LogId
-from raftkit_core.types.metrics import PeerMetrics
+from raftkit_core.types.metrics import PeerMetrics, RaftMetrics
+from raftkit_core.types.snapshot import SnapshotMeta
 
 STORAGE_INFO_SECONDS = 0.5
 """A storage that does not say its size within this is shown without one: status never waits for a slow disk."""
+
+DIGEST_SECONDS = 10.0
+"""A machine that does not give its digest within this is shown without one."""
 
 
 def _index(log_id: LogId | None) -> int | None:
@@ -64,8 +69,20 @@ async def node_status(
 ) -> NodeStatus:
     """Positions are read at one moment; with ``digest`` it belongs to ``applied``."""
     storage_status = await _storage_status(storage)
-    snapshot = core.engine.state.snapshot
-    m = view.metrics()
+
+    def look() -> tuple[RaftMetrics, SnapshotMeta | None, int]:
+        return view.metrics(), core.engine.state.snapshot, core.worker.system.time_ms
+
+    found = None
+    if digest:
+        try:
+            async with asyncio.timeout(DIGEST_SECONDS):
+                (m, snapshot, time_ms), taken = await core.worker.between_batches(lambda: (look(), machine.digest()))
+                found = await taken if isinstance(taken, Awaitable) else taken
+        except (TimeoutError, RaftError):
+            digest = False  # shown without one
+    if not digest:
+        m, snapshot, time_ms = look()
     membership = m.membership.membership
     return NodeStatus(
         id=m.id,
@@ -79,7 +96,7 @@ async def node_status(
         last_log_index=_index(m.last_log_id),
         committed=_index(m.committed),
         applied=_index(m.last_applied),
-        applied_time_ms=core.worker.system.time_ms,
+        applied_time_ms=time_ms,
         snapshot=_index(m.snapshot),
         purged=_index(m.purged),
         members=[
@@ -93,7 +110,7 @@ async def node_status(
         storage=storage_status,
         snapshot_size_bytes=0 if snapshot is None else snapshot.size_bytes,
         state_machine=machine.name,
-        digest=machine.digest() if digest else None,
+        digest=found,
         fatal=m.fatal,
         needs_rejoin=m.needs_rejoin,
         pending_writes=m.pending_writes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import msgspec
@@ -89,8 +89,8 @@ class ApplyBatch(Protocol):
     def seal(self, results: Sequence[Any]) -> Sequence[tuple[bytes, bytes | None]]:
         """Records of the system machine that changed: keyed puts, or deletes (None).
 
-        A durable machine stores them in the same transaction as its data and its applied position, and gives all of
-        them back in :class:`AppliedState`.
+        A durable machine calls it once, and stores them in the same transaction as its data and its applied position;
+        it gives all of them back in :class:`AppliedState`. Any thread will do: the toolkit waits for ``apply``.
         """
         ...
 
@@ -110,8 +110,9 @@ class RaftStateMachine(ABC):
     - **M2** ``apply`` gives exactly one result per entry of ``batch.entries``; a refusal is a ``CommandRejected`` *as a
       result*. Any exception is Fatal for the node.
     - **M3** ``snapshot`` is a consistent view of the moment it is called and does not block ``apply``.
-    - **M4** ``restore`` replaces everything or nothing.
+    - **M4** ``restore`` replaces everything or nothing; of a durable machine, position, membership and records too.
     - **M5** A durable machine stores data, applied position, membership and ``batch.seal(results)`` in one transaction.
+      It is durable when ``apply`` returns, and ``applied_state`` gives back what was stored last.
     """
 
     name: ClassVar[str]
@@ -139,14 +140,32 @@ class RaftStateMachine(ABC):
 
     @abstractmethod
     async def restore(self, meta: SnapshotMeta, chunks: AsyncIterator[bytes]) -> None:
-        """Replace the state by a snapshot's."""
+        """Replace the state by a snapshot's.
 
-    def digest(self) -> str | None:
-        """A hex digest of the logical state, equal on all nodes at one applied position; None if not offered."""
+        ``chunks`` may raise at any moment, also at its end: believe nothing before that. Raises: StorageCorrupt for a
+        stream that cannot be read; the state is as before then.
+        """
+
+    async def restore_all(
+        self, meta: SnapshotMeta, chunks: AsyncIterator[bytes], records: Mapping[bytes, bytes]
+    ) -> None:
+        """What the toolkit calls. A durable machine overrides it: ``meta``'s position and membership, and ``records``
+        in place of all earlier ones, become durable in one transaction with the data."""
+        await self.restore(meta, chunks)
+
+    def digest(self) -> str | Awaitable[str | None] | None:
+        """A hex digest of the logical state, equal on all nodes at one applied position; None if not offered.
+
+        Called between two batches. An awaitable one is of the state at the call, whatever is applied meanwhile.
+        """
         return None
 
     def query(self, query: Any) -> Any:
-        """Answer a read-only question about the local state. The toolkit has made the read safe before."""
+        """Answer a read-only question about the local state, at once or as an awaitable.
+
+        The toolkit has made the read safe before. A machine may answer from any applied state that is not older than
+        the one at the call.
+        """
         raise CommandRejected(f"the machine {self.name} answers no queries")
 
 

@@ -8,28 +8,17 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
-from raftkit_core.errors import CommandRejected, PreconditionFailed, StorageCorrupt
 from raftkit_core.state_machine.interface import ApplyBatch, RaftStateMachine
 from raftkit_core.state_machine.kv_codec import KvCodec
+from raftkit_core.state_machine.kv_rules import Cell, KvResult, check_query, check_revision, decide
 from raftkit_core.state_machine.kv_stream import Row, RowDecoder, encode_rows
 from raftkit_core.state_machine.ordered_keys import OrderedKeys
-from raftkit_core.types.kv import (
-    KV_MACHINE,
-    CompareAndSet,
-    Delete,
-    Get,
-    KeyValue,
-    KvCommand,
-    ListKeys,
-    WriteResult,
-)
+from raftkit_core.types.kv import KV_MACHINE, Get, KeyValue, KvCommand, ListKeys
 from raftkit_core.types.log_id import index_of
 from raftkit_core.types.snapshot import SnapshotMeta
 
-Cells = dict[str, tuple[bytes, int]]
+Cells = dict[str, Cell]
 """Value and revision by key. Never changed in place, so a shallow copy is a consistent view."""
-
-_ABSENT = (b"", 0)
 
 
 class KvStateMachine(RaftStateMachine):
@@ -51,48 +40,30 @@ class KvStateMachine(RaftStateMachine):
         apply_one = self._apply_one
         return [apply_one(entry.command, entry.log_id.index) for entry in batch.entries]
 
-    def _apply_one(self, command: KvCommand, index: int) -> WriteResult | PreconditionFailed:
+    def _apply_one(self, command: KvCommand, index: int) -> KvResult:
         key = command.key
-        value, revision = self._cells.get(key, _ABSENT)
-        if isinstance(command, CompareAndSet):
-            if command.expected is None:
-                if revision:
-                    return PreconditionFailed(f"key {_shown(key)} exists at revision {revision}, expected it absent")
-            elif not revision or value != command.expected:
-                found = (
-                    f"holds another value than expected, since revision {revision}" if revision else "does not exist"
-                )
-                return PreconditionFailed(f"key {_shown(key)} {found}")
-        elif command.if_revision is not None and command.if_revision != revision:
-            return PreconditionFailed(
-                f"key {_shown(key)} is at revision {revision}, expected {command.if_revision} (0: absent)"
-            )
-        if isinstance(command, Delete):
-            if not revision:
-                return WriteResult(revision=index, changed=False)
-            del self._cells[key]
-            self._keys.remove(key)
-        else:
-            self._cells[key] = (command.value, index)
-            if not revision:
-                self._keys.add(key)
-        return WriteResult(revision=index, previous_revision=revision)
+        before = self._cells.get(key)
+        result, after = decide(command, index, before)
+        if after is not before:
+            if after is None:
+                del self._cells[key]
+                self._keys.remove(key)
+            else:
+                self._cells[key] = after
+                if before is None:
+                    self._keys.add(key)
+        return result
 
     def query(self, query: Any) -> Any:
         """A :class:`Get` gives a :class:`KeyValue` or None, a :class:`ListKeys` a list. Raises: CommandRejected."""
-        if isinstance(query, Get):
-            return self._get(query.key)
-        if isinstance(query, ListKeys):
-            return self._list(query)
-        raise CommandRejected(f"{self.name} answers Get and ListKeys, not {type(query).__name__}")
+        question = check_query(query)
+        return self._get(question.key) if isinstance(question, Get) else self._list(question)
 
     def _get(self, key: str) -> KeyValue | None:
         cell = self._cells.get(key)
         return None if cell is None else KeyValue(key=key, value=cell[0], revision=cell[1])
 
     def _list(self, query: ListKeys) -> list[KeyValue]:
-        if query.limit < 1:
-            raise CommandRejected(f"limit is {query.limit}", hint="ask for at least 1 key")
         prefix = query.prefix
         is_after = query.after is not None and query.after >= prefix
         start = query.after if is_after and query.after is not None else prefix
@@ -115,12 +86,7 @@ class KvStateMachine(RaftStateMachine):
         last_index = index_of(meta.last_log_id)
         async for chunk in chunks:
             for key, value, revision in decoder.feed(chunk):
-                if not 0 < revision <= last_index:
-                    raise StorageCorrupt(
-                        f"damaged kv/1 state: revision {revision} in a snapshot at index {last_index}",
-                        subject="state machine",
-                        verb="restore",
-                    )
+                check_revision(revision, last_index)
                 cells[key] = (value, revision)
         decoder.finish()
         self._cells, self._keys = cells, OrderedKeys(cells)  # the stream was in ascending order
@@ -141,8 +107,3 @@ async def _stream(rows: Iterator[Row]) -> AsyncIterator[bytes]:
     for chunk in encode_rows(rows):
         yield chunk
         await asyncio.sleep(0)  # whoever takes the chunks may never wait, and apply must go on in between
-
-
-def _shown(key: str) -> str:
-    """``key`` for a message that must be alike on every node: ``ascii`` does not depend on a Unicode table."""
-    return ascii(key if len(key) <= 60 else key[:60] + "...")
