@@ -87,6 +87,8 @@ from raftkit_core.types.messages import (
     AppendEntriesRequest,
     AppendEntriesResponse,
     HelloResponse,
+    InstallSnapshotRequest,
+    InstallSnapshotResponse,
     ReadIndexRequest,
     ReadIndexResponse,
     VoteRequest,
@@ -103,6 +105,8 @@ from raftkit_core.types.operations import (
     Write,
     WriteDone,
 )
+from raftkit_core.types.snapshot import SnapshotSource
+from raftkit_core.types.vote import Vote
 
 log = logging.getLogger("raftkit")
 
@@ -323,8 +327,8 @@ class Raft:
         self._server_metrics.publish()
 
     def fail(self, error: BaseException) -> None:
-        """Stop this node at once because of ``error``: nothing more is written, answered or sent. ``shutdown`` then only
-        closes what is open."""
+        """Stop this node at once because of ``error``: nothing more is written, answered or sent. ``shutdown`` then
+        only closes what is open."""
         self._core.fail(error)
 
     def supervise(self, task: asyncio.Task[Any]) -> None:
@@ -852,6 +856,24 @@ class Raft:
     def runtime_config(self) -> RuntimeConfig:
         """Switches that may change while the node runs."""
         return RuntimeConfig(self._core)
+
+    # --- snapshots --------------------------------------------------------------------------------------------------
+
+    async def get_snapshot(self) -> SnapshotSource | None:
+        """The published snapshot, readable until it is closed; None before there is one."""
+        self._core.check_running()
+        return await self._snapshots.source()
+
+    async def install_full_snapshot(self, vote: Vote, snapshot: SnapshotSource) -> InstallSnapshotResponse:
+        """Hand this node a complete snapshot under a leader's ``vote``. Installed unless there is nothing new in it, or
+        the answer carries another vote (this node follows that one).
+
+        Raises: StorageCorrupt if the bytes are not what they should be; PeerBusy while another one is installed.
+        """
+        request = InstallSnapshotRequest(vote, snapshot.meta)
+        node = self._core.engine.effective.nodes.get(vote.node_id)
+        peer = PeerIdentity(vote.node_id, "" if node is None or node.store_id is None else node.store_id)
+        return await self._service.install_snapshot(request, 0, snapshot.open(0), peer)
 
     # --- server side of the RPCs, for transports --------------------------------------------------------------------
 

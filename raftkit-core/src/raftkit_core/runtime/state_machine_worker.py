@@ -90,7 +90,7 @@ class StateMachineWorker:
         self._received: dict[RequestId, SnapshotSink] = {}
         """Snapshots whose installation is not begun."""
         self._task: asyncio.Task[None] | None = None
-        self._build: asyncio.Task[None] | None = None
+        self._build: asyncio.Task[SnapshotMeta] | None = None
         self._dead = False
         self._waits: list[tuple[int, int, asyncio.Future[None]]] = []
         self._waits_kept = 64
@@ -306,22 +306,24 @@ class StateMachineWorker:
 
     async def _write_snapshot(
         self, meta: SnapshotMeta, header: SnapshotHeader, system: bytes, chunks: AsyncIterator[bytes]
-    ) -> None:
+    ) -> SnapshotMeta:
         sink = await self._snapshots.sink(meta.snapshot_id)
         try:
             async for piece in encode_snapshot(header, system, chunks):
                 await sink.write(piece)
-            published = await sink.publish(meta)
+            return await sink.publish(meta)
         except BaseException:
             await sink.abort()
             raise
-        self._on_built(published)
 
-    def _build_done(self, task: asyncio.Task[None]) -> None:
+    def _build_done(self, task: asyncio.Task[SnapshotMeta]) -> None:
+        """Told only when the builder is free: the engine may order the next build at once."""
         self._build = None
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is not None:
             self._fail(error)
+        elif not self._dead:
+            self._on_built(task.result())
 
     async def _install(self, request_id: RequestId, meta: SnapshotMeta) -> None:
         sink = self._received.pop(request_id)
@@ -369,7 +371,9 @@ class StateMachineWorker:
     async def close(self, grace: float) -> None:
         """Stop. What is under way gets ``grace`` seconds, then it is cancelled (and abandoned if it resists)."""
         self.halt()
-        tasks = [task for task in (self._task, self._build) if task is not None and not task.done()]
+        tasks: list[asyncio.Task[Any]] = [
+            task for task in (self._task, self._build) if task is not None and not task.done()
+        ]
         if self._build is not None:
             self._build.cancel()
         if tasks:

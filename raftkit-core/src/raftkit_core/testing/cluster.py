@@ -22,11 +22,12 @@ from raftkit_core.network.memory import MemoryHub, MemoryNetworkFactory
 from raftkit_core.raft import Raft
 from raftkit_core.state_machine.interface import RaftStateMachine
 from raftkit_core.state_machine.kv import KvStateMachine
-from raftkit_core.storage.interface import RaftLogStorage
+from raftkit_core.storage.interface import RaftLogStorage, RaftSnapshotStorage
 from raftkit_core.storage.memory import MemoryDisk, MemoryLogStorage, MemorySnapshotStorage
 from raftkit_core.testing.virtual_time import VirtualClock
 from raftkit_core.types.entry import Entry
 from raftkit_core.types.ids import NodeId
+from raftkit_core.types.log_id import index_of
 from raftkit_core.types.membership import Node
 from raftkit_core.types.metrics import ServerState
 
@@ -36,7 +37,8 @@ _names = itertools.count(1)
 class MemoryCluster:
     """Nodes by id, their disks, and the hub between them.
 
-    ``storage``, ``machine`` and ``network`` make a node's adapters; the defaults are the memory adapters and ``kv``.
+    ``storage``, ``snapshots``, ``machine`` and ``network`` make a node's adapters; the defaults are the memory ones and
+    ``kv``.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class MemoryCluster:
         storage: Callable[[MemoryDisk], RaftLogStorage] = MemoryLogStorage,
         machine: Callable[[], RaftStateMachine] = KvStateMachine,
         network: Callable[[str, NodeId], MemoryNetworkFactory] = MemoryNetworkFactory,
+        snapshots: Callable[[MemoryDisk], RaftSnapshotStorage] = MemorySnapshotStorage,
         clock: Clock | None = None,
     ) -> None:
         self.config = Config() if config is None else config
@@ -59,6 +62,7 @@ class MemoryCluster:
         self._storage = storage
         self._machine = machine
         self._network = network
+        self._snapshots = snapshots
         self._clock = VirtualClock() if clock is None else clock
         self._starts = 0
 
@@ -88,7 +92,7 @@ class MemoryCluster:
         raft = await Raft.start(
             node_id,
             storage=self._storage(disk),
-            snapshots=MemorySnapshotStorage(disk),
+            snapshots=self._snapshots(disk),
             state_machine=self._machine(),
             network=self._network(self.name, node_id),
             config=self.config if config is None else config,
@@ -152,7 +156,8 @@ class MemoryCluster:
                 else None
             )
 
-        return await self.eventually(agreed, "one leader everybody knows", timeout)
+        found: Raft = await self.eventually(agreed, "one leader everybody knows", timeout)
+        return found
 
     async def eventually(self, look: Callable[[], Any], what: str, timeout: float = 20.0) -> Any:
         """What ``look`` gives, as soon as that is true. Raises: WaitTimeout."""
@@ -192,7 +197,7 @@ async def memory_cluster(
         if initialize and voter_ids:
             await cluster.raft(voter_ids[0]).initialize(cluster.members(*voter_ids))
             leader = await cluster.leader(*voter_ids)
-            await leader.wait(10).metrics(lambda m: m.committed is not None and m.committed.index >= 1, "a first commit")
+            await leader.wait(10).metrics(lambda m: index_of(m.committed) >= 1, "a first commit")
             for node_id in learner_ids:
                 await leader.add_learner(node_id, cluster.address(node_id))
         yield cluster

@@ -120,12 +120,14 @@ class ReplicationHandler:
     def _send_probe(self, leader: Leader, target: NodeId, entry: ProgressEntry, now: float) -> None:
         start = entry.probe_index()
         log = self._parts.state.log
-        if start < log.first_index:
-            # What the peer needs is purged; or everything is, and there is nothing left to probe with (§6 item 26).
-            if entry.searching_end < log.first_index:
+        first = max(log.first_index, index_of(self._snapshot.purge_upto) + 1)
+        if start < first:
+            # What the peer needs is purged; or everything is, and there is nothing left to probe with (§6 item 26). What
+            # is about to be purged counts as purged: two silent peers must not hold it up by turns (§6 item 45).
+            if entry.searching_end < first:
                 self._send_snapshot(leader, target, entry, now)
                 return
-            start = log.first_index
+            start = first
         end = start - 1
         if not entry.probed:
             end = min(start + self._parts.config.max_payload_entries - 1, log.last_index)
