@@ -1,0 +1,344 @@
+"""The log lane: what is joined, in which order, and what a failure means."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raftkit_core.engine.commands import (
+    AppendInputEntries,
+    DeleteConflictLog,
+    LogCommand,
+    PurgeLog,
+    SaveCommitted,
+    SaveLease,
+    SaveVote,
+)
+from raftkit_core.errors import StorageError
+from raftkit_core.runtime.log_writer import MAX_BATCH_BYTES, MAX_BATCH_ENTRIES, LogTail, LogWriter
+from raftkit_core.storage.interface import LogBatch
+from raftkit_core.storage.memory import MemoryDisk, MemoryLogStorage
+from raftkit_core.testing.builders import entry, log_id, vote
+from raftkit_core.testing.virtual_time import VirtualClock
+from raftkit_core.types.adapter import AdapterContext
+from raftkit_core.types.entry import Entry
+
+pytestmark = pytest.mark.virtual_time
+
+
+class Held(MemoryLogStorage):
+    """Remembers every batch; with ``gate`` closed a write is finished later."""
+
+    def __init__(self, disk: MemoryDisk) -> None:
+        super().__init__(disk)
+        self.batches: list[LogBatch] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    def write(self, batch: LogBatch) -> Awaitable[None] | None:  # type: ignore[override]
+        self.batches.append(batch)
+        if self.gate.is_set():
+            return super().write(batch)
+        return self._later(batch)
+
+    async def _later(self, batch: LogBatch) -> None:
+        await self.gate.wait()
+        super().write(batch)
+
+
+class Lane:
+    """A writer over a held storage, and what it told."""
+
+    def __init__(self) -> None:
+        self.disk = MemoryDisk()
+        self.storage = Held(self.disk)
+        self.flushed: list[int] = []
+        self.failures: list[BaseException] = []
+        self.leases: list[int] = []
+        self.writer = LogWriter(self.storage, self._save_lease, self.flushed.append, self.failures.append)
+        self._io_id = 0
+
+    async def _save_lease(self, lease_ms: int) -> None:
+        self.leases.append(lease_ms)
+
+    async def open(self) -> Lane:
+        await self.storage.open(AdapterContext("n1", clock=VirtualClock()))
+        return self
+
+    def io(self) -> int:
+        self._io_id += 1
+        return self._io_id
+
+    def submit(self, *commands: LogCommand) -> None:
+        for command in commands:
+            self.writer.submit(command)
+        self.writer.kick()
+
+    def append(self, term: int, first: int, last: int, size: int = 1) -> AppendInputEntries:
+        return AppendInputEntries(
+            self.io(), [entry(log_id(term, "n1", index), b"x" * size) for index in range(first, last + 1)]
+        )
+
+    def vote(self, term: int) -> SaveVote:
+        return SaveVote(self.io(), vote(term))
+
+    def truncate(self, since: int) -> DeleteConflictLog:
+        return DeleteConflictLog(self.io(), since)
+
+    def purge(self, term: int, upto: int) -> PurgeLog:
+        return PurgeLog(self.io(), log_id(term, "n1", upto))
+
+    def committed(self, term: int, index: int) -> SaveCommitted:
+        return SaveCommitted(log_id(term, "n1", index))
+
+
+async def test_a_write_that_finishes_at_once_is_reported_in_the_same_turn() -> None:
+    lane = await Lane().open()
+    lane.submit(lane.vote(1), lane.append(1, 0, 2))
+    assert lane.flushed == [2]
+    assert len(lane.storage.batches) == 1
+
+
+async def test_what_gathers_during_a_write_becomes_one_batch() -> None:
+    lane = await Lane().open()
+    lane.storage.gate.clear()
+    lane.submit(lane.append(1, 0, 0))
+    await asyncio.sleep(0)
+    for index in range(1, 6):
+        lane.submit(lane.append(1, index, index))
+    assert lane.flushed == []
+    lane.storage.gate.set()
+    await asyncio.sleep(0.1)
+    assert [len(batch.entries) for batch in lane.storage.batches] == [1, 5]
+    assert lane.flushed == [1, 6]
+
+
+async def test_a_batch_is_cut_by_entries_and_by_bytes_even_within_one_command() -> None:
+    lane = await Lane().open()
+    lane.submit(lane.append(1, 0, 2 * MAX_BATCH_ENTRIES))
+    assert [len(batch.entries) for batch in lane.storage.batches] == [MAX_BATCH_ENTRIES, MAX_BATCH_ENTRIES, 1]
+    assert lane.flushed == [1], "the command is done when its last entry is"
+    lane.storage.batches.clear()
+    start = 2 * MAX_BATCH_ENTRIES + 1
+    lane.submit(lane.append(1, start, start + 9, size=1024 * 1024))
+    assert [sum(len(e.payload) for e in batch.entries) for batch in lane.storage.batches] == [
+        MAX_BATCH_BYTES,
+        MAX_BATCH_BYTES,
+        2 * 1024 * 1024,
+    ]
+    lane.storage.batches.clear()
+    lane.submit(lane.append(1, start + 10, start + 10, size=2 * MAX_BATCH_BYTES))
+    assert len(lane.storage.batches) == 1, "one entry always passes"
+
+
+async def test_committed_never_causes_a_write_and_rides_with_the_next() -> None:
+    lane = await Lane().open()
+    lane.submit(lane.append(1, 0, 3))
+    lane.submit(lane.committed(1, 2))
+    lane.submit(lane.committed(1, 3))
+    assert len(lane.storage.batches) == 1
+    assert lane.disk.committed is None
+    lane.submit(lane.vote(2))
+    assert lane.disk.committed == log_id(1, "n1", 3)
+    lane.submit(lane.vote(3))
+    assert lane.storage.batches[-1].committed is None, "saved once"
+
+
+async def test_committed_is_saved_at_close() -> None:
+    lane = await Lane().open()
+    lane.submit(lane.append(1, 0, 3), lane.committed(1, 3))
+    await lane.writer.close()
+    assert lane.disk.committed == log_id(1, "n1", 3)
+
+
+async def test_committed_is_not_saved_before_the_entries_it_names_are_written() -> None:
+    """The lane holds [purge, truncate, append, committed]: the first batch can hold the purge alone. Were ``committed``
+    in it, a crash after it would leave the old tail as committed."""
+    lane = await Lane().open()
+    lane.submit(lane.vote(1), lane.append(1, 0, 9))
+    lane.storage.gate.clear()
+    lane.submit(lane.vote(2))
+    await asyncio.sleep(0)
+    lane.submit(lane.purge(1, 3), lane.truncate(5), lane.append(2, 5, 7), lane.committed(2, 7))
+    lane.storage.gate.set()
+    await asyncio.sleep(0.1)
+    assert lane.failures == []
+    saved = [(batch.purge_upto, batch.truncate_since, batch.committed) for batch in lane.storage.batches[2:]]
+    assert saved == [(log_id(1, "n1", 3), None, None), (None, 5, log_id(2, "n1", 7))]
+
+
+async def test_committed_is_never_ahead_of_the_log_after_a_truncation_without_appends() -> None:
+    lane = await Lane().open()
+    lane.submit(lane.vote(1), lane.append(1, 0, 9))
+    lane.submit(lane.truncate(5), SaveLease(lane.io(), 500), lane.append(2, 5, 7), lane.committed(2, 7))
+    await asyncio.sleep(0.1)
+    assert lane.failures == []
+    assert lane.leases == [500]
+    assert lane.disk.committed == log_id(2, "n1", 7)
+    assert lane.writer.durable_index == 7
+
+
+async def test_a_lease_is_saved_in_its_turn() -> None:
+    lane = await Lane().open()
+    lane.submit(lane.vote(1), SaveLease(lane.io(), 700), lane.vote(2))
+    assert lane.flushed == [1]
+    await asyncio.sleep(0.1)
+    assert lane.flushed == [1, 2, 3]
+    assert lane.leases == [700]
+
+
+async def test_after_a_failed_write_nothing_is_written_and_nothing_is_reported() -> None:
+    lane = await Lane().open()
+    lane.disk.fail_writes = StorageError("disk full")
+    lane.submit(lane.append(1, 0, 0))
+    lane.submit(lane.append(1, 1, 1))
+    await lane.writer.close()
+    assert [str(error) for error in lane.failures] == ["disk full"]
+    assert (lane.flushed, lane.disk.entries, len(lane.storage.batches)) == ([], [], 1)
+
+
+async def test_a_failed_write_that_was_awaited_stops_the_lane_too() -> None:
+    lane = await Lane().open()
+    lane.storage.gate.clear()
+    lane.submit(lane.append(1, 0, 0))
+    await asyncio.sleep(0)
+    lane.submit(lane.append(1, 1, 1))
+    lane.disk.fail_writes = StorageError("disk full")
+    lane.storage.gate.set()
+    await asyncio.sleep(0.1)
+    assert len(lane.failures) == 1
+    assert (lane.flushed, len(lane.storage.batches)) == ([], 1)
+
+
+async def test_a_halted_lane_finishes_the_write_under_way_and_vouches_for_nothing() -> None:
+    lane = await Lane().open()
+    lane.storage.gate.clear()
+    lane.submit(lane.append(1, 0, 0))
+    await asyncio.sleep(0)
+    lane.submit(lane.append(1, 1, 1))
+    lane.writer.halt()
+    lane.storage.gate.set()
+    await lane.writer.close()
+    assert lane.flushed == []
+    assert [e.index for e in lane.disk.entries] == [0]
+
+
+async def test_entries_are_readable_before_they_are_durable_and_d12_a_gap_in_the_storage_is_an_error() -> None:
+    lane = await Lane().open()
+    lane.storage.gate.clear()
+    lane.submit(lane.append(1, 0, 9))
+    assert [e.index for e in await lane.writer.read(3, 6, 1000)] == [3, 4, 5]
+    lane.storage.gate.set()
+    await asyncio.sleep(0.1)
+
+    class Gaps(MemoryLogStorage):
+        async def read(self, start: int, stop: int, max_bytes: int) -> list[Entry]:
+            found = await super().read(start, stop, max_bytes)
+            return found[:0] if start == 1 else [found[0], *found[2:]]
+
+    storage = Gaps(lane.disk)
+    lane.disk.crash()
+    await storage.open(AdapterContext("n1", clock=VirtualClock()))
+    writer = LogWriter(storage, lane._save_lease, lane.flushed.append, lane.failures.append)
+    writer.start_at(0, 10)
+    for start in (1, 2):
+        with pytest.raises(StorageError, match="for entries"):
+            await writer.read(start, 10, 1000)
+
+
+def model(commands: list[LogCommand]) -> list[Entry | None]:
+    """What the log is after doing ``commands`` one by one; purged entries are None."""
+    log: list[Entry | None] = []
+    for command in commands:
+        match command:
+            case AppendInputEntries(entries=entries):
+                log.extend(entries)
+            case DeleteConflictLog(since=since):
+                del log[since:]
+            case PurgeLog(upto=upto):
+                log[: upto.index + 1] = [None] * (upto.index + 1)
+            case _:
+                pass
+    return log
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32))
+async def test_joined_batches_mean_the_same_as_the_commands_one_by_one(seed: int) -> None:
+    random = Random(seed)
+    lane = await Lane().open()
+    done: list[LogCommand] = []
+    term, end, purged, committed = 1, 0, 0, 0
+    for _ in range(random.randrange(1, 40)):
+        commands: list[LogCommand] = []
+        for _ in range(random.randrange(1, 5)):
+            kind = random.randrange(6)
+            if kind <= 1:
+                count = random.choice([1, 2, 5])
+                commands.append(lane.append(term, end, end + count - 1))
+                end += count
+            elif kind == 2 and end > committed:
+                term += 1
+                end = random.randrange(committed, end)
+                commands += [lane.vote(term), lane.truncate(end)]
+            elif kind == 3 and committed > purged:
+                purged = random.randrange(purged, committed)
+                commands.append(lane.purge(1, purged))
+                purged += 1
+            elif kind == 4 and end > committed:
+                committed = random.randrange(committed, end) + 1
+                held = model(done + commands)[committed - 1]
+                assert held is not None
+                commands.append(SaveCommitted(held.log_id))
+            else:
+                commands.append(SaveLease(lane.io(), 500 + lane._io_id))
+        if random.random() < 0.4:
+            lane.storage.gate.clear()
+        done += commands
+        lane.submit(*commands)
+        await asyncio.sleep(0)
+        if random.random() < 0.5:
+            lane.storage.gate.set()
+            await asyncio.sleep(0.01)
+        check_committed(lane, model(done))
+    lane.storage.gate.set()
+    await lane.writer.close()
+    assert lane.failures == []
+    expected = model(done)
+    assert lane.disk.entries == [e for e in expected if e is not None]
+    assert lane.writer.durable_index == len(expected) - 1
+    assert lane.flushed == sorted(lane.flushed)
+    check_committed(lane, expected)
+
+
+def check_committed(lane: Lane, expected: list[Entry | None]) -> None:
+    """What is saved as committed is in the durable log, or purged."""
+    saved = lane.disk.committed
+    if saved is not None:
+        held = {e.index: e.log_id for e in lane.disk.entries}
+        assert held.get(saved.index, saved) == saved
+        assert lane.disk.last_log_id is not None
+        assert saved.index <= lane.disk.last_log_id.index
+
+
+def test_the_tail_reads_what_it_holds_and_says_none_for_what_it_does_not() -> None:
+    tail = LogTail(5)
+    tail.append([entry(log_id(1, "n1", index), b"x" * 10) for index in range(5, 15)])
+    assert tail.read(4, 6, 100) is None
+    assert [e.index for e in tail.read(5, 8, 1000) or []] == [5, 6, 7]
+    assert [e.index for e in tail.read(5, 15, 25) or []] == [5, 6]
+    assert [e.index for e in tail.read(5, 15, 0) or []] == [5], "one at least"
+    tail.truncate(10)
+    assert tail.read(10, 11, 100) is None
+    tail.purge(7)
+    assert [e.index for e in tail.read(8, 20, 1000) or []] == [8, 9]
+    tail.purge(20)
+    tail.append([entry(log_id(2, "n1", 21), b"y")])
+    assert [e.index for e in tail.read(21, 22, 1000) or []] == [21]
+    tail.truncate(3)
+    assert tail.read(3, 22, 1000) is None
