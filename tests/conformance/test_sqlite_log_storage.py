@@ -13,6 +13,7 @@ from raftkit_sqlite import SqliteLogStorage
 
 
 class TestSqliteLogStorage(LogStorageConformance):
+    url = "sqlite:data/n1.db"
     path: Path
 
     @pytest.fixture(autouse=True)

@@ -51,7 +51,7 @@ class FileSnapshotStorage(RaftSnapshotStorage):
 
     def _open(self) -> None:
         with _translated("open", self.folder):
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_durable_folder(self.folder)
             self._remove_leftovers()
         path = self.folder / CURRENT
         self._current = None
@@ -290,6 +290,14 @@ def check_file(fd: int, path: Path) -> SnapshotMeta:
     except StorageCorrupt as error:
         raise _at(path, error) from error
     return header.meta(size_bytes=size, sha256=digest.hexdigest())
+
+
+def make_durable_folder(folder: Path) -> None:
+    """Make ``folder`` (mode 0700) and what is missing above it, so that a power loss cannot take its name away."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,0 +1,51 @@
+"""What others test with: the conformance kit for adapters, an event loop with virtual time, a file layer that loses
+what was not synced, a service that records what a transport brings.
+
+Names are resolved on first use (PEP 562): the pytest plugin of this package must cost nothing where it is not used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from raftkit_core.testing.conformance.log_storage import LogStorageConformance
+    from raftkit_core.testing.conformance.network import NetworkConformance
+    from raftkit_core.testing.conformance.snapshot_storage import SnapshotStorageConformance
+    from raftkit_core.testing.power import UnsyncedFiles
+    from raftkit_core.testing.recording_service import BytesSource, RecordingService
+    from raftkit_core.testing.virtual_time import VirtualTimeLoop
+
+__all__ = [
+    "BytesSource",
+    "LogStorageConformance",
+    "NetworkConformance",
+    "RecordingService",
+    "SnapshotStorageConformance",
+    "UnsyncedFiles",
+    "VirtualTimeLoop",
+]
+
+_HOMES = {
+    "BytesSource": "recording_service",
+    "LogStorageConformance": "conformance.log_storage",
+    "NetworkConformance": "conformance.network",
+    "RecordingService": "recording_service",
+    "SnapshotStorageConformance": "conformance.snapshot_storage",
+    "UnsyncedFiles": "power",
+    "VirtualTimeLoop": "virtual_time",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,15 +3,12 @@
 ::
 
     class TestMyStorage(LogStorageConformance):
-        @pytest.fixture(autouse=True)
-        def _place(self, tmp_path):
-            self.path = tmp_path / "log"
+        url = "mystore:n1.log"  # of an installed plugin, below the folder each case gets
 
-        def opener(self):
-            return lambda: MyStorage(self.path)
+        # or, without a plugin: def opener(self): return lambda: MyStorage(self.folder / "n1.log")
 
-The tests are ``async def``; raftkit's pytest plugin (or any other that runs coroutines) runs them. Numbers after
-"openraft" are those of the storage suite of openraft 0.9.22.
+The tests are ``async def``; raftkit's pytest plugin runs them. Numbers after "openraft" are those of the storage suite
+of openraft 0.9.22. Further cases are in ``log_durability`` (what survives) and ``log_shapes`` (what is where).
 """
 
 from __future__ import annotations
@@ -19,102 +16,53 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
-from typing import TypeAlias
+from collections.abc import Sequence
+from contextlib import suppress
 
 import pytest
 
-from raftkit_core.clock import SystemClock
 from raftkit_core.errors import IdentityError, StorageCorrupt, StorageError, StorageLocked
-from raftkit_core.storage.interface import LogBatch, LogState, RaftLogStorage
+from raftkit_core.storage.interface import LogBatch, LogState
+from raftkit_core.testing.conformance.log_case import (
+    NODE,
+    LogStorageCase,
+    Opener,
+    context,
+    entries,
+    entry,
+    identity,
+    log_id,
+    opened,
+    read_all,
+    vote,
+    write,
+)
+from raftkit_core.testing.conformance.log_durability import LogDurabilityCases
+from raftkit_core.testing.conformance.log_shapes import LogShapeCases
 from raftkit_core.types.adapter import AdapterContext
 from raftkit_core.types.entry import BLANK, MEMBERSHIP, NORMAL, Entry
 from raftkit_core.types.identity import STORE_FORMAT, StoreIdentity
 from raftkit_core.types.log_id import LogId, index_of
-from raftkit_core.types.vote import LeaderId, Vote
+from raftkit_core.types.vote import LeaderId
 
-Opener: TypeAlias = Callable[[], RaftLogStorage]
-"""Makes a new handle on one and the same place: a second call is a second process, or a restart."""
-
-NODE = "n1"
-
-
-def log_id(term: int, index: int, node_id: str = NODE) -> LogId:
-    return LogId(LeaderId(term, node_id), index)
-
-
-def entry(term: int, index: int, payload: bytes = b"x", *, kind: int = NORMAL, time_ms: int = 0) -> Entry:
-    return Entry(log_id(term, index), time_ms, kind, payload)
-
-
-def entries(term: int, start: int, stop: int, payload: bytes = b"x") -> list[Entry]:
-    """Entries of one term, from index ``start`` up to ``stop`` (exclusive)."""
-    return [entry(term, index, payload) for index in range(start, stop)]
+__all__ = [
+    "NODE",
+    "LogStorageConformance",
+    "Opener",
+    "context",
+    "entries",
+    "entry",
+    "identity",
+    "log_id",
+    "opened",
+    "read_all",
+    "vote",
+    "write",
+]
 
 
-def vote(term: int, node_id: str = NODE, *, committed: bool = False) -> Vote:
-    return Vote(LeaderId(term, node_id), committed)
-
-
-def context(node_id: str = NODE, group: str = "default") -> AdapterContext:
-    return AdapterContext(node_id, clock=SystemClock(), group=group)
-
-
-def identity(node_id: str = NODE, group: str = "default") -> StoreIdentity:
-    return StoreIdentity(node_id=node_id, store_id="5a" * 16, cluster="default", group=group)
-
-
-async def write(storage: RaftLogStorage, batch: LogBatch) -> None:
-    """Write and wait, whether the adapter finishes at once or later."""
-    pending = storage.write(batch)
-    if pending is not None:
-        await pending
-
-
-async def read_all(storage: RaftLogStorage, start: int, stop: int, max_bytes: int = 1 << 30) -> list[Entry]:
-    """Read on until ``stop``, however short the prefixes are."""
-    found: list[Entry] = []
-    while start < stop:
-        part = await storage.read(start, stop, max_bytes)
-        assert part, f"read({start}, {stop}) gave nothing"
-        found += part
-        start = part[-1].index + 1
-    return found
-
-
-@asynccontextmanager
-async def opened(opener: Opener, at: AdapterContext | None = None) -> AsyncIterator[RaftLogStorage]:
-    """A handle that is opened and always closed. A new store gets its identity, as the runtime does it."""
-    storage = opener()
-    where = context() if at is None else at
-    found = await storage.open(where)
-    try:
-        if found is None:
-            await storage.save_identity(identity(where.node_id, where.group))
-        yield storage
-    finally:
-        await storage.close()
-
-
-class LogStorageConformance:
-    """Give :meth:`opener`; the other two methods prove more if you can give them."""
-
-    def opener(self) -> Opener:
-        """A new, empty place, and how to get a handle on it. What is closed must be there when it is opened again."""
-        raise NotImplementedError("give opener() in the subclass")
-
-    async def make_next_write_fail(self, storage: RaftLogStorage) -> None:
-        """Let the disk of an open store fail at its next write."""
-        pytest.skip("this adapter gives no way to make a write fail")
-
-    async def damage_entry(self, opener: Opener, index: int) -> None:
-        """Change some bits of the payload of one entry of a closed store, behind the adapter's back."""
-        pytest.skip("this adapter gives no way to damage an entry")
-
-    async def damage_vote(self, opener: Opener) -> None:
-        """Change some bits of the vote of a closed store, behind the adapter's back."""
-        pytest.skip("this adapter gives no way to damage the vote")
+class LogStorageConformance(LogDurabilityCases, LogShapeCases, LogStorageCase):
+    """Give ``url`` or ``opener()``; see :class:`~raftkit_core.testing.conformance.log_case.LogStorageCase`."""
 
     # --- L1: the claim, and whose store it is -----------------------------------------------------------------------
 
