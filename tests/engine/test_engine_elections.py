@@ -299,6 +299,27 @@ def test_learners_and_strangers_never_campaign(members: Membership) -> None:
     assert engine.take_commands() == []
 
 
+def test_a_voter_whose_removal_is_not_committed_still_campaigns() -> None:
+    """n1 and n3 hold the entry that leaves n2 alone, n2 does not: n2 is refused for its shorter log, so one of the two
+    must lead once more, with n2's vote, or nobody ever does (dissertation, §4.2.2)."""
+    joint = stored(membership("n1 n2 n3", "n2"), log_id(2, "n2", 2))
+    alone = stored(membership("n2", learners="n1 n3"), LAST)
+    engine = voter(memberships=MembershipState(joint, alone), committed=log_id(2, "n2", 2))
+    engine.handle_tick(1.0)
+    assert engine.take_commands() == [SendPreVote(("n2",), VoteRequest(vote(3, "n1"), LAST))]
+    grant(engine, "n2", vote(3, "n1"), 1.0, pre_vote=True)
+    flush(engine, 1.0)
+    assert not engine.is_leader, "its own vote counts for nothing"
+    grant(engine, "n2", vote(3, "n1"), 1.0)
+    assert engine.is_leader
+
+
+def test_a_voter_whose_removal_is_committed_campaigns_no_more() -> None:
+    engine = voter(memberships=MembershipState(stored(membership("n2", learners="n1 n3"), LAST)), committed=LAST)
+    engine.handle_tick(99.0)
+    assert engine.take_commands() == []
+
+
 # --- vote requests --------------------------------------------------------------------------------------------------
 
 

@@ -33,9 +33,14 @@ class EstablishHandler:
         self._replication = replication
 
     def may_campaign(self, now: float) -> bool:
-        """A node campaigns only as a voter, with the store its membership names, outside any hold and any install."""
+        """A node campaigns only as a voter, with the store its membership names, outside any hold and any install.
+
+        Its removal must be committed before it stops: until then it may hold entries that every remaining voter needs
+        and refuses to win without (dissertation, §4.2.2).
+        """
         parts = self._parts
-        if parts.leader is not None or not parts.is_voter or parts.needs_rejoin or parts.installing is not None:
+        is_voter = parts.is_voter or parts.state.membership.committed.membership.is_voter(parts.config.id)
+        if parts.leader is not None or not is_voter or parts.needs_rejoin or parts.installing is not None:
             return False
         # A single voter has nobody whose lease it could break.
         return parts.effective.voter_ids == (parts.config.id,) or now >= parts.state.hold_until
