@@ -255,9 +255,13 @@ class PeerService:
     async def snapshot_offset(self, request: InstallSnapshotRequest, peer: PeerIdentity) -> int:
         self._check_sender(request.vote.node_id, peer)
         self._check_receiving(request)
-        sink = await self._snapshots.sink(request.meta.snapshot_id, resume=True)
-        offset = sink.offset
-        await sink.abort(keep=True)
+        try:
+            sink = await self._snapshots.sink(request.meta.snapshot_id, resume=True)
+            offset = sink.offset
+            await sink.abort(keep=True)
+        except StorageError as error:
+            self.core.fail(error)
+            raise
         return offset
 
     def _check_receiving(self, request: InstallSnapshotRequest) -> None:
