@@ -131,6 +131,17 @@ def test_d02_an_install_replaces_a_membership_whose_entry_it_covers() -> None:
     assert (engine.state.membership.committed, engine.state.membership.effective) == (snapshot, snapshot)
 
 
+def test_an_install_in_a_restarted_node_that_forgot_what_was_committed_replaces_all_memberships() -> None:
+    """``committed`` may be lost in a crash; the log holds two memberships, the first of which counts as committed."""
+    memberships = MembershipState(stored(THREE), stored(FOUR, log_id(2, "n2", 4)))
+    engine = following(committed=None, memberships=memberships)
+    at = log_id(3, "n3", 9)
+    meta = snapshot_meta(at, stored(FOUR, log_id(2, "n2", 4)))
+    receive(engine, meta)
+    assert installed(engine, meta) == [DeleteConflictLog(1, 0), PurgeLog(2, at), Respond(2, 7, DONE, LEADER)]
+    assert engine.state.membership.committed == engine.state.membership.effective == meta.membership
+
+
 def test_an_install_may_make_a_learner_of_a_voter() -> None:
     engine = following()
     meta = snapshot_meta(log_id(3, "n3", 9), stored(membership("n2 n3", learners="n1"), log_id(3, "n3", 8)))

@@ -128,6 +128,11 @@ class Engine:
         acked = self._vote.last_quorum_acked(now)
         return None if acked == float("-inf") else acked
 
+    @property
+    def noop_log_id(self) -> LogId | None:
+        """The first entry of this leadership; None if not the leader."""
+        return None if self._parts.leader is None else self._parts.leader.noop_log_id
+
     def read_lease_until(self, now: float) -> float:
         """Until when reads by lease are safe: from the *send* time of what a quorum answered, shortened by drift."""
         leader = self._parts.leader

@@ -45,13 +45,17 @@ class MembershipState:
         self.effective = self.committed
         return True
 
+    def replace(self, membership: StoredMembership) -> None:
+        """A snapshot replaced the whole log: its membership is all there is."""
+        self.committed = self.effective = membership
+
     def install(self, snapshot_last: LogId, membership: StoredMembership) -> None:
-        """A snapshot replaced the log up to ``snapshot_last``.
+        """A snapshot replaced the log up to ``snapshot_last``; what follows stays.
 
         Compare by index: the local entry may come from a conflicting leader. If the snapshot covers the effective
         entry, both become the snapshot's, or this node keeps a membership that exists nowhere (openraft #1808).
         """
         if snapshot_last.index >= index_of(self.effective.log_id):
-            self.committed = self.effective = membership
+            self.replace(membership)
         elif log_id_lt(self.committed.log_id, membership.log_id):
             self.committed = membership

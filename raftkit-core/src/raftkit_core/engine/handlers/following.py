@@ -13,7 +13,6 @@ from raftkit_core.errors import PeerBusy, RaftError
 from raftkit_core.types.entry import Entry
 from raftkit_core.types.ids import RequestId
 from raftkit_core.types.log_id import LogId, index_of
-from raftkit_core.types.membership import StoredMembership
 from raftkit_core.types.messages import (
     AppendEntriesRequest,
     AppendEntriesResponse,
@@ -201,20 +200,24 @@ class FollowingHandler:
         assert last is not None, "an empty snapshot is never installed"
         self._snapshot.adopt(meta)
         if last.index > index_of(state.committed):
-            if state.log.get(last.index) != last and state.log.last_index > index_of(state.committed):
-                self._log.truncate(index_of(state.committed) + 1, now)
+            is_held = state.log.get(last.index) == last
+            if is_held:
+                state.membership.install(last, meta.membership)
+            else:
+                # Whatever memberships the log holds are cut with it. The one taken for committed may be among them: a
+                # restarted node has it from its log, and need not know yet that the log is committed so far.
+                self._log.cut(index_of(state.committed) + 1, now)
+                state.membership.replace(meta.membership)
             state.committed = last
             state.submitted = last
             state.applied = last
-            membership = meta.membership
-            state.membership.install(last, StoredMembership(membership.log_id, membership.membership))
             state.last_time_ms = max(state.last_time_ms, meta.time_ms)
             state.snapshot_mark = state.log_bytes
-            if state.log.last_index < last.index or state.log.get(last.index) != last:
-                self._log.purge(last, now)
-            else:
+            if is_held:
                 self._snapshot.plan_purge()
                 self._snapshot.try_purge(now)
+            else:
+                self._log.purge(last, now)
             state.accept(state.vote.leader_id, last)
             self._server_state.refresh()
         if request_id is not None:

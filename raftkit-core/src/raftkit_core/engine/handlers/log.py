@@ -43,16 +43,20 @@ class LogHandler:
 
         Never at or below ``committed``: that would lose acknowledged data, so it stops the node (S11).
         """
+        self.cut(since, now)
+        return self._parts.state.membership.truncate(since)
+
+    def cut(self, since: int, now: float) -> None:
+        """Remove ``since`` and after from the log alone: memberships are the caller's business."""
         state = self._parts.state
         assert since > index_of(state.committed), f"truncation at {since} below committed {state.committed}"
         if since > state.log.last_index:
-            return False
+            return
         state.log.truncate(since)
         io_id = state.io.submit_truncate(since, state.log.last, now)
         self._parts.output.push(DeleteConflictLog(io_id, since))
         if index_of(state.accepted) >= since:
             state.accepted = state.log.last
-        return state.membership.truncate(since)
 
     def purge(self, upto: LogId, now: float) -> int:
         """Remove up to ``upto``; gives the write's io_id, or 0 if there is nothing to remove."""
