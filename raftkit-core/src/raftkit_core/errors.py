@@ -91,6 +91,13 @@ class QuorumNotEnough(RaftError):
     default_retryable = True
 
 
+class LeadershipLost(RaftError):
+    """The read lease of a held leadership is over: another node may lead."""
+
+    code = "LEADERSHIP_LOST"
+    default_retryable = True
+
+
 # --- What became of a write -----------------------------------------------------------------------------------------
 
 

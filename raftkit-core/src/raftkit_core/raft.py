@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -41,6 +41,7 @@ from raftkit_core.instrument import Instruments
 from raftkit_core.network.client import NodeStatus
 from raftkit_core.network.interface import RaftNetworkFactory
 from raftkit_core.runtime.command_runner import CommandRunner
+from raftkit_core.runtime.leadership import LeadershipTerm, hold_leadership
 from raftkit_core.runtime.log_writer import LogWriter
 from raftkit_core.runtime.messages import (
     ChangeMembershipRequest,
@@ -848,6 +849,14 @@ class Raft:
                 f"leadership was not handed over in time: {error.message}", hint="look at: raftkit status"
             ) from error
         return target
+
+    def leadership(self, *, timeout: float = 365 * 86400.0) -> AbstractAsyncContextManager[LeadershipTerm]:
+        """``async with raft.leadership() as term``: a block that runs only while this node leads.
+
+        Waits up to ``timeout`` seconds until this node leads; the block is cancelled when the *read lease* ends, and
+        ``LeadershipLost`` is raised. ``term.token`` fences what the block writes elsewhere.
+        """
+        return hold_leadership(self._core, self.wait(timeout))
 
     def trigger(self) -> Trigger:
         """Ask for something now; every call only enqueues and returns."""

@@ -140,6 +140,7 @@ class RaftCore:
         self._shown: tuple[ServerState, str | None, int] | None = None
         self._shown_membership: LogId | None = None
         self._stalled_since: float | None = None
+        self.lease_watchers: set[Callable[[], None]] = set()
         self._max_write_bytes = min(MAX_BATCH_BYTES, config.max_uncommitted_bytes)
 
     # --- from outside -----------------------------------------------------------------------------------------------
@@ -269,7 +270,7 @@ class RaftCore:
         notifications = 0
         while self._notifications and notifications < self._balancer.notification and self.fatal is None:
             self._handle_notification(self._notifications.popleft(), now)
-            self.runner.run(self.engine.take_commands())
+            self._carry_out()
             notifications += 1
         raft_msgs = self._drain_inbox(now)
         self._balancer.turned(raft_msgs, notifications)
@@ -302,8 +303,15 @@ class RaftCore:
                 self.engine.handle_read(reads, message.by_lease, now)
             else:
                 self._handle_message(message, now)
-            self.runner.run(self.engine.take_commands())
+            self._carry_out()
         return taken
+
+    def _carry_out(self) -> None:
+        """Whoever relies on the lease learns of its end before any message leaves that ends it (a hand-over)."""
+        if self.lease_watchers:
+            for check in list(self.lease_watchers):
+                check()
+        self.runner.run(self.engine.take_commands())
 
     def _write(self, writes: Sequence[ClientWrite], now: float) -> None:
         """Propose everything that waits as one append; refuse all of it alike."""
