@@ -1,0 +1,143 @@
+"""A room for every line (DESIGN §3): one write is followed through the functions that carry it, in order.
+
+The table of ARCHITECTURE.md is this list; a step that moves house fails here first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import raftkit_core
+from raftkit_core.instrument import Instrument
+from raftkit_core.testing.cluster import memory_cluster
+from raftkit_core.types.kv import Put
+
+pytestmark = pytest.mark.virtual_time
+
+ROOT = Path(raftkit_core.__file__).parent
+
+WRITE_PATH = [
+    ("raft.py", "Raft.client_write"),
+    ("raft.py", "Raft._propose"),
+    ("runtime/raft_core.py", "RaftCore.send"),
+    ("runtime/raft_core.py", "RaftCore._drain_inbox"),
+    ("runtime/raft_core.py", "RaftCore._write"),
+    ("engine/engine.py", "Engine.handle_client_write"),
+    ("engine/handlers/leader.py", "LeaderHandler.append"),
+    ("engine/handlers/replication.py", "ReplicationHandler.initiate"),
+    ("runtime/waiting_clients.py", "WaitingClients.wait_for"),
+    ("runtime/command_runner.py", "CommandRunner.run"),
+    ("runtime/log_writer.py", "LogWriter.submit"),
+    ("runtime/replication.py", "ReplicationStream.replicate"),
+    ("runtime/log_writer.py", "LogWriter.kick"),
+    ("storage/memory.py", "MemoryLogStorage.write"),
+    ("engine/engine.py", "Engine.on_log_flushed"),
+    ("engine/engine.py", "Engine.on_replication_progress"),
+    ("engine/handlers/replication.py", "ReplicationHandler.try_commit"),
+    ("engine/handlers/replication.py", "ReplicationHandler.commit_to"),
+    ("engine/handlers/replication.py", "ReplicationHandler.apply_durable"),
+    ("runtime/state_machine_worker.py", "StateMachineWorker.commit"),
+    ("state_machine/kv.py", "KvStateMachine.apply"),
+    ("runtime/raft_core.py", "RaftCore.applied"),
+    ("runtime/waiting_clients.py", "WaitingClients.resolve"),
+]
+FOLLOWER_PATH = [
+    ("runtime/service.py", "PeerService.append_entries"),
+    ("engine/engine.py", "Engine.handle_append_entries"),
+    ("engine/handlers/following.py", "FollowingHandler.handle_append"),
+    ("runtime/log_writer.py", "LogWriter.submit"),
+    ("storage/memory.py", "MemoryLogStorage.write"),
+    ("engine/engine.py", "Engine.on_log_flushed"),
+    ("runtime/command_runner.py", "CommandRunner.release"),
+    ("runtime/waiting_clients.py", "WaitingClients.respond"),
+]
+
+
+class Calls:
+    """Every function of the package that begins while it looks, in order."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str]] = []
+
+    def __enter__(self) -> Calls:
+        self._before = sys.getprofile()
+        sys.setprofile(self._note)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        sys.setprofile(self._before)
+
+    def _note(self, frame: FrameType, event: str, _argument: Any) -> None:
+        if event == "call":
+            path = Path(frame.f_code.co_filename)
+            if path.is_relative_to(ROOT):
+                self.seen.append((path.relative_to(ROOT).as_posix(), frame.f_code.co_qualname))
+
+    def missing_from(self, path: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Steps that did not come after the one before them."""
+        position, missing = 0, []
+        for step in path:
+            try:
+                position = self.seen.index(step, position) + 1
+            except ValueError:
+                missing.append(step)
+        return missing
+
+
+async def test_a_write_goes_through_every_room_in_order() -> None:
+    async with memory_cluster(3) as cluster:
+        leader = await cluster.leader()
+        await leader.client_write(Put("warm", b"up"))
+        with Calls() as calls:
+            await leader.client_write(Put("a", b"1"))
+        assert calls.missing_from(WRITE_PATH) == []
+        assert calls.missing_from(FOLLOWER_PATH) == []
+
+
+async def test_the_steps_of_a_write_are_traced_for_whoever_listens() -> None:
+    class Tracing(Instrument):
+        def __init__(self) -> None:
+            self.steps: list[str] = []
+
+        def trace(self, step: str) -> None:
+            self.steps.append(step)
+
+    tracing = Tracing()
+    async with memory_cluster(0) as cluster:
+        raft = await cluster.start("n1", instruments=[tracing])
+        await raft.initialize(cluster.members("n1"))
+        await cluster.leader()
+        tracing.steps.clear()
+        await raft.client_write(Put("a", b"1"))
+    assert tracing.steps == [
+        "RaftCore.write",
+        "CommandRunner.append_input_entries",
+        "CommandRunner.commit",
+        "RaftCore.applied",
+    ]
+
+
+async def test_a_write_costs_no_task_and_no_storage_read_while_the_cluster_is_steady() -> None:
+    async with memory_cluster(3) as cluster:
+        leader = await cluster.leader()
+        await leader.client_write(Put("warm", b"up"))
+        loop = asyncio.get_running_loop()
+        made: list[str] = []
+
+        def factory(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
+            made.append(getattr(coro, "__qualname__", repr(coro)))
+            return asyncio.Task(coro, loop=loop, **options)
+
+        loop.set_task_factory(factory)  # type: ignore[arg-type]
+        with Calls() as calls:
+            for number in range(10):
+                await leader.client_write(Put(f"k{number}", b"v"))
+        loop.set_task_factory(None)
+        assert made == []
+        assert ("storage/memory.py", "MemoryLogStorage.read") not in calls.seen
