@@ -122,7 +122,7 @@ class ReplicationHandler:
         log = self._parts.state.log
         first = max(log.first_index, index_of(self._snapshot.purge_upto) + 1)
         if start < first:
-            # What the peer needs is purged; or everything is, and there is nothing left to probe with (§6 item 26). What
+            # What the peer needs is purged; or everything is, and nothing is left to probe with (§6 item 26). What
             # is about to be purged counts as purged: two silent peers must not hold it up by turns (§6 item 45).
             if entry.searching_end < first:
                 self._send_snapshot(leader, target, entry, now)
