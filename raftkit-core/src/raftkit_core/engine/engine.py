@@ -32,6 +32,7 @@ from raftkit_core.errors import (
     RaftError,
     TransferFailed,
 )
+from raftkit_core.types.condition import WriteCondition
 from raftkit_core.types.entropy import Entropy
 from raftkit_core.types.entry import MEMBERSHIP, NORMAL, Entry, encode_membership
 from raftkit_core.types.ids import IoId, NodeId, RequestId
@@ -289,9 +290,11 @@ class Engine:
         self._establish.elect(now)
         return None
 
-    def handle_client_write(self, payloads: Sequence[bytes], now: float) -> LogId | RaftError:
+    def handle_client_write(
+        self, payloads: Sequence[bytes], now: float, condition: WriteCondition | None = None
+    ) -> LogId | RaftError:
         """Propose a batch of envelopes. Gives the log id of the first (the others follow), or the refusal of all."""
-        return self._leader.write([(NORMAL, payload) for payload in payloads], now)
+        return self._leader.write([(NORMAL, payload) for payload in payloads], now, condition)
 
     def handle_change_membership(
         self,

@@ -34,7 +34,7 @@ def next_membership(
     """The membership the next entry should hold, or why there is none.
 
     The goal is the change applied to the *last* configuration, so repeating a change after its joint step gives the
-    uniform one. ``store_ids`` binds nodes that are not bound yet.
+    uniform one. ``store_ids`` is what nodes said of themselves: it binds those that are new or not bound yet.
     """
     if not state.is_settled:
         return InProgress(
@@ -44,10 +44,11 @@ def next_membership(
     nodes = _apply_to_nodes(current, change)
     if isinstance(nodes, ChangeMembershipError):
         return nodes
-    nodes = {
-        node_id: node if node.store_id is not None or node_id not in store_ids else _bind(node, store_ids[node_id])
-        for node_id, node in nodes.items()
-    }
+    for node_id, store_id in store_ids.items():
+        node = nodes.get(node_id)
+        # What a node said of itself beats what the caller says of it; a store once bound stays.
+        if node is not None and (node.store_id is None or node_id not in current.nodes):
+            nodes[node_id] = _bind(node, store_id)
     configs: tuple[tuple[NodeId, ...], ...] = current.configs
     goal = _goal(current, change)
     if goal is not None:
