@@ -122,6 +122,12 @@ class Overloaded(RaftError):
     default_retryable = True
 
 
+class ConditionFailed(RaftError):
+    """What a write was to depend on no longer holds; nothing entered the log."""
+
+    code = "CONDITION_FAILED"
+
+
 class BadCommand(RaftError):
     """The command cannot be decoded or is too large; nothing entered the log."""
 

@@ -70,6 +70,7 @@ from raftkit_core.state_machine.interface import RaftStateMachine
 from raftkit_core.state_machine.system import SystemMachine
 from raftkit_core.storage.interface import RaftLogStorage, RaftSnapshotStorage
 from raftkit_core.types.adapter import AdapterContext
+from raftkit_core.types.condition import WriteCondition
 from raftkit_core.types.entry import ENVELOPE_VERSION, Envelope, encode_envelope
 from raftkit_core.types.identity import PeerIdentity, StoreIdentity
 from raftkit_core.types.ids import DEFAULT_GROUP, NodeId, is_node_id
@@ -154,6 +155,7 @@ class Raft:
         self._data_metrics: Watch[RaftDataMetrics] = Watch(self._view.data_metrics)
         self._server_metrics: Watch[RaftServerMetrics] = Watch(self._view.server_metrics)
         self._closing: asyncio.Task[None] | None = None
+        self._recovered_tail = core.engine.state.log.last_index
         self.machine = machine
         """The state machine; look at it through :meth:`read`."""
         self.data_dir = data_dir
@@ -393,6 +395,18 @@ class Raft:
         """Wait for conditions on the metrics: ``await raft.wait(5).current_leader("n1")``."""
         return Wait(self._metrics, timeout)
 
+    async def wait_for_recovery(self, timeout: float) -> LogId | None:
+        """Wait until everything that was in this node's log when it started is committed, or replaced by what is.
+
+        Before that a local read may show less than this node had acknowledged in an earlier life. Gives the committed
+        position. Raises: WaitTimeout, Stopped.
+        """
+        tail = self._recovered_tail
+        done = await self.wait(timeout).metrics(
+            lambda m: index_of(m.committed) >= tail, f"everything up to {tail} to be committed"
+        )
+        return done.committed
+
     def current_leader(self) -> NodeId | None:
         """Who leads, as far as this node knows; may be out of date."""
         return self._metrics.value.current_leader
@@ -425,18 +439,22 @@ class Raft:
 
     # --- writing ----------------------------------------------------------------------------------------------------
 
-    async def client_write(self, command: Any, *, timeout: float = WRITE_TIMEOUT) -> ClientWriteResponse:
-        """Propose ``command`` here and wait until it is applied.
+    async def client_write(
+        self, command: Any, *, timeout: float = WRITE_TIMEOUT, condition: WriteCondition | None = None
+    ) -> ClientWriteResponse:
+        """Propose ``command`` here and wait until it is applied. ``condition`` must hold when it enters the log.
 
-        Raises: ForwardToLeader, QuorumNotEnough, Overloaded, BadCommand (nothing entered the log); CommandRejected (the
-        machine refused it); NotApplied; OutcomeUnknown (deadline, shutdown).
+        Raises: ForwardToLeader, QuorumNotEnough, Overloaded, BadCommand, ConditionFailed (nothing entered the log);
+        CommandRejected (the machine refused it); NotApplied; OutcomeUnknown (deadline, shutdown).
         """
-        response: ClientWriteResponse = await self.client_write_ff(command, timeout=timeout)
+        response: ClientWriteResponse = await self.client_write_ff(command, timeout=timeout, condition=condition)
         return response
 
-    def client_write_ff(self, command: Any, *, timeout: float = WRITE_TIMEOUT) -> asyncio.Future[ClientWriteResponse]:
+    def client_write_ff(
+        self, command: Any, *, timeout: float = WRITE_TIMEOUT, condition: WriteCondition | None = None
+    ) -> asyncio.Future[ClientWriteResponse]:
         """Propose ``command`` and return the future of its result at once."""
-        return self._propose(self.machine.codec.encode_command(command), timeout)
+        return self._propose(self.machine.codec.encode_command(command), timeout, condition)
 
     async def client_write_many(
         self, commands: Iterable[Any], *, timeout: float = WRITE_TIMEOUT
@@ -467,11 +485,13 @@ class Raft:
             )
         return payload
 
-    def _propose(self, body: bytes, timeout: float) -> asyncio.Future[ClientWriteResponse]:
+    def _propose(
+        self, body: bytes, timeout: float, condition: WriteCondition | None = None
+    ) -> asyncio.Future[ClientWriteResponse]:
         future: asyncio.Future[ClientWriteResponse] = asyncio.get_running_loop().create_future()
         deadline = self._core.clock.monotonic() + timeout
         payload = self._envelope(body)
-        self._core.send(ClientWrite((payload,), (future,), deadline, len(payload)))
+        self._core.send(ClientWrite((payload,), (future,), deadline, len(payload), condition))
         return future
 
     async def write(

@@ -11,6 +11,7 @@ import msgspec
 from raftkit_core.engine.commands import Replicate, ReplicateSnapshot, SendHeartbeat
 from raftkit_core.engine.engine import Engine
 from raftkit_core.errors import RaftError
+from raftkit_core.types.condition import WriteCondition
 from raftkit_core.types.ids import IoId, NodeId, RequestId
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import ChangeMembers, Membership
@@ -38,6 +39,7 @@ class ClientWrite(msgspec.Struct, frozen=True):
     futures: Sequence[asyncio.Future[Any]]
     deadline: float
     size_bytes: int
+    condition: WriteCondition | None = None
 
 
 class Read(msgspec.Struct, frozen=True):

@@ -287,6 +287,8 @@ class RaftCore:
                 writes = [message]
                 size_bytes = message.size_bytes
                 while inbox and taken < share and isinstance(following := inbox[0], ClientWrite):
+                    if message.condition is not None or following.condition is not None:
+                        break  # judged alone: its neighbours would change what it depends on
                     # Limits let one whole request through, but no more: a burst must not pass as one.
                     size_bytes += following.size_bytes
                     if size_bytes > self._max_write_bytes:
@@ -318,7 +320,7 @@ class RaftCore:
         if self.instruments.is_tracing:
             self.instruments.trace("RaftCore.write")
         payloads = [payload for write in writes for payload in write.payloads]
-        first = self.engine.handle_client_write(payloads, now)
+        first = self.engine.handle_client_write(payloads, now, writes[0].condition)
         if isinstance(first, RaftError):
             if isinstance(first, Overloaded) and len(writes) > 1:
                 for write in writes:

@@ -10,7 +10,8 @@ from raftkit_core.engine.handlers.server_state import ServerStateHandler, forwar
 from raftkit_core.engine.handlers.vote import VoteHandler
 from raftkit_core.engine.leader import Leader
 from raftkit_core.engine.parts import EngineParts
-from raftkit_core.errors import ForwardToLeader, Overloaded, QuorumNotEnough, RaftError
+from raftkit_core.errors import ConditionFailed, ForwardToLeader, Overloaded, QuorumNotEnough, RaftError
+from raftkit_core.types.condition import WriteCondition
 from raftkit_core.types.entry import Entry
 from raftkit_core.types.log_id import LogId
 
@@ -94,11 +95,30 @@ class LeaderHandler:
             self._replication.rebuild(now)
         return LogId(leader_id, first_index)
 
-    def write(self, payloads: Sequence[tuple[int, bytes]], now: float) -> LogId | RaftError:
+    def write(
+        self, payloads: Sequence[tuple[int, bytes]], now: float, condition: WriteCondition | None = None
+    ) -> LogId | RaftError:
         """Propose a batch: one append, one round of replication. Gives the first log id, or the refusal of all."""
         refusal = self.refusal(now, sum(len(payload) for _, payload in payloads))
+        if refusal is None and condition is not None:
+            refusal = self._unmet(condition)
         if refusal is not None:
             return refusal
         first = self.append(payloads, now)
         self._replication.initiate(now)
         return first
+
+    def _unmet(self, condition: WriteCondition) -> ConditionFailed | None:
+        """What a write was to depend on and is not so."""
+        state = self._parts.state
+        leader = self._parts.leader
+        assert leader is not None, "a refusal comes first"
+        checks = (
+            ("the leader", condition.leader_id, leader.vote.leader_id),
+            ("the last log id", condition.last_log_id, state.log.last),
+            ("the membership", condition.membership_log_id, state.membership.effective.log_id),
+        )
+        for what, wanted, found in checks:
+            if wanted is not None and wanted != found:
+                return ConditionFailed(f"{what} is {found}, not {wanted}; nothing was written", hint="look again first")
+        return None
