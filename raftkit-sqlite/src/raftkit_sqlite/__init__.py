@@ -1,4 +1,4 @@
-"""raftkit-sqlite: a Raft log that survives power loss, in one SQLite file.
+"""raftkit-sqlite: a Raft log and a key-value machine that survive power loss, each in one SQLite file.
 
 Names are resolved when they are first used, so that finding the plugin loads no database driver.
 """
@@ -8,19 +8,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from raftkit_sqlite.kv_machine import SqliteKvStateMachine
+    from raftkit_sqlite.kv_session import SqliteKvOptions
     from raftkit_sqlite.log_storage import SqliteLogStorage
     from raftkit_sqlite.options import SqliteOptions
 
-__all__ = ["SqliteLogStorage", "SqliteOptions"]
+__all__ = ["SqliteKvOptions", "SqliteKvStateMachine", "SqliteLogStorage", "SqliteOptions"]
+
+_HOMES = {
+    "SqliteKvOptions": "kv_session",
+    "SqliteKvStateMachine": "kv_machine",
+    "SqliteLogStorage": "log_storage",
+    "SqliteOptions": "options",
+}
 
 
 def __getattr__(name: str) -> object:
-    if name == "SqliteLogStorage":
-        from raftkit_sqlite.log_storage import SqliteLogStorage
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return SqliteLogStorage
-    if name == "SqliteOptions":
-        from raftkit_sqlite.options import SqliteOptions
-
-        return SqliteOptions
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{home}"), name)

@@ -17,8 +17,9 @@ from raftkit_core.types.adapter import AdapterContext
 from raftkit_core.types.entry import Entry
 from raftkit_core.types.identity import StoreIdentity
 from raftkit_sqlite.database import Database
+from raftkit_sqlite.file_session import size_of
 from raftkit_sqlite.options import SqliteOptions
-from raftkit_sqlite.session import Session, size_of
+from raftkit_sqlite.session import Session
 
 IDLE_S = 0.25
 """Without a write for so long, the log counts as idle and is tidied."""

@@ -1,4 +1,4 @@
-"""The store as aiosqlite's thread sees it: every function here runs there and blocks there.
+"""The log as aiosqlite's thread sees it: every function here runs there and blocks there.
 
 Nothing in this file knows asyncio. :class:`Session` owns the connection's state, so a caller that stopped waiting
 cannot leave it half changed.
@@ -6,13 +6,9 @@ cannot leave it half changed.
 
 from __future__ import annotations
 
-import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
-
-import msgspec
 
 from raftkit_core.errors import IdentityError, StorageError
 from raftkit_core.storage.identity import check_store_identity
@@ -22,13 +18,10 @@ from raftkit_core.types.entry import Entry
 from raftkit_core.types.identity import StoreIdentity
 from raftkit_core.types.log_id import LogId, index_of, next_index
 from raftkit_sqlite import schema
-from raftkit_sqlite.database import JobConnection
-from raftkit_sqlite.lock import FileLock
+from raftkit_sqlite.file_session import FileSession
 from raftkit_sqlite.options import SqliteOptions
-from raftkit_sqlite.records import Damaged, EntryRow, entry_of, meta_checksum, place, rows_of
+from raftkit_sqlite.records import Damaged, EntryRow, entry_of, rows_of
 from raftkit_sqlite.translate import corrupt, translate
-
-Result = TypeVar("Result")
 
 _COLUMNS = "idx, term, leader, time_ms, kind, payload, crc"
 _INSERT_ONE = "INSERT INTO log VALUES (?,?,?,?,?,?,?)"
@@ -36,75 +29,24 @@ _ROWS_PER_INSERT = 64  # measured: more rows in one statement gain nothing
 _INSERT_MANY = "INSERT INTO log VALUES " + ",".join(["(?,?,?,?,?,?,?)"] * _ROWS_PER_INSERT)
 
 _ROW_OVERHEAD_BYTES = 48
-_CHECKPOINT_BYTES = 1024 * 1024
-"""When idle, checkpoint once this much was written: recovery reads the whole write-ahead log."""
-_VACUUM_STEP_PAGES = 256
-_FREE_PAGES_KEPT = 1024
-"""Free pages (4 MiB) that stay in the file for the next entries; the rest goes back to the disk, a step at a time."""
 
 
-class Session:
+class Session(FileSession):
     """One opened store. ``state`` is replaced whole, after its transaction is durable."""
 
+    form = schema.LOG
+
     def __init__(self, path: Path, options: SqliteOptions, context: AdapterContext) -> None:
+        super().__init__(path, context)
         self.state = LogState()
         self.identity: StoreIdentity | None = None
-        self.failure: StorageError | None = None
-        self._path = path
         self._options = options
-        self.node_id = context.node_id
-        self.group = context.group
-        self._context = context
-        self._place = place(context.node_id, context.group)
-        self._written_bytes = 0
-        self.lock = FileLock(path)
 
-    def connect(self) -> JobConnection:
-        """Claim, make or open, configure and read the store.
+    def _first_rows(self) -> Sequence[tuple[str, bytes, int]]:
+        return schema.meta_rows(self.node_id, self.group)
 
-        Raises: StorageLocked, IdentityError, StorageCorrupt, StorageError.
-        """
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise StorageError(
-                f"cannot make the folder {self._path.parent}: {error.strerror or error}",
-                verb="open",
-                hint="name a folder this user may write, for example sqlite:///var/lib/raftkit/n1/log.db",
-            ) from error
-        schema.check_header(self._path)  # before the claim, so that a foreign file gets no lock file beside it
-        self.lock.acquire(self.node_id)
-        try:
-            return self._connect_claimed()
-        except BaseException:
-            self.lock.release()
-            raise
-
-    def _connect_claimed(self) -> JobConnection:
-        try:
-            if not schema.check_header(self._path):
-                schema.create(self._path, self.node_id, self.group)
-            connection = sqlite3.connect(self._path, isolation_level=None, timeout=0, factory=JobConnection)
-        except (OSError, sqlite3.Error) as error:
-            raise translate(error, self._path, subject="store", verb="open") from error
-        try:
-            connection.on_close = _nothing  # until it is handed over
-            schema.configure(connection, self._path, self._options)
-            (version,) = connection.execute("PRAGMA user_version").fetchone()
-            schema.check_format(self._path, version)
-            self._load(connection)
-        except sqlite3.OperationalError as error:
-            connection.close()
-            if "no such table" in str(error):  # it says it is ours, and is not
-                raise corrupt(self._path, subject="store", verb="open", what=str(error)) from error
-            raise translate(error, self._path, subject="store", verb="open") from error
-        except sqlite3.Error as error:
-            connection.close()
-            raise translate(error, self._path, subject="store", verb="open") from error
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+    def _settings(self) -> Mapping[str, str | int]:
+        return schema.log_settings(self._options)
 
     # --- Reading ----------------------------------------------------------------------------------------------------
 
@@ -153,25 +95,6 @@ class Session:
             )
         if expected[0] is not None and self._log_id_at(connection, last) != state.last_log_id:
             raise corrupt(self._path, subject="log", verb="open", what=f"entry {last} is not {state.last_log_id}")
-
-    def _meta(
-        self,
-        connection: sqlite3.Connection,
-        key: str,
-        decoder: msgspec.msgpack.Decoder[Result],
-        *,
-        subject: str,
-        start: int,
-    ) -> Result:
-        row = connection.execute("SELECT v, crc FROM meta WHERE k = ?", (key,)).fetchone()
-        if row is None:
-            raise corrupt(self._path, subject=subject, verb="read", what="its row is missing")
-        if meta_checksum(key, row[0], start) != row[1]:
-            raise corrupt(self._path, subject=subject, verb="read", what="its checksum does not fit")
-        try:
-            return decoder.decode(row[0])
-        except msgspec.DecodeError as error:
-            raise corrupt(self._path, subject=subject, verb="read", what=str(error)) from error
 
     def _log_id_at(self, connection: sqlite3.Connection, index: int) -> LogId:
         row = connection.execute(f"SELECT {_COLUMNS} FROM log WHERE idx = ?", (index,)).fetchone()
@@ -241,14 +164,6 @@ class Session:
         )
         self.identity = identity
 
-    def _require_alive(self) -> None:
-        if self.failure is not None:
-            raise StorageError(
-                f"{self._path}: an earlier write failed, nothing more is written: {self.failure}",
-                subject=self.failure.subject,
-                hint=self.failure.hint,
-            ) from self.failure
-
     def _state_after(self, connection: sqlite3.Connection, batch: LogBatch) -> LogState:
         """What the log will be; raises before anything is written if the entries would leave a hole."""
         purged, last = self.state.last_purged, self.state.last_log_id
@@ -289,64 +204,6 @@ class Session:
         if bounds != schema.Bounds(before.committed, before.last_purged, before.last_log_id):
             self._save_meta(connection, schema.BOUNDS, schema.encode(bounds), start=self._place)
 
-    def _save_meta(self, connection: sqlite3.Connection, key: str, value: bytes, *, start: int) -> None:
-        crc = meta_checksum(key, value, start)
-        cursor = connection.execute("UPDATE meta SET v = ?, crc = ? WHERE k = ?", (value, crc, key))
-        if cursor.rowcount != 1:
-            raise corrupt(self._path, subject=key, verb="write", what="its row is missing")
-
-    def _transaction(self, connection: sqlite3.Connection, body: Callable[[], None], *, subject: str) -> None:
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            body()
-            connection.execute("COMMIT")
-        except BaseException as error:
-            # SQLite forgets a failed sync and accepts the next write as if nothing had been lost. We must not.
-            self._latch(connection, error, subject=subject, verb="write")
-
-    def _latch(self, connection: sqlite3.Connection, error: BaseException, *, subject: str, verb: str) -> None:
-        cause = error if isinstance(error, Exception) else RuntimeError(repr(error))
-        self.failure = translate(cause, self._path, subject=subject, verb=verb)
-        try:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-        except sqlite3.Error:
-            pass  # the handle is dead already, and the next open decides by what is on the disk
-        raise self.failure from error
-
-    # --- Housekeeping -----------------------------------------------------------------------------------------------
-
-    def tidy(self, connection: sqlite3.Connection) -> bool:
-        """One small step of work for an idle moment. Whether more is left.
-
-        Raises: StorageError; the handle is dead then, because a checkpoint syncs like a write.
-        """
-        if self.failure is not None:
-            return False
-        try:
-            if self._written_bytes >= _CHECKPOINT_BYTES:
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-                self._written_bytes = 0
-                return True
-            (free,) = connection.execute("PRAGMA freelist_count").fetchone()
-            if free <= _FREE_PAGES_KEPT:
-                return False
-            # It gives a row without columns per page, after the first of which `execute` would stop.
-            connection.executescript(f"PRAGMA incremental_vacuum({_VACUUM_STEP_PAGES})")
-            self._written_bytes += _CHECKPOINT_BYTES  # the file gets shorter when that is checkpointed
-        except sqlite3.Error as error:
-            self._latch(connection, error, subject="store", verb="write")
-        return True
-
-    def finish(self, connection: sqlite3.Connection) -> None:
-        """Leave no write-ahead log behind, unless a write failed: then nothing on the disk is touched again."""
-        if self.failure is None:
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-
-
-def _nothing() -> None:
-    return
-
 
 def _insert(connection: sqlite3.Connection, rows: Sequence[EntryRow]) -> None:
     whole = len(rows) - len(rows) % _ROWS_PER_INSERT
@@ -360,14 +217,3 @@ def _insert(connection: sqlite3.Connection, rows: Sequence[EntryRow]) -> None:
 def _subject(batch: LogBatch) -> str:
     only_vote = batch.vote is not None and not batch.entries and batch.truncate_since is None
     return "vote" if only_vote and batch.purge_upto is None else "log"
-
-
-def size_of(path: Path) -> int:
-    """Bytes of the database and its write-ahead log; 0 for what is not there."""
-    total = 0
-    for name in (path.name, path.name + "-wal"):
-        try:
-            total += os.stat(path.with_name(name)).st_size
-        except FileNotFoundError:
-            continue
-    return total
