@@ -131,6 +131,8 @@ HINTS: Final[dict[str, str]] = {
     "FORWARD_TO_LEADER": "nobody is known to lead yet; try again, or look: raftkit status",
     "NO_QUORUM": "raftkit status shows who is missing; on this machine: raftkit local up. Reads without a promise still"
     " work: raftkit kv get KEY --consistency stale",
+    "LEADERSHIP_LOST": "another node may lead now; look at: raftkit leader show",
+    "CONDITION_FAILED": "nothing was written; look at: raftkit status --json",
     "NOT_APPLIED": "nothing was written; run the same command again",
     "OUTCOME_UNKNOWN": "the write may or may not be there: read it back (raftkit kv get KEY) before you repeat it",
     "OVERLOADED": "nothing was written; wait a moment and run the same command again",

@@ -47,6 +47,8 @@ _STATUS: dict[type[RaftError], int] = {
     errors.NotFound: 404,
     errors.LearnerNotFound: 404,
     errors.CommandRejected: 409,
+    errors.ConditionFailed: 409,
+    errors.LeadershipLost: 503,
     errors.SessionExpired: 409,
     errors.ChangeMembershipError: 409,
     errors.InitializeError: 409,
