@@ -103,7 +103,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(OPERATIONS)
 def test_flushed_position_is_what_a_disk_that_replays_the_lane_holds(operations: list[tuple[str, int]]) -> None:
     lane = Lane()

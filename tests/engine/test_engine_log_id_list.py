@@ -11,7 +11,7 @@ from raftkit_core.testing.builders import log_id, log_ids
 from raftkit_core.types.log_id import LogId
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from(["extend", "extend", "truncate", "purge"]), st.integers(0, 7)), max_size=20),
 )

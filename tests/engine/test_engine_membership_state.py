@@ -20,7 +20,7 @@ def at(index: int, term: int = 1) -> StoredMembership:
     return stored(membership("n1", learners=[f"x{index}"]), log_id(term, "n1", index))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["append", "append", "commit", "truncate"]), st.integers(1, 5)), max_size=20))
 def test_the_state_is_what_scanning_the_whole_log_gives(operations: list[tuple[str, int]]) -> None:
     """A second membership is appended only after the first is committed, as every leader does."""

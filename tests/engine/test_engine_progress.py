@@ -21,7 +21,7 @@ def pipelining(matching: int, *sent: tuple[int, int]) -> ProgressEntry:
     return progress
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.integers(0, 60),
     st.integers(0, 60),
@@ -50,7 +50,7 @@ def test_probing_finds_the_last_matching_entry_in_few_steps(
     assert common - progress.next_index <= 16 + only_here + common // 2
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["send", "ack", "fail"]), st.integers(1, 6)), max_size=30))
 def test_in_flight_ranges_are_consecutive_and_matching_never_falls(steps: list[tuple[str, int]]) -> None:
     progress = pipelining(10)

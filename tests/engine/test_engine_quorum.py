@@ -26,7 +26,7 @@ def quorums(configs: list[list[str]]) -> list[set[str]]:
     return [subset for subset in subsets if members.is_quorum(subset)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(CONFIGS, POSITIONS)
 def test_the_quorum_position_is_the_greatest_that_some_quorum_has_reached(
     configs: list[list[str]], positions: dict[str, LogId | None]
@@ -39,7 +39,7 @@ def test_the_quorum_position_is_the_greatest_that_some_quorum_has_reached(
     assert quorum_log_id(configs, positions) == max(reached, default=None)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(CONFIGS, st.dictionaries(st.sampled_from(VOTERS), st.floats(0, 9)))
 def test_the_quorum_value_is_the_greatest_that_some_quorum_has_reached(
     configs: list[list[str]], values: dict[str, float]

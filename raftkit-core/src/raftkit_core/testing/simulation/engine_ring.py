@@ -154,10 +154,14 @@ class EngineRing:
         for each in self.nodes.values():
             self.start(each)
             self.after(TICK, partial(self._tick, each))
-        first = self.nodes["n1"]
-        assert first.engine is not None
-        first.engine.handle_initialize(membership(ids[:voters]), self.now)
-        self._carry_out(first)
+        self._members = membership(ids[:voters])
+        self._initialize(self.nodes["n1"])
+
+    def _initialize(self, each: RingNode) -> None:
+        """Again after a crash that lost it: the same membership makes the same cluster."""
+        if each.engine is not None and each.engine.state.is_pristine and each.id == "n1":
+            each.engine.handle_initialize(self._members, self.now)
+            self._carry_out(each)
 
     # --- time -------------------------------------------------------------------------------------------------------
 
@@ -181,8 +185,7 @@ class EngineRing:
         self.faults = NO_FAULTS
         self.cut.clear()
         for each in self.nodes.values():
-            if each.engine is None:
-                self.start(each)
+            self._restart(each)
         end = self.now + seconds
         while self.now < end:
             self.run(0.5)
@@ -272,6 +275,7 @@ class EngineRing:
     def _restart(self, each: RingNode) -> None:
         if each.engine is None:
             self.start(each)
+            self._initialize(each)
 
     def _tick(self, each: RingNode) -> None:
         """A tick of the node, and of fate."""
@@ -458,9 +462,9 @@ class EngineRing:
         each.flushing = False
         io_id = 0
         for _ in range(self.random.randint(1, len(each.lane))):
-            command = each.lane.popleft()
-            self._write(each, command)
-            io_id = getattr(command, "io_id", io_id)
+            written = each.lane.popleft()
+            self._write(each, written)
+            io_id = getattr(written, "io_id", io_id)
         each.engine.on_log_flushed(io_id, self.now)
         released = [command for when, command in each.parked if when <= io_id]
         each.parked = [parked for parked in each.parked if parked[0] > io_id]
