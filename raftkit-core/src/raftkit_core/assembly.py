@@ -141,7 +141,8 @@ def check_bootstrap_marker(raft: Raft, folder: Path | None) -> None:
     if known is not None and raft.is_pristine:
         raise NeedsRejoin(
             f"{raft.id} was bootstrapped with store {known}, but its store is empty and new ({raft.store_id})",
-            hint=f"restore the data, or rejoin: raftkit member remove {raft.id}, then raftkit member add {raft.id} …",
+            hint=f"restore the data; or rejoin: raftkit member remove {raft.id}, start it in an empty folder, then"
+            f" raftkit member add {raft.id} …",
         )
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     scratch = marker.with_suffix(".tmp")
