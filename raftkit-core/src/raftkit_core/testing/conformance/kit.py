@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -49,8 +49,15 @@ class ConformanceKit:
     """Set it if all writing goes to files below ``folder`` through Python's ``os``: then power losses are simulated."""
 
     @pytest.fixture(autouse=True)
-    def _raftkit_folder(self, tmp_path: Path) -> None:
-        self.folder = tmp_path
+    def _raftkit_folder(self, tmp_path: Path) -> Iterator[None]:
+        with self.in_folder(tmp_path):
+            yield
+
+    @contextmanager
+    def in_folder(self, folder: Path) -> Iterator[None]:
+        """Run one case: pytest does it in a fixture, ``raftkit plugins check`` by itself."""
+        self.folder = folder
+        yield
 
     def context(self, node_id: NodeId = "n1", group: str = DEFAULT_GROUP) -> AdapterContext:
         """What adapters are made with and opened with."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeAlias
@@ -68,6 +68,9 @@ async def read_all(storage: RaftLogStorage, start: int, stop: int, max_bytes: in
     while start < stop:
         part = await storage.read(start, stop, max_bytes)
         assert part, f"read({start}, {stop}) gave nothing"
+        got = [item.index for item in part]
+        assert got == list(range(start, start + len(part))), f"read({start}, {stop}) gave {got[:10]}"
+        assert got[-1] < stop, f"read({start}, {stop}) gave {got[-1]}"
         found += part
         start = part[-1].index + 1
     return found
@@ -94,11 +97,14 @@ class LogStorageCase(ConformanceKit):
     url: str | None = None
     """The adapter URL of an installed plugin, as in ``--storage``; a relative path is below the case's own folder."""
 
-    @pytest.fixture(autouse=True)
-    def _raftkit_data_dir(self, _raftkit_folder: None) -> Iterator[None]:
-        token = _data_dir.set(None if self.url is None else self.folder)  # what made the handle opens it
-        yield
-        _data_dir.reset(token)
+    @contextmanager
+    def in_folder(self, folder: Path) -> Iterator[None]:
+        token = _data_dir.set(None if self.url is None else folder)  # what made the handle opens it
+        try:
+            with super().in_folder(folder):
+                yield
+        finally:
+            _data_dir.reset(token)
 
     def opener(self) -> Opener:
         """A new, empty place, and how to get a handle on it. What is closed must be there when it is opened again."""
