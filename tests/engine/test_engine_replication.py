@@ -22,7 +22,7 @@ from raftkit_core.engine.commands import (
 )
 from raftkit_core.engine.engine import Engine
 from raftkit_core.engine.progress import ProgressState
-from raftkit_core.errors import ForwardToLeader, Overloaded
+from raftkit_core.errors import ConditionFailed, ForwardToLeader, Overloaded
 from raftkit_core.testing.builders import (
     blank,
     elect,
@@ -37,6 +37,7 @@ from raftkit_core.testing.builders import (
     store_of,
     vote,
 )
+from raftkit_core.types.condition import WriteCondition
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import AddNodes, RemoveNodes, RemoveVoters
 from raftkit_core.types.messages import (
@@ -632,3 +633,23 @@ def test_an_answer_to_a_caller_that_waits_is_never_part_of_a_truncation() -> Non
     write(engine)
     commands = answer(engine, "n2", HigherVote(store_of("n2"), vote(2, "n2")))
     assert not any(isinstance(each, Respond) for each in commands)
+
+
+# --- writes under a condition ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("condition", "is_met"),
+    [
+        (WriteCondition(), True),
+        (WriteCondition(leader_id=LEADING.leader_id, last_log_id=BLANK, membership_log_id=ZERO), True),
+        (WriteCondition(leader_id=vote(9).leader_id), False),
+        (WriteCondition(last_log_id=ZERO), False),
+        (WriteCondition(membership_log_id=BLANK), False),
+    ],
+)
+def test_a_write_whose_condition_is_not_met_enters_no_log(condition: WriteCondition, is_met: bool) -> None:
+    engine = leading()
+    result = engine.handle_client_write([b"x"], 0.0, condition)
+    assert isinstance(result, LogId if is_met else ConditionFailed)
+    assert bool(engine.take_commands()) is is_met
