@@ -8,8 +8,14 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from raftkit_core.testing.pytest_plugin import run_if_async
+
+# How long an example takes says something about the machine, not about the code: a fresh clone spends seconds on making
+# hypothesis' table of characters, and other processes may hold the processor.
+settings.register_profile("raftkit", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("raftkit")
 
 
 @pytest.fixture(autouse=True)
