@@ -312,6 +312,22 @@ async def test_a_forward_that_was_lost_on_the_way_is_an_unknown_outcome_too() ->
             await follower.write(Put("a", b"1"), timeout=1.0)
 
 
+async def test_a_forward_under_way_when_its_node_stops_is_an_unknown_outcome() -> None:
+    async with memory_cluster(3) as cluster:
+        leader = await cluster.leader()
+        follower = cluster.raft(others(leader)[0])
+        await follower.write(Put("warm", b"up"))
+        cluster.hub.latency = 0.05
+        task = asyncio.ensure_future(follower.write(Put("a", b"1"), timeout=5.0))
+        await asyncio.sleep(0.06)
+        await cluster.kill(follower.id)
+        with pytest.raises(OutcomeUnknown):
+            await task
+        cluster.hub.latency = 0.0
+        await asyncio.sleep(1)
+        assert (await leader.read(Get("a"))).value == b"1", "it was under way, and is applied"
+
+
 async def test_a_write_waits_for_the_next_leader_until_its_deadline() -> None:
     async with memory_cluster(3) as cluster:
         leader = await cluster.leader()

@@ -396,6 +396,9 @@ class CallLane:
         connection, self._connection = self._connection, None
         if connection is not None and connection.link is not None:
             self._abort(connection.link)
+        if connection is not None and isinstance(error, Unreachable):
+            # These calls have left: "unreachable" would say that they never did, and a write would be sent again.
+            error = NetworkError(error.message, hint=error.hint)
         self._fail_pending(error)
 
     def _abort(self, link: Link) -> None:

@@ -84,9 +84,9 @@ class RaftService(Protocol):
 class RaftNetwork(ABC):
     """One peer, as this node calls it. Connects on first use and again after a break.
 
-    Errors by what to do next: ``Unreachable`` back off, ``NetworkError`` retry, ``RPCTimeout``, ``PayloadTooLarge``,
-    ``PeerBusy`` back off and never count as contact, ``RemoteError`` (the peer's own error; typed ``RaftError`` of a
-    forward or read_index is raised as itself).
+    Errors by what to do next: ``Unreachable`` back off (the call never left, so it may be made again), ``NetworkError``
+    retry, ``RPCTimeout``, ``PayloadTooLarge``, ``PeerBusy`` back off and never count as contact, ``RemoteError`` (the
+    peer's own error; typed ``RaftError`` of a forward or read_index is raised as itself).
 
     - **T1** Every new connection says ``service.local_hello(target)`` first and passes the answer to
       ``service.check_hello`` before anything else is sent; a refusal closes the connection and is ``Unreachable``.
