@@ -1,4 +1,4 @@
-"""How a log, a vote and an identity look in Redis: MessagePack behind a checksum, and nothing else.
+"""How a log, a vote, an identity and a state look in Redis: MessagePack behind a checksum, and nothing else.
 
 Every value starts with the CRC-32 of *where it belongs* and its content, so that damage, a swapped value and a
 misplaced list element are all found when read. There is no default for an unreadable one: it is a ``StorageCorrupt``.
@@ -15,17 +15,20 @@ from raftkit_core.errors import StorageCorrupt
 from raftkit_core.types.entry import Entry
 from raftkit_core.types.identity import StoreIdentity
 from raftkit_core.types.log_id import LogId
+from raftkit_core.types.membership import StoredMembership
 from raftkit_core.types.vote import Vote
 
 FORMAT = 1
 """Version of everything this package writes into Redis; pinned by a golden test."""
 
 _CRC_BYTES = 4
+_REVISION_BYTES = 8
 
 _encoder = msgspec.msgpack.Encoder()
 _entry_decoder = msgspec.msgpack.Decoder(Entry)
 _vote_decoder = msgspec.msgpack.Decoder(Vote)
 _log_id_decoder = msgspec.msgpack.Decoder(LogId)
+_membership_decoder = msgspec.msgpack.Decoder(StoredMembership)
 _identity_decoder = msgspec.msgpack.Decoder(StoreIdentity)
 
 T = TypeVar("T")
@@ -83,6 +86,46 @@ def encode_identity(identity: StoreIdentity) -> bytes:
 
 def decode_identity(blob: bytes) -> StoreIdentity | None:
     return _unseal("identity", blob, _identity_decoder)
+
+
+def encode_membership(membership: StoredMembership) -> bytes:
+    return _seal("membership", membership)
+
+
+def decode_membership(blob: bytes) -> StoredMembership | None:
+    return _unseal("membership", blob, _membership_decoder)
+
+
+def encode_cell(key: bytes, value: bytes, revision: int) -> bytes:
+    """Revision (8 bytes), checksum over key, revision and value, then the value."""
+    head = revision.to_bytes(_REVISION_BYTES, "big")
+    return head + zlib.crc32(value, zlib.crc32(key, zlib.crc32(head))).to_bytes(_CRC_BYTES, "big") + value
+
+
+def decode_cell(key: bytes, blob: bytes) -> tuple[bytes, int]:
+    """Value and revision. Raises: StorageCorrupt."""
+    head, crc = blob[:_REVISION_BYTES], blob[_REVISION_BYTES : _REVISION_BYTES + _CRC_BYTES]
+    value = blob[_REVISION_BYTES + _CRC_BYTES :]
+    if zlib.crc32(value, zlib.crc32(key, zlib.crc32(head))) != int.from_bytes(crc, "big"):
+        raise _damaged("state machine", f"the cell of key {key!r}", "its checksum does not fit")
+    return value, int.from_bytes(head, "big")
+
+
+def revision_of(blob: bytes) -> int:
+    """The revision of a cell, or of its first bytes: unchecked, since the checksum covers the value too."""
+    return int.from_bytes(blob[:_REVISION_BYTES], "big")
+
+
+def encode_record(key: bytes, value: bytes) -> bytes:
+    return zlib.crc32(value, zlib.crc32(key)).to_bytes(_CRC_BYTES, "big") + value
+
+
+def decode_record(key: bytes, blob: bytes) -> bytes:
+    """Raises: StorageCorrupt."""
+    value = blob[_CRC_BYTES:]
+    if zlib.crc32(value, zlib.crc32(key)) != int.from_bytes(blob[:_CRC_BYTES], "big"):
+        raise _damaged("state machine", f"the record {key!r}", "its checksum does not fit")
+    return value
 
 
 def _seal(field: str, value: object) -> bytes:

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
-from redis import exceptions as driver
-
-from raftkit_core.errors import RaftError, StorageCorrupt, StorageError, StoreLostWrites
+from raftkit_core.errors import StorageCorrupt, StorageError, StoreLostWrites
 from raftkit_core.storage.interface import LogBatch, LogState, RaftLogStorage, StorageInfo
 from raftkit_core.types.adapter import AdapterContext
 from raftkit_core.types.entry import Entry
 from raftkit_core.types.identity import StoreIdentity
 from raftkit_core.types.log_id import LogId, next_index
 from raftkit_redis import codec, scripts
-from raftkit_redis.link import Argument, RedisLink
+from raftkit_redis.link import Argument
 from raftkit_redis.options import RedisOptions
+from raftkit_redis.reader import FencedReader
 from raftkit_redis.scripts import Script
-from raftkit_redis.session import FencedSession, check_status
-from raftkit_redis.translate import DRIVER_ERRORS, translate
-from raftkit_redis.witness import Record, Witness, lost_writes, witness_path
+from raftkit_redis.session import FencedSession
+from raftkit_redis.uncancelled import uncancelled
+from raftkit_redis.witness import Record, Witness, witness_path
 
 MAX_READ_BYTES = 8 * 1024 * 1024
 """One read never asks Redis for more, however much its caller would take: a script blocks the server."""
-
-T = TypeVar("T")
 
 
 class RedisLogStorage(RaftLogStorage):
@@ -46,8 +42,7 @@ class RedisLogStorage(RaftLogStorage):
         self._purged = b""
         self._last = b""
         self._lock = asyncio.Lock()
-        self._read_link: RedisLink | None = None
-        self._read_lock = asyncio.Lock()
+        self._reader: FencedReader | None = None
 
     def __repr__(self) -> str:
         return f"RedisLogStorage({self._options.location!r})"
@@ -62,10 +57,10 @@ class RedisLogStorage(RaftLogStorage):
                 witness_path(context.data_dir, self._options.group), sync=self._options.witness == "sync"
             )
         self._session = FencedSession(self._options, context, self._witness)
-        self._read_link = RedisLink(self._options, f"raftkit:{context.node_id}:read")
+        self._reader = FencedReader(self._options, f"raftkit:{context.node_id}:read")
         try:
             # Bounded by the option's timeouts. A claim that was sent must not be left behind by a cancelled caller.
-            return await _uncancelled(self._open(self._session))
+            return await uncancelled(self._open(self._session))
         except BaseException:
             self._session.given_up = True
             await self.close()
@@ -88,7 +83,7 @@ class RedisLogStorage(RaftLogStorage):
         return identity
 
     async def close(self) -> None:
-        await _uncancelled(self._close())
+        await uncancelled(self._close())
 
     async def _close(self) -> None:
         async with self._lock:
@@ -98,14 +93,13 @@ class RedisLogStorage(RaftLogStorage):
             await self._session.close()
             if self._witness is not None:
                 await self._witness.close()
-        if self._read_link is not None:
-            async with self._read_lock:
-                await self._read_link.disconnect()
+        if self._reader is not None:
+            await self._reader.close()
 
     # --- Changes ----------------------------------------------------------------------------------------------------
 
     async def save_identity(self, identity: StoreIdentity) -> None:
-        await _uncancelled(self._save_identity(identity))
+        await uncancelled(self._save_identity(identity))
 
     async def _save_identity(self, identity: StoreIdentity) -> None:
         async with self._lock:
@@ -114,7 +108,7 @@ class RedisLogStorage(RaftLogStorage):
             await self._note(sync=True)
 
     async def write(self, batch: LogBatch) -> None:
-        await _uncancelled(self._write(batch))
+        await uncancelled(self._write(batch))
 
     async def _write(self, batch: LogBatch) -> None:
         async with self._lock:
@@ -229,7 +223,9 @@ class RedisLogStorage(RaftLogStorage):
 
     async def info(self) -> StorageInfo:
         session = self._opened()
-        sizes = await self._read_exchange([["MEMORY", "USAGE", key] for key in session.keys], subject="store")
+        if self._reader is None:
+            raise StorageError(f"{self!r} is not open", verb="read")
+        sizes = await self._reader.exchange([["MEMORY", "USAGE", key] for key in session.keys], subject="store")
         facts = session.facts
         details = {
             "epoch": str(session.epoch),
@@ -256,40 +252,12 @@ class RedisLogStorage(RaftLogStorage):
     async def _ask(self, script: Script, arguments: list[Argument], *, subject: str) -> list[Any]:
         """Run a script that changes nothing. It also sees when Redis went back behind what was confirmed."""
         session = self._opened()
-        confirmed = session.seq
-        tail: list[Argument] = [len(session.keys), *session.keys, session.owner, *arguments]
-        (answer,) = await self._read_exchange([["EVAL", script.source, *tail]], subject=subject)
+        if self._reader is None:
+            raise StorageError(f"{self!r} is not open", verb="read")
         try:
-            if isinstance(answer, Exception):
-                raise answer
-            check_status(answer, self._options, subject=subject, verb="read")
-            if int(answer[1]) < confirmed:
-                raise lost_writes(
-                    f"{self._options.location} is at change {int(answer[1])}, but it had confirmed change {confirmed}"
-                )
+            return await self._reader.ask(script, session.keys, arguments, session, subject=subject)
         except StoreLostWrites as error:
             raise self._fail(error) from None
-        except driver.RedisError as error:
-            raise translate(error, location=self._options.location, subject=subject, verb="read") from error
-        return list(answer)
-
-    async def _read_exchange(self, commands: list[list[Argument]], *, subject: str) -> list[Any]:
-        """Over the reading connection, which may be replaced at will: asking twice changes nothing."""
-        link = self._read_link
-        if link is None:
-            raise StorageError(f"{self!r} is not open", verb="read")
-        async with self._read_lock:
-            self._opened()
-            try:
-                if not await link.is_clean():
-                    await link.connect()
-                try:
-                    return await link.exchange(commands, self._options.timeout_s)
-                except driver.ConnectionError:
-                    await link.connect()
-                    return await link.exchange(commands, self._options.timeout_s)
-            except DRIVER_ERRORS as error:
-                raise translate(error, location=self._options.location, subject=subject, verb="read") from error
 
 
 def _last_blob(last: LogId | None, purged: LogId | None) -> bytes:
@@ -297,15 +265,3 @@ def _last_blob(last: LogId | None, purged: LogId | None) -> bytes:
     if last is None or last.index < next_index(purged):
         return b""
     return codec.encode_log_id("last", last)
-
-
-async def _uncancelled(work: Coroutine[Any, Any, T]) -> T:
-    """Run ``work`` in a task of its own: a cancelled caller leaves at once, and the work is done whole (L6)."""
-    task = asyncio.create_task(work)
-    task.add_done_callback(_look_at_result)
-    return await asyncio.shield(task)
-
-
-def _look_at_result(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled() and isinstance(task.exception(), RaftError):
-        return  # told to the caller, or kept as the handle's failure if the caller has left

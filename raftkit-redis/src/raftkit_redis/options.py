@@ -23,7 +23,7 @@ _PREFIX = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,199}\Z")
 class UrlOptions(msgspec.Struct, frozen=True):
     """Everything after the ``?``.
 
-    - ``prefix``: start of every key; by default ``raftkit:CLUSTER/GROUP/NODE``. One log, one prefix.
+    - ``prefix``: start of every key; by default ``raftkit:CLUSTER/GROUP/NODE``. A log and a ``redis-kv`` may share one.
     - ``durability``: ``strict`` refuses a server that may forget an answered write; ``relaxed`` accepts it, says so in
       ``info()``, and still refuses replicas, Sentinel, Cluster and eviction.
     - ``takeover``: take the store from a holder that cannot be shown to be dead. The old one is fenced off.
@@ -90,7 +90,7 @@ class RedisOptions:
             raise BadAdapterUrl(
                 f"{url} names more than one password", hint="keep one of: the URL's, password_env, password_file"
             )
-        tls = url.scheme == "rediss"
+        tls = url.scheme.startswith("rediss")
         if not tls and (given.ca or given.cert or given.key):
             raise BadAdapterUrl(f"{url}: ca, cert and key need TLS", hint="write rediss:// instead of redis://")
         for name, value in (("timeout_ms", given.timeout_ms), ("loading_timeout_ms", given.loading_timeout_ms)):

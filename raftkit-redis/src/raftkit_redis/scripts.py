@@ -40,13 +40,13 @@ class Script:
         self.sha = hashlib.sha1(self.source, usedforsecurity=False).hexdigest()
 
 
-_FENCE = """
+FENCE = """
 local held = redis.call('HMGET', KEYS[1], 'owner', 'epoch', 'holder', 'seq', 'first', 'next')
 if not held[1] then return {'GONE'} end
 if held[1] ~= ARGV[1] or held[2] ~= ARGV[2] then return {'FENCED', held[3] or ''} end
 """
 
-_OWNED = """
+OWNED = """
 local held = redis.call('HMGET', KEYS[1], 'owner', 'epoch', 'holder', 'seq', 'first', 'next')
 if not held[1] then return {'GONE'} end
 if held[1] ~= ARGV[1] then return {'FENCED', held[3] or ''} end
@@ -113,7 +113,7 @@ return {'OK', string.format('%.0f', redis.call('HINCRBY', KEYS[1], 'epoch', 1)),
 
 RELEASE = Script(
     "release",
-    _OWNED
+    OWNED
     + """
 redis.call('HSET', KEYS[1], 'owner', '', 'holder', '')
 return {'OK'}
@@ -122,7 +122,7 @@ return {'OK'}
 
 IDENTITY = Script(
     "identity",
-    _FENCE
+    FENCE
     + """
 -- seq, identity
 if held[4] == string.format('%.0f', tonumber(ARGV[3]) + 1) then return {'OK', held[4]} end
@@ -135,7 +135,7 @@ return {'OK', seq}
 
 STATE = Script(
     "state",
-    _OWNED
+    OWNED
     + _SHAPE
     + """
 local values = redis.call('HMGET', KEYS[1], 'vote', 'committed', 'purged')
@@ -146,7 +146,7 @@ return {'OK', held[4], values[1], values[2], values[3], held[5], held[6], redis.
 
 READ = Script(
     "read",
-    _OWNED
+    OWNED
     + _SHAPE
     + """
 -- start, stop, bytes
@@ -170,7 +170,7 @@ return answer
 
 WRITE = Script(
     "write",
-    _FENCE
+    FENCE
     + """
 -- 3 seq, 4 vote, 5 term, 6 truncate since, 7 purge index, 8 purged, 9 committed, 10 its index,
 -- 11 index of the first entry, 12.. entries

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 from redis import exceptions as driver
 
@@ -38,12 +38,29 @@ _live_owners: set[str] = set()
 close."""
 
 
+class Seen(NamedTuple):
+    """What was there before the claim; the defaults are "nothing"."""
+
+    owner: str = ""
+    identity_blob: bytes = b""
+    identity: StoreIdentity | None = None
+    record: Record | None = None
+
+
 class FencedSession:
-    """Not for concurrent use: the storage holds a lock around it. Raises only errors of ``raftkit_core``."""
+    """Not for concurrent use: the storage holds a lock around it. Raises only errors of ``raftkit_core``.
+
+    As it stands it holds a log; what else can be held overrides the scripts, the keys and :meth:`_look`.
+    """
+
+    peek: ClassVar[Script] = scripts.PEEK
+    claim: ClassVar[Script] = scripts.CLAIM
+    role: ClassVar[str] = ""
+    """Added to the name that the connection has in Redis."""
 
     def __init__(self, options: RedisOptions, context: AdapterContext, witness: Witness | None) -> None:
         self.options = options
-        self.keys = (options.meta_key, options.log_key)
+        self.keys: tuple[str, ...] = (options.meta_key, options.log_key)
         self.owner = secrets.token_hex(16)
         self.epoch = 0
         self.seq = 0
@@ -53,7 +70,7 @@ class FencedSession:
         self.given_up = False
         self._context = context
         self._witness = witness
-        self._link = RedisLink(options, f"raftkit:{context.node_id}")
+        self._link = RedisLink(options, f"raftkit:{context.node_id}{self.role}")
 
     # --- Opening and closing ----------------------------------------------------------------------------------------
 
@@ -62,7 +79,7 @@ class FencedSession:
         try:
             await self._connect_loaded()
             await self._check_server()
-            answer, _ = await self._link.run(scripts.PEEK, self.keys, [])
+            answer, _ = await self._link.run(self.peek, self.keys, [])
             return await self._claim(answer)
         except DRIVER_ERRORS as error:
             raise translate(error, location=self.options.location, subject="store", verb="open") from error
@@ -95,47 +112,16 @@ class FencedSession:
 
     async def _claim(self, answer: list[Any]) -> StoreIdentity | None:
         me = this_process(self._context)
-        seen_owner, seen_identity, seen = "", b"", None
-        identity = None
-        if answer[0] == b"OK":
-            _, form, owner, holder_blob, seq, seen_identity, vote, purged, next_index, last = answer
-            if int(form) != codec.FORMAT:
-                raise IdentityError(
-                    f"{self.options.location} has format {int(form)}, and this version reads format {codec.FORMAT}",
-                    hint="use the raftkit-redis version that wrote it, or another prefix",
-                )
-            identity = codec.decode_identity(seen_identity)
-            check_store_identity(identity, self._context, self.options.location)
-            seen_owner = owner.decode()
-            self._check_holder(seen_owner, decode_holder(holder_blob), me)
-            last_id = codec.decode_entry(last, int(next_index) - 1).log_id if last else None
-            last_blob = codec.encode_log_id("last", last_id) if last_id else b""
-            store_id = identity.store_id if identity else ""
-            seen = Record(store_id, int(seq), vote, last_blob, purged)
-        elif answer[0] == b"NONE" and answer[1] == b"none":
-            pass
-        elif answer[0] == b"NONE" or (answer[0] == b"FOREIGN" and answer[2] == b"list"):
-            raise StorageCorrupt(
-                f"{self.options.location} has a log, but {self.options.meta_key} beside it is damaged or gone",
-                verb="open",
-                hint="nothing was changed; restore both keys from a backup, or rejoin the node",
-            )
-        else:
-            raise StorageError(
-                f"{self.options.location} is used by something else: {self.options.meta_key} is a "
-                f"{answer[1].decode()}, {self.options.log_key} is a {answer[2].decode()}, and neither is ours",
-                verb="open",
-                hint="choose another prefix: ?prefix=NAME in the storage URL",
-            )
+        seen = self._look(answer, me)
         if self._witness is not None:
-            self._witness.check(seen, self.options.location)
+            self._witness.check(seen.record, self.options.location)
             self._witness.open()
         _live_owners.add(self.owner)
         self.claimed = True
         answer, waited = await self._link.run(
-            scripts.CLAIM,
+            self.claim,
             self.keys,
-            [self.owner, encode_holder(me), seen_owner, seen_identity, codec.FORMAT],
+            [self.owner, encode_holder(me), seen.owner, seen.identity_blob, codec.FORMAT],
             then=self._waitaof(),
         )
         if answer[0] != b"OK":
@@ -144,7 +130,42 @@ class FencedSession:
             raise self._locked(holder, "just then another opener was faster")
         self._check_waited(waited, "open")
         self.epoch, self.seq = int(answer[1]), int(answer[2])
-        return identity
+        return seen.identity
+
+    def _look(self, answer: list[Any], me: Holder) -> Seen:
+        """Judge what ``peek`` saw. Raises: IdentityError, StorageCorrupt, StorageLocked, StorageError."""
+        if answer[0] == b"OK":
+            _, form, owner, holder_blob, seq, identity_blob, vote, purged, next_index, last = answer
+            seen = self._seen(form, owner, holder_blob, identity_blob, me)
+            last_id = codec.decode_entry(last, int(next_index) - 1).log_id if last else None
+            last_blob = codec.encode_log_id("last", last_id) if last_id else b""
+            store_id = seen.identity.store_id if seen.identity else ""
+            return seen._replace(record=Record(store_id, int(seq), vote, last_blob, purged))
+        if answer[0] == b"NONE" and answer[1] == b"none":
+            return Seen()
+        if answer[0] == b"NONE" or (answer[0] == b"FOREIGN" and answer[2] == b"list"):
+            raise StorageCorrupt(
+                f"{self.options.location} has a log, but {self.options.meta_key} beside it is damaged or gone",
+                verb="open",
+                hint="nothing was changed; restore both keys from a backup, or rejoin the node",
+            )
+        raise StorageError(
+            f"{self.options.location} is used by something else: {self.options.meta_key} is a "
+            f"{answer[1].decode()}, {self.options.log_key} is a {answer[2].decode()}, and neither is ours",
+            verb="open",
+            hint="choose another prefix: ?prefix=NAME in the storage URL",
+        )
+
+    def _seen(self, form: bytes, owner: bytes, holder: bytes, identity_blob: bytes, me: Holder) -> Seen:
+        if int(form) != codec.FORMAT:
+            raise IdentityError(
+                f"{self.options.location} has format {int(form)}, and this version reads format {codec.FORMAT}",
+                hint="use the raftkit-redis version that wrote it, or another prefix",
+            )
+        identity = codec.decode_identity(identity_blob)
+        check_store_identity(identity, self._context, self.options.location)
+        self._check_holder(owner.decode(), decode_holder(holder), me)
+        return Seen(owner.decode(), identity_blob, identity)
 
     def _check_holder(self, owner: str, holder: Holder | None, me: Holder) -> None:
         if not owner or (holder is not None and is_known_dead(holder, me)):
@@ -304,11 +325,19 @@ def check_status(answer: list[Any], options: RedisOptions, *, subject: str, verb
                 verb=verb,
                 hint="nothing was changed; restore the keys from a backup, or rejoin the node",
             )
+        case "BROKEN":
+            raise StorageCorrupt(
+                f"the state at {options.location} is damaged: {bytes(answer[1]).decode()}",
+                subject=subject,
+                verb=verb,
+                hint="nothing was changed; restore the keys from a backup, or rejoin the node",
+            )
         case _:
             values = ", ".join(bytes(a).decode("utf-8", "replace") for a in answer[1:])
             raise StorageError(
                 {
                     "GAP": f"refused entries that would leave a hole in the log: the next index is {values}",
+                    "BEHIND": f"refused a batch that is applied already: the state is at index {values}",
                     "TERM": f"refused a vote of a lower term than the stored one: {values}",
                     "ABSENT": f"refused a read of an index that is not there: the log holds {values} (stop excluded)",
                 }.get(status, f"Redis answered {status}: {values}"),

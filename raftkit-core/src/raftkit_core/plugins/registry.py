@@ -55,6 +55,7 @@ PUBLISHED: dict[Kind, dict[str, str]] = {
         "import": "raftkit-core",
         "sqlite-kv": "raftkit-sqlite",
         "redis-kv": "raftkit-redis",
+        "rediss-kv": "raftkit-redis",
     },
 }
 """What raftkit itself publishes: which distribution to look into first, and to name when it is not installed."""

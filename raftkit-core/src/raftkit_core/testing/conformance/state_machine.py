@@ -70,7 +70,7 @@ class StateMachineConformance(MachineDurabilityCases):
             for batch in batches_of(self.commands(60), 20):
                 await apply(machine, batch)
                 assert await fingerprint(machine) == await fingerprint(machine)
-                assert await chunks_of(machine) == await chunks_of(machine)
+                assert b"".join(await chunks_of(machine)) == b"".join(await chunks_of(machine))
             await apply_all(undisturbed, batches_of(self.commands(60), 20))
             assert await fingerprint(machine) == await fingerprint(undisturbed)
 
@@ -162,11 +162,11 @@ class StateMachineConformance(MachineDurabilityCases):
         async with self.opened(self.opener()) as machine:
             first, then = _halves(self.commands(200))
             await apply(machine, batch_of(1, first))
-            expected = await chunks_of(machine)
+            expected = b"".join(await chunks_of(machine))
             view = machine.snapshot()
             await apply(machine, batch_of(1 + len(first), then))
-            assert await chunks_of(machine) != expected
-            assert b"".join([chunk async for chunk in view]) == b"".join(expected)
+            assert b"".join(await chunks_of(machine)) != expected
+            assert b"".join([chunk async for chunk in view]) == expected
 
     async def test_m3_a_half_read_snapshot_is_not_disturbed_by_what_is_applied_meanwhile(self) -> None:
         async with self.opened(self.opener()) as machine:
@@ -185,14 +185,14 @@ class StateMachineConformance(MachineDurabilityCases):
         async with self.opened(self.opener()) as machine:
             first, then = _halves(self.commands(100))
             await apply(machine, batch_of(1, first))
-            expected_old = await chunks_of(machine)
+            expected_old = b"".join(await chunks_of(machine))
             old = machine.snapshot()
             await apply(machine, batch_of(1 + len(first), then))
-            expected_new = await chunks_of(machine)
+            expected_new = b"".join(await chunks_of(machine))
             new = machine.snapshot()
             await apply(machine, batch_of(101, first))
-            assert [chunk async for chunk in new] == expected_new
-            assert [chunk async for chunk in old] == expected_old
+            assert b"".join([chunk async for chunk in new]) == expected_new
+            assert b"".join([chunk async for chunk in old]) == expected_old
 
     async def test_m3_the_snapshot_of_an_empty_machine_restores_an_empty_machine(self) -> None:
         async with self.opened(self.opener()) as machine, self.opened(self.opener()) as other:
@@ -213,7 +213,7 @@ class StateMachineConformance(MachineDurabilityCases):
                 del view, close
                 await apply(machine, batch)
             await apply_all(other, batches_of(self.commands(400), 10))
-            assert await chunks_of(machine) == await chunks_of(other)
+            assert b"".join(await chunks_of(machine)) == b"".join(await chunks_of(other))
 
     # --- M4: restore is all or nothing ------------------------------------------------------------------------------
 
@@ -224,7 +224,7 @@ class StateMachineConformance(MachineDurabilityCases):
             await machine.restore_all(meta_at(400), stream(source), {})
             await fresh.restore_all(meta_at(400), stream(source), {})
             assert await fingerprint(machine) == await fingerprint(fresh)
-            assert await chunks_of(machine) == await chunks_of(fresh)
+            assert b"".join(await chunks_of(machine)) == b"".join(await chunks_of(fresh))
 
     async def test_m4_a_restored_machine_goes_on_like_one_that_applied_everything(self) -> None:
         first, then = _halves(self.commands(200))
