@@ -292,6 +292,7 @@ class Raft:
             instruments=instruments,
             notify=lambda notification: core().notify(notification),
             failed=lambda error: core().fail(error),
+            retire=held.retire,
         )
         late["core"] = RaftCore(
             config=config,

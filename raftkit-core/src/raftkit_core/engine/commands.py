@@ -121,6 +121,8 @@ class SendHeartbeat(msgspec.Struct, frozen=True):
     sent_at: float
     vote: Vote
     leader_commit: LogId | None
+    reverted: tuple[tuple[NodeId, str], ...] = ()
+    """Peers that lost what they had acknowledged, with the store that did: they are told."""
 
 
 class ReplicateCommitted(SendHeartbeat, frozen=True):
@@ -171,6 +173,12 @@ class BuildSnapshot(msgspec.Struct, frozen=True, gc=False):
     """Snapshot the machine (``RaftStateMachine.snapshot``), then ``on_snapshot_built``."""
 
 
+class RetireStore(msgspec.Struct, frozen=True, gc=False):
+    """Mark this store as retired, durably, and stop: it went back behind what it had acknowledged."""
+
+    reason: str
+
+
 class InstallSnapshot(msgspec.Struct, frozen=True):
     """Publish and restore the received snapshot, then ``on_snapshot_installed``."""
 
@@ -204,5 +212,6 @@ Command: TypeAlias = (
     | Commit
     | BuildSnapshot
     | InstallSnapshot
+    | RetireStore
     | Respond
 )

@@ -7,7 +7,7 @@ released together leave in the order they were emitted.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, assert_never
 
@@ -28,6 +28,7 @@ from raftkit_core.engine.commands import (
     ReplicateCommitted,
     ReplicateSnapshot,
     Respond,
+    RetireStore,
     SaveCommitted,
     SaveLease,
     SaveVote,
@@ -37,7 +38,7 @@ from raftkit_core.engine.commands import (
     SendVote,
 )
 from raftkit_core.engine.engine import Engine
-from raftkit_core.errors import ConfigError, PeerBusy
+from raftkit_core.errors import ConfigError, LogReversion, PeerBusy
 from raftkit_core.instrument import Instruments
 from raftkit_core.network.interface import RaftNetwork
 from raftkit_core.runtime.heartbeat import HeartbeatSender
@@ -76,8 +77,10 @@ class CommandRunner:
         instruments: Instruments,
         notify: Callable[[Notification], None],
         failed: Callable[[BaseException], None],
+        retire: Callable[[str], Awaitable[None]],
     ) -> None:
         self._config = config
+        self._retire_store = retire
         self._engine = engine
         self._writer = writer
         self._worker = worker
@@ -183,6 +186,8 @@ class CommandRunner:
                 else:
                     gone = PeerBusy("the sender of the snapshot has gone")
                     self._notify(SnapshotRefused(command.request_id, gone))
+            case RetireStore():
+                self._retire(command.reason)
             case _:
                 assert_never(command)
 
@@ -192,6 +197,13 @@ class CommandRunner:
             self._waiting.respond(command.request_id, PeerBusy("the vote changed before the answer was durable"))
             return
         self._waiting.respond(command.request_id, command.response)
+
+    def _retire(self, reason: str) -> None:
+        error = LogReversion(
+            f"this store lost writes it had confirmed, and is retired: {reason}",
+            hint=f"rejoin with an empty folder: raftkit member remove {self._engine.config.id}, then add it again",
+        )
+        self._writer.retire(lambda: self._retire_store(reason), error)
 
     # --- votes and hand-over ----------------------------------------------------------------------------------------
 

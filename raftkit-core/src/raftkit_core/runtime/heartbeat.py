@@ -31,12 +31,15 @@ class HeartbeatSender:
         self._calls: dict[NodeId, set[asyncio.Future[Any]]] = {}
 
     def send(self, command: SendHeartbeat, client_of: Callable[[NodeId], RaftNetwork | None]) -> None:
+        reverted = dict(command.reverted)
         for target, matching in command.peers:
             client = client_of(target)
             calls = self._calls.setdefault(target, set())
             if client is None or len(calls) >= MAX_INFLIGHT:
                 continue
-            request = HeartbeatRequest(command.vote, matching, command.leader_commit, self._lease_ms)
+            request = HeartbeatRequest(
+                command.vote, matching, command.leader_commit, self._lease_ms, reverted.get(target)
+            )
             future = asyncio.ensure_future(client.heartbeat(request, self._timeout))
             calls.add(future)
             future.add_done_callback(partial(self._answered, command, target))

@@ -112,6 +112,7 @@ class LogWriter:
         """The last ``committed`` whose place in the lane has come: everything before it is written, or under way."""
         self._saved_committed: LogId | None = None
         self._task: asyncio.Task[None] | None = None
+        self._retiring: asyncio.Task[None] | None = None
         self._dead = False
         self.tail = LogTail(0)
         self.durable_index = -1
@@ -260,6 +261,24 @@ class LogWriter:
         """The first index that is not purged, as far as the queue goes."""
         return self._first_index
 
+    def retire(self, save: Callable[[], Awaitable[None]], error: BaseException) -> None:
+        """Write nothing more; once the write under way is done, ``save`` the retirement and end with ``error``."""
+        if self._dead:
+            return
+        self._dead = True
+        self._queue.clear()
+        self._retiring = asyncio.ensure_future(self._retire(self._task, save, error))
+
+    async def _retire(
+        self, under_way: asyncio.Task[None] | None, save: Callable[[], Awaitable[None]], error: BaseException
+    ) -> None:
+        if under_way is not None:
+            await asyncio.wait([under_way])
+        try:
+            await save()
+        finally:
+            self._failed(error)
+
     async def read(self, start: int, stop: int, max_bytes: int) -> list[Entry]:
         """Entries of ``[start, stop)``, from memory or from the storage; a non-empty prefix.
 
@@ -278,6 +297,8 @@ class LogWriter:
 
     async def close(self) -> None:
         """Finish the write under way and, unless halted, what is queued, and save ``committed``. Closes no storage."""
+        if self._retiring is not None:
+            await asyncio.wait([self._retiring])
         while self._task is not None or (self._queue and not self._dead):
             self.kick()
             if self._task is not None:

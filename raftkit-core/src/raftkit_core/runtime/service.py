@@ -72,6 +72,11 @@ class Identity:
             if lease_ms > self.current.largest_lease_ms:
                 await self._save(msgspec.structs.replace(self.current, largest_lease_ms=lease_ms))
 
+    async def retire(self, reason: str) -> None:
+        """Never open this store as a node again."""
+        async with self._lock:
+            await self._save(msgspec.structs.replace(self.current, retired=reason))
+
     async def _save(self, identity: StoreIdentity) -> None:
         await self._storage.save_identity(identity)
         self.current = identity

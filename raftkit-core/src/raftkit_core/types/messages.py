@@ -54,12 +54,16 @@ class AppendEntriesRequest(msgspec.Struct, frozen=True):
 
 
 class HeartbeatRequest(msgspec.Struct, frozen=True, array_like=True):
-    """An append without entries on its own lane. ``prev_log_id`` is what the leader knows to match."""
+    """An append without entries on its own lane. ``prev_log_id`` is what the leader knows to match.
+
+    ``reverted_store_id`` tells that store that it lost what it had acknowledged (``LogReversion``): it retires itself.
+    """
 
     vote: Vote
     prev_log_id: LogId | None
     leader_commit: LogId | None
     lease_ms: int
+    reverted_store_id: str | None = None
 
 
 class Success(msgspec.Struct, frozen=True, array_like=True, tag=0):

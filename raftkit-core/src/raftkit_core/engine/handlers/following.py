@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from raftkit_core.engine.commands import InstallSnapshot, Respond, SaveLease
+from raftkit_core.engine.commands import InstallSnapshot, Respond, RetireStore, SaveLease
 from raftkit_core.engine.handlers.log import LogHandler
 from raftkit_core.engine.handlers.replication import ReplicationHandler
 from raftkit_core.engine.handlers.server_state import ServerStateHandler
@@ -114,6 +114,11 @@ class FollowingHandler:
         parts = self._parts
         if not self._accept_leader(request.vote, request.lease_ms, now):
             self._refuse(request_id)
+            return
+        if request.reverted_store_id == parts.config.store_id:
+            parts.output.push(
+                RetireStore(f"{request.vote.node_id} leads and had acknowledgements of this store that it lacks now")
+            )
             return
         prev = request.prev_log_id
         if parts.installing is None:

@@ -188,9 +188,21 @@ class ReplicationHandler:
             return
         for entry in leader.progress.values():
             entry.sent_committed = self._parts.state.committed
+        reverted = tuple(
+            (target, store_id)
+            for target, entry in leader.progress.items()
+            if entry.state is ProgressState.REVERTED and (store_id := self._parts.bound_store(target)) is not None
+        )
         self._parts.output.push(
             SendHeartbeat(
-                leader.vote_io, leader.session, peers, leader.next_seq(), now, leader.vote, self._parts.state.committed
+                leader.vote_io,
+                leader.session,
+                peers,
+                leader.next_seq(),
+                now,
+                leader.vote,
+                self._parts.state.committed,
+                reverted,
             )
         )
 

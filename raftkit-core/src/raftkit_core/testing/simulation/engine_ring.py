@@ -33,6 +33,7 @@ from raftkit_core.engine.commands import (
     ReplicateCommitted,
     ReplicateSnapshot,
     Respond,
+    RetireStore,
     SaveCommitted,
     SaveLease,
     SaveVote,
@@ -426,6 +427,8 @@ class EngineRing:
                 self._apply(each, command)
             case BuildSnapshot():
                 self._build(each)
+            case RetireStore(reason=reason):
+                raise AssertionError(f"{each.id} is told that it lost writes, but no disk here loses any: {reason}")
             case InstallSnapshot():
                 life = each.life
                 self.after(self._delay(), lambda: self._install(each, life, command))
