@@ -98,7 +98,7 @@ def test_the_bytes_of_an_append_are_pinned() -> None:
 def test_the_bytes_of_frames_and_small_messages_are_pinned() -> None:
     heartbeat = wire.encode_request(Kind.HEARTBEAT, HeartbeatRequest(VOTE, PREV, None, 500))
     assert wire.encode_frame(Kind.HEARTBEAT, 7, 100, heartbeat).hex() == (
-        "94" + "04" + "07" + "64" + "94" + "929202a26e32c3" + "929201a26e3106" + "c0" + "cd01f4"
+        "94" + "04" + "07" + "64" + "95" + "929202a26e32c3" + "929201a26e3106" + "c0" + "cd01f4" + "c0"
     )
     success = wire.encode_answer(Success("s2", PREV))
     assert wire.encode_frame(Kind.ANSWER, 7, 0, success).hex() == "9400" + "0700" + "9300a27332929201a26e3106"
