@@ -359,7 +359,11 @@ async def test_one_node_on_sqlite_and_http_keeps_what_it_acknowledged(tmp_path: 
         assert status.digest is not None
 
 
-async def test_a_storage_without_snapshots_of_its_own_needs_a_folder_for_them() -> None:
-    with pytest.raises(ConfigError, match="no data_dir"):
-        async with open_raft("n1", storage="sqlite:n1.db", network="http://127.0.0.1:0"):
-            pass
+async def test_a_durable_storage_without_a_data_dir_keeps_everything_under_the_node_s_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with open_raft("n1", storage="sqlite:n1.db", network="http://127.0.0.1:0") as raft:
+        assert raft.data_dir == Path("raftkit-data/n1")
+    assert (tmp_path / "raftkit-data/n1/n1.db").is_file()
+    assert (tmp_path / "raftkit-data/n1/snapshots").is_dir()

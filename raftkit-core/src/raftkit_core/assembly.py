@@ -24,6 +24,8 @@ from raftkit_core.types.membership import Node
 
 log = logging.getLogger("raftkit")
 
+DEFAULT_DATA_DIR = Path("raftkit-data")
+"""Where a node that needs a folder and is given none keeps it, under its id: the same place as ``raftkit node run``."""
 BOOTSTRAP_MARKER = "bootstrap-store-id"
 BOOTSTRAP_RETRY_SECONDS = 0.1
 
@@ -50,9 +52,9 @@ async def open_raft(
 
     ``storage``, ``network``, ``state_machine`` and ``snapshots`` are adapter URLs or names, found through plugins;
     ``config_file`` is a ``raftkit.toml`` whose values stand in for whatever is not given here. Without ``snapshots``
-    they are kept where the storage keeps them, or as files in ``data_dir``. ``initial_cluster`` is read by a pristine
-    store only: its lowest id initializes the cluster, the others wait for it. ``plugins`` are further plugin objects,
-    or an already loaded set.
+    they are kept where the storage keeps them, or as files in ``data_dir`` (default ``raftkit-data/ID``).
+    ``initial_cluster`` is read by a pristine store only: its lowest id initializes the cluster, the others wait for it.
+    ``plugins`` are further plugin objects, or an already loaded set.
 
     Raises: ConfigError, PluginError, StorageError, IdentityError, NeedsRejoin, AddressInUse.
     """
@@ -74,17 +76,24 @@ async def open_raft(
         loaded = plugins
     else:
         loaded = load_plugins(plugins or (), allow=file.plugins_allow, disable=file.plugins_disable)
+    snapshot_url = snapshots or file.snapshots
     context = AdapterContext(node_id, clock=clock, cluster=config.cluster, group=group, data_dir=folder)
+    paired = None if snapshot_url is not None else loaded.paired_snapshot_storage(storage, context)
+    if folder is None and snapshot_url is None and paired is None:
+        # The log is durable and keeps no snapshots: they need a place, and so does everything else on disk.
+        folder = DEFAULT_DATA_DIR / node_id
+        context = AdapterContext(node_id, clock=clock, cluster=config.cluster, group=group, data_dir=folder)
     observers = loaded.instruments(node_id, config)
     for instrument in instruments:
         observers.add(instrument)
     log_storage = loaded.log_storage(storage, context)
-    snapshot_url = snapshots or file.snapshots
     if snapshot_url is not None:
         snapshot_storage = loaded.snapshot_storage(snapshot_url, context)
+    elif paired is not None:
+        snapshot_storage = paired
     else:
-        paired = loaded.paired_snapshot_storage(storage, context)
-        snapshot_storage = paired or loaded.snapshot_storage(f"file:{_snapshot_folder(folder)}", context)
+        assert folder is not None, "chosen above"
+        snapshot_storage = loaded.snapshot_storage(f"file:{(folder / 'snapshots').resolve()}", context)
     machine = loaded.state_machine(state_machine or file.state_machine or "kv", context)
     transport = loaded.network(network, context)
     raft = await Raft.start(
@@ -115,16 +124,6 @@ async def open_raft(
                 await asyncio.wait([bootstrap])
         finally:
             await raft.shutdown()
-
-
-def _snapshot_folder(folder: Path | None) -> Path:
-    """Snapshots need a place as durable as the log's."""
-    if folder is None:
-        raise ConfigError(
-            "this storage keeps no snapshots of its own, and the node has no data_dir for them",
-            hint="give data_dir=…, or snapshots=…",
-        )
-    return (folder / "snapshots").resolve()
 
 
 def check_bootstrap_marker(raft: Raft, folder: Path | None) -> None:
