@@ -31,7 +31,9 @@ class NodeLog:
         """Send what libraries and the core log to stderr: warnings, with -v informations, with -vv everything."""
         level = {0: logging.WARNING, 1: logging.INFO}.get(self._out.verbose, logging.DEBUG)
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(
+            logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S%z")
+        )
         logging.basicConfig(level=level, handlers=[handler], force=True)
         if level > logging.DEBUG:
             logging.getLogger("asyncio").setLevel(logging.ERROR)
