@@ -93,6 +93,9 @@ def _show_human(out: Output, survey: Survey) -> None:
     out.line("  ".join([*head, f"term {survey.term}"]))
     out.line(sentence)
     out.table(HEADERS, [_row(out, survey, node_id) for node_id in survey.answers])
+    for node_id, answer in survey.answers.items():
+        if answer is not None and answer.digest is not None:
+            out.line(f"{node_id}  state at {_index(answer.applied)}: {answer.digest}")
     for node_id, error in survey.errors.items():
         out.note(f"{node_id}: {error}")
     if state in _NEXT_STEPS:
