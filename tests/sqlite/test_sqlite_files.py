@@ -334,7 +334,9 @@ async def test_idle_time_shrinks_the_write_ahead_log_and_the_file(
         await storage.write(LogBatch(entries=entries(1, 0, 4000, b"x" * 4000)))
         await storage.write(LogBatch(purge_upto=log_id(1, 3990)))
         async with asyncio.timeout(30):
-            while storage._tidying is not None or storage._idle_timer is not None:
+            while True:  # the adapter offers no event for its own tidying
+                if storage._tidying is None and storage._idle_timer is None:
+                    break
                 await asyncio.sleep(0)
         assert path.stat().st_size < 8 * 1024 * 1024
         assert await read_all(storage, 3991, 4000) == entries(1, 3991, 4000, b"x" * 4000)
