@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -92,6 +93,11 @@ class FakeCluster:
         return MembershipResult(members=members, log_index=self.index)
 
 
+def _asked(status: NodeStatus, digest: bool) -> NodeStatus:
+    """A node computes its digest only when it is asked to."""
+    return status if digest else msgspec.structs.replace(status, digest=None)
+
+
 class FakeClient(ClusterClient):
     """A client that may be asked only while it is open."""
 
@@ -115,14 +121,14 @@ class FakeClient(ClusterClient):
 
     async def status(self, *, digest: bool = False) -> NodeStatus:
         cluster = self._called("status")
-        return cluster.status(next(name for name in ("n1", "n2", "n3") if name not in cluster.down))
+        return _asked(cluster.status(next(name for name in ("n1", "n2", "n3") if name not in cluster.down)), digest)
 
     async def status_of(self, address: str, *, digest: bool = False) -> NodeStatus:
         cluster = self._called("status_of", address)
         node_id = address.removeprefix("fake://")
         if node_id in cluster.down:
             raise errors.Unreachable(f"{address}: connection refused")
-        return cluster.status(node_id)
+        return _asked(cluster.status(node_id), digest)
 
     async def initialize(self, members: dict[str, Node]) -> None:
         self._called("initialize").initialized = members
