@@ -1,11 +1,13 @@
-"""``raftkit plugins``: what is installed, what it provides, and what is broken about it."""
+"""``raftkit plugins``: what is installed, what it provides, what is broken about it; writing and proving one's own."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from raftkit_cli.failures import CliError
 from raftkit_cli.options import Invocation, VerbGroup, pass_invocation
 from raftkit_cli.plugin_commands import loaded_plugins
 
@@ -17,7 +19,7 @@ _KINDS = ("storage", "snapshots", "network", "clients", "state_machine")
 
 @click.group(cls=VerbGroup, name="plugins", no_args_is_help=True)
 def plugins() -> None:
-    """What is installed and what it provides."""
+    """What is installed, and writing your own."""
 
 
 @plugins.command("list")
@@ -39,6 +41,134 @@ def list_plugins(invocation: Invocation) -> None:
     invocation.out.result("plugins.list", data, human)
 
 
+@plugins.command("show")
+@click.argument("name")
+@pass_invocation
+def show(invocation: Invocation, name: str) -> None:
+    """One plugin, by its name or its distribution."""
+    loaded = loaded_plugins(invocation)
+    loaded.load_all()
+    info = _find(loaded.plugins(), name)
+
+    def human() -> None:
+        out = invocation.out
+        out.line(f"{info.name}   {info.distribution} {info.version or ''}".rstrip())
+        out.line(f"  module   {info.module}")
+        out.line(f"  API      {info.api if info.api is not None else '-'}")
+        out.line(f"  state    {info.state}" + (f": {info.reason}" if info.reason else ""))
+        for kind in _KINDS:
+            if getattr(info, kind):
+                out.line(f"  {kind.replace('_', ' '):<8} {' '.join(getattr(info, kind))}")
+        out.line(f"  hooks    {' '.join(info.hooks) or '-'}")
+
+    invocation.out.result("plugins.show", _fields(info), human)
+
+
+@plugins.command("trace")
+@pass_invocation
+def trace(invocation: Invocation) -> None:
+    """Load every plugin and print each import and hook call.
+
+    RAFTKIT_TRACE_PLUGINS=1 does the same for any other command, on standard error.
+    """
+    from raftkit_cli import hookspecs
+    from raftkit_core import load_plugins
+    from raftkit_core.plugins.trace import Trace, TraceStep
+
+    steps: list[TraceStep] = []
+    loaded = load_plugins(invocation.plugins, hookspecs=[hookspecs], trace=Trace(steps.append))
+    loaded.load_all()
+    data = {
+        "steps": [
+            {
+                "plugin": step.plugin,
+                "step": step.step,
+                "ms": round(step.seconds * 1000, 3),
+                "result": step.result,
+                "error": step.error,
+            }
+            for step in steps
+        ]
+    }
+
+    def human() -> None:
+        for step in steps:
+            invocation.out.line(str(step))
+
+    invocation.out.result("plugins.trace", data, human)
+
+
+@plugins.command("new")
+@click.argument("kind", type=click.Choice(("storage", "network", "state-machine")))
+@click.argument("name")
+@click.option(
+    "--dir", "where", type=click.Path(path_type=Path, file_okay=False), help="Where to put it. [default: here]"
+)
+@pass_invocation
+def new(invocation: Invocation, kind: str, name: str, where: Path | None) -> None:
+    """Write a package of your own: raftkit-NAME, with a working adapter and its proof.
+
+    \b
+    raftkit plugins new storage lmdb
+    pip install -e "raftkit-lmdb[test]" && pytest raftkit-lmdb
+    """
+    from raftkit_cli.scaffold import check_name, render, write_package
+
+    names = check_name(name)
+    folder = (where or Path()) / names.distribution
+    rendered = render(kind, names)
+    write_package(folder, rendered)
+    data = {
+        "kind": kind,
+        "name": names.name,
+        "distribution": names.distribution,
+        "module": names.module,
+        "directory": str(folder),
+        "files": sorted(rendered),
+    }
+
+    def human() -> None:
+        out = invocation.out
+        out.line(f"{folder}: {len(rendered)} files of a {kind.replace('-', ' ')} that works")
+        for path in sorted(rendered):
+            out.line(f"  {path}")
+        out.line(f'Next: pip install -e "{folder}[test]" && (cd {folder} && pytest)')
+        for line in _try_it(kind, names.name, folder):
+            out.line(f"      {line}")
+
+    invocation.out.result("plugins.new", data, human)
+
+
+def _try_it(kind: str, name: str, folder: Path) -> list[str]:
+    if kind == "state-machine":
+        return [f"python {folder}/examples/three_nodes.py"]
+    return [f"raftkit demo --{kind} {name}:", f"raftkit plugins check {name}"]
+
+
+@plugins.command("check")
+@click.argument("target")
+@click.option("-k", "only", metavar="TEXT", default="", help="Only cases with TEXT in their name.")
+@pass_invocation
+def check(invocation: Invocation, target: str, only: str) -> int:
+    """Run the conformance kit on an installed adapter, without writing a test.
+
+    TARGET is a plugin, a distribution, or an adapter URL (storage, network, or a state machine's name); {dir} in a URL
+    stands for a new folder. Exit 5 if a case fails.
+    """
+    from raftkit_cli.plugin_check import check_target
+
+    return check_target(invocation, target, only)
+
+
+def _find(found: list[PluginInfo], name: str) -> PluginInfo:
+    wanted = name.replace("_", "-").lower()
+    for info in found:
+        if wanted in (info.name.replace("_", "-").lower(), info.distribution.replace("_", "-").lower()):
+            return info
+    known = ", ".join(sorted({info.name for info in found}))
+    raise CliError("NOT_FOUND", f"no plugin is called {name!r}; known: {known}", hint="raftkit plugins list")
+
+
 def _fields(info: PluginInfo) -> dict[str, Any]:
     provides = {kind: list(getattr(info, kind)) for kind in _KINDS}
     return {
@@ -47,6 +177,7 @@ def _fields(info: PluginInfo) -> dict[str, Any]:
         "distribution": info.distribution,
         "version": info.version,
         "module": info.module,
+        "api": info.api,
         "state": info.state,
         "reason": info.reason,
         "provides": provides,

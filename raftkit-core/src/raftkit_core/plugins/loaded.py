@@ -23,6 +23,7 @@ from raftkit_core.plugins.plugin import (
     text_of,
 )
 from raftkit_core.plugins.registry import APPLICATION, KINDS, Registration
+from raftkit_core.plugins.trace import TRACE_VARIABLE, Trace, trace_to_stderr
 from raftkit_core.plugins.url import AdapterUrl
 from raftkit_core.state_machine.interface import RaftStateMachine
 from raftkit_core.storage.interface import RaftLogStorage, RaftSnapshotStorage
@@ -143,6 +144,7 @@ def load_plugins(
     strict: bool | None = None,
     entry_points: Iterable[EntryPoint] | None = None,
     environ: Mapping[str, str] | None = None,
+    trace: Trace | None = None,
 ) -> LoadedPlugins:
     """A fresh set of the installed plugins and of ``extra`` (see :meth:`LoadedPlugins.add_plugin`).
 
@@ -151,7 +153,8 @@ def load_plugins(
     every allow list that is given names it (``allow``, and ``RAFTKIT_PLUGINS``, where an empty text allows none) and no
     list of those to disable does (``disable``, ``RAFTKIT_DISABLE_PLUGINS``); ``core`` needs no allowing, ``extra`` is
     always used. ``strict`` (or ``RAFTKIT_STRICT_PLUGINS=1``) loads everything at once and raises for what is broken.
-    ``entry_points`` and ``environ`` stand in for the installed ones and ``os.environ``.
+    ``entry_points`` and ``environ`` stand in for the installed ones and ``os.environ``. ``trace`` hears of every import
+    and hook call; ``RAFTKIT_TRACE_PLUGINS=1`` prints them on standard error.
 
     Raises:
         BrokenPlugin: one of ``extra`` cannot be loaded, or any plugin if strict.
@@ -169,19 +172,26 @@ def load_plugins(
     if ALLOW_VARIABLE in environ:
         allow_lists.append(_split(environ[ALLOW_VARIABLE]))
     if strict is None:
-        strict = environ.get(STRICT_VARIABLE, "").strip().lower() in ("1", "true", "yes", "on")
+        strict = _is_set(environ, STRICT_VARIABLE)
+    if trace is None and _is_set(environ, TRACE_VARIABLE):
+        trace = Trace(trace_to_stderr)
     loaded = LoadedPlugins(
         plugins,
         hookspecs=hookspecs,
         allow=allow_lists,
         disable=[*disable, *_split(environ.get(DISABLE_VARIABLE, ""))],
         strict=strict,
+        trace=trace,
     )
     for plugin in extra:
         loaded.add_plugin(plugin)
     if strict:
         loaded.check_pending()
     return loaded
+
+
+def _is_set(environ: Mapping[str, str], variable: str) -> bool:
+    return environ.get(variable, "").strip().lower() in ("1", "true", "yes", "on")
 
 
 def _split(text: str) -> list[str]:

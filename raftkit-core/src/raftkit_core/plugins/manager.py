@@ -18,7 +18,16 @@ import pluggy
 from raftkit_core.errors import BrokenPlugin, PluginError, UnknownScheme
 from raftkit_core.plugins import hookspecs as core_hookspecs
 from raftkit_core.plugins.hookspecs import PROJECT
-from raftkit_core.plugins.plugin import CORE, Plugin, PluginInfo, canonical, from_module, from_object, text_of
+from raftkit_core.plugins.plugin import (
+    CORE,
+    Plugin,
+    PluginInfo,
+    canonical,
+    check_api,
+    from_module,
+    from_object,
+    text_of,
+)
 from raftkit_core.plugins.registry import (
     KINDS,
     PUBLISHED,
@@ -31,6 +40,7 @@ from raftkit_core.plugins.registry import (
     StateMachineRegistry,
     StorageRegistry,
 )
+from raftkit_core.plugins.trace import Trace
 from raftkit_core.plugins.url import did_you_mean
 
 log = logging.getLogger("raftkit.plugins")
@@ -61,8 +71,10 @@ class PluginSet:
         allow: Sequence[Sequence[str]] = (),
         disable: Sequence[str] = (),
         strict: bool = False,
+        trace: Trace | None = None,
     ) -> None:
         self.strict = strict
+        self._trace = trace or Trace()
         self._plugins = list(plugins)
         self._catalogs = {kind: Catalog(kind) for kind in KINDS}
         self._pm = pluggy.PluginManager(PROJECT)
@@ -87,6 +99,7 @@ class PluginSet:
                 state=plugin.state,
                 reason=plugin.reason,
                 hooks=sorted(plugin.hooks),
+                api=plugin.api,
                 storage=self._catalogs["storage"].of_plugin(plugin.name, plugin.distribution),
                 snapshots=self._catalogs["snapshots"].of_plugin(plugin.name, plugin.distribution),
                 network=self._catalogs["network"].of_plugin(plugin.name, plugin.distribution),
@@ -192,7 +205,8 @@ class PluginSet:
         if plugin.state != "available":
             return
         try:
-            loaded = plugin.load()
+            with self._trace.step(plugin.describe(), f"import {plugin.module}"):
+                loaded = plugin.load()
             twin = next((known for known in self._plugins if known.state == "active" and known.loaded is loaded), None)
             if twin is not None:  # handed over as an object and installed as well: one plugin, not a duplicate
                 plugin.state, plugin.reason = "disabled", f"it is loaded already, as {twin.describe()}"
@@ -213,6 +227,7 @@ class PluginSet:
     def _register(self, plugin: Plugin, loaded: Any) -> None:
         hash(loaded)  # pluggy keeps plugins in sets; better found here than in the calls of the others
         plugin.loaded = loaded
+        check_api(plugin)
         self._pm.register(loaded, name=f"{plugin.distribution}:{plugin.name}:{id(plugin):x}")
         known = [name for name in vars(self._pm.hook) if not name.startswith("_") and getattr(self._pm.hook, name).spec]
         for caller in self._pm.get_hookcallers(loaded) or ():
@@ -239,7 +254,9 @@ class PluginSet:
 
     def _call(self, plugin: Plugin, hook: str, **arguments: object) -> list[Any]:
         others = [known for known in self._pm.get_plugins() if known is not plugin.loaded]
-        results: list[Any] = self._pm.subset_hook_caller(hook, others)(**arguments)
+        with self._trace.step(plugin.describe(), hook) as step:
+            results: list[Any] = self._pm.subset_hook_caller(hook, others)(**arguments)
+            step.gave(arguments.get("registry"), results)
         return results
 
     # --- Saying what is wrong ---------------------------------------------------------------------------------------

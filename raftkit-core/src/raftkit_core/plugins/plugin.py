@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from raftkit_core.errors import RaftError
+from raftkit_core.errors import PluginError, RaftError
 from raftkit_core.plugins.registry import APPLICATION, PUBLISHED, Kind
 
 if TYPE_CHECKING:
@@ -22,6 +22,10 @@ log = logging.getLogger("raftkit.plugins")
 CORE = "core"
 CORE_DISTRIBUTION = "raftkit-core"
 CORE_MODULE = "raftkit_core.plugins.builtin"
+
+API_VERSION = 1
+"""The plugin API of this raftkit-core: hooks, adapter interfaces and what they promise. A plugin's module may name the
+one it was written for as ``raftkit_api``; without it is 1."""
 
 State = Literal["available", "active", "disabled", "broken"]
 
@@ -41,6 +45,8 @@ class PluginInfo(msgspec.Struct, frozen=True):
     clients: list[str] = []
     state_machine: list[str] = []
     hooks: list[str] = []
+    api: int | None = None
+    """The plugin API it was written for (``raftkit_api`` in its module), once it is loaded."""
 
 
 @dataclass(eq=False, slots=True)
@@ -55,6 +61,7 @@ class Plugin:
     cause: BaseException | None = None
     loaded: Any = None
     hooks: list[str] = field(default_factory=list)
+    api: int | None = None
 
     @property
     def is_installed(self) -> bool:
@@ -91,6 +98,19 @@ def from_entry_point(entry_point: EntryPoint) -> Plugin:
     except Exception as error:  # damaged metadata of one distribution must not hide the others
         log.debug("no metadata for the plugin %s: %s", entry_point.name, error)
     return Plugin(entry_point.name, distribution or "unknown", version, entry_point.value, entry_point.load)
+
+
+def check_api(plugin: Plugin) -> None:
+    """Take note of the API the plugin was written for. Raises: PluginError for one that this raftkit-core has not."""
+    wanted = getattr(plugin.loaded, "raftkit_api", 1)
+    if type(wanted) is not int or wanted < 1:
+        raise PluginError(f"its raftkit_api is {wanted!r}, which is no version: write raftkit_api = {API_VERSION}")
+    plugin.api = wanted
+    if wanted > API_VERSION:
+        raise PluginError(
+            f"it is written for plugin API {wanted}, this raftkit-core offers {API_VERSION}: "
+            f"pip install --upgrade raftkit-core, or an older {plugin.distribution}"
+        )
 
 
 def canonical(name: str) -> str:
