@@ -410,3 +410,35 @@ async def test_a_snapshot_handed_over_is_installed_only_under_the_leader_s_vote_
         assert cluster.raft(behind).machine.query(Get("k2")) is not None
         assert cluster.disk(behind).last_purged == held.meta.last_log_id
         await held.close()
+
+
+async def test_a_machine_that_lags_behind_the_commits_is_not_snapshotted_again_and_again() -> None:
+    gate = asyncio.Event()
+    gate.set()
+    views: list[int] = []
+
+    class Lagging(KvStateMachine):
+        def apply(self, batch: ApplyBatch) -> Any:
+            return self._later(batch)
+
+        async def _later(self, batch: ApplyBatch) -> Any:
+            await gate.wait()
+            return super().apply(batch)
+
+        def snapshot(self) -> AsyncIterator[bytes]:
+            views.append(len(self))
+            return super().snapshot()
+
+    config = Config(snapshot_policy=SnapshotPolicy.LogsSinceLast(10))
+    async with memory_cluster(1, config=config, machine=Lagging) as cluster:
+        raft = cluster.raft("n1")
+        await write(raft, 12)
+        gate.clear()
+        pending = [raft.client_write_ff(Put(f"more{number}", b"v"), timeout=60) for number in range(60)]
+        await asyncio.sleep(5)
+        assert len(views) <= 3, f"{len(views)} snapshots of one state"
+        gate.set()
+        await asyncio.gather(*pending)
+        await raft.wait(5).metrics(
+            lambda m: m.snapshot is not None and (m.applied_index or 0) - m.snapshot.index < 10, "a newer snapshot"
+        )

@@ -485,6 +485,7 @@ class Engine:
         state = self._parts.state
         if index_of(log_id) > index_of(state.applied):
             state.applied = log_id
+            self._snapshot.on_applied()
 
     def on_vote_response(self, sender: Vote, target: NodeId, response: VoteResponse, now: float) -> None:
         """``sender`` is the vote that was asked for."""

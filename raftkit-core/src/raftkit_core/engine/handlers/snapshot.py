@@ -15,6 +15,7 @@ class SnapshotHandler:
         self._parts = parts
         self._log = log
         self._purge_upto: LogId | None = None
+        self._due_when_applied = False
         self._mark_before = 0
         """Where the bytes policy counted from before the build under way; it does again if that gives nothing."""
 
@@ -23,8 +24,12 @@ class SnapshotHandler:
         """What may be purged as soon as nobody reads it."""
         return self._purge_upto
 
-    def check_policy(self) -> None:
-        """Build a snapshot if the policy asks for one at this commit."""
+    def check_policy(self, *, after_build: bool = False) -> None:
+        """Build a snapshot if the policy asks for one at this commit.
+
+        A build covers what is applied: where that lags behind the commits, another build right after one would give the
+        same again, endlessly. It waits until something more is applied.
+        """
         state = self._parts.state
         policy = self._parts.config.snapshot_policy
         snapshot = state.snapshot
@@ -36,8 +41,15 @@ class SnapshotHandler:
             due = state.log_bytes - state.snapshot_mark >= max(policy.minimum_bytes, size_bytes)
         else:
             due = False
-        if due:
+        covered = -1 if snapshot is None else index_of(snapshot.last_log_id)
+        self._due_when_applied = due and after_build and index_of(state.applied) <= covered
+        if due and not self._due_when_applied:
             self.build()
+
+    def on_applied(self) -> None:
+        """The machine has gone on: a build that waited for it may be due."""
+        if self._due_when_applied:
+            self.check_policy(after_build=True)
 
     def trigger(self) -> None:
         """Build now; while that cannot be remember the wish and look again when it can (§6 item 27)."""
@@ -67,7 +79,7 @@ class SnapshotHandler:
         self.plan_purge()
         self.try_purge(now)
         self.look_again()
-        self.check_policy()
+        self.check_policy(after_build=True)
 
     def look_again(self) -> None:
         """A build or an install has ended: somebody may have asked for more than it covers."""
