@@ -259,7 +259,10 @@ def test_the_policy_counts_committed_entries_since_the_last_snapshot() -> None:
     assert BuildSnapshot() not in commit(engine, 6)
     assert commit(engine, 7)[1:3] == [SaveCommitted(log_id(3, "n3", 7)), BuildSnapshot()]
     assert BuildSnapshot() not in commit(engine, 16)
+    engine.on_applied(log_id(3, "n3", 7))
     engine.on_snapshot_built(snapshot_meta(log_id(3, "n3", 7), THREE), 1.0)
+    assert engine.take_commands() == [], "nothing more is applied: another build would give the same again"
+    engine.on_applied(log_id(3, "n3", 16))
     assert BuildSnapshot() in engine.take_commands(), "nine more were committed while it was built"
 
 
