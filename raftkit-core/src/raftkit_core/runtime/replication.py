@@ -25,7 +25,7 @@ from raftkit_core.types.messages import AppendEntriesRequest, AppendEntriesRespo
 RETRY_SECONDS = 0.02
 """The least pause after a failure: a broken connection must not become a busy loop."""
 HINT_LASTS = 10
-"""For how many requests a peer's ``entries_hint`` holds (openraft.md §1.5)."""
+"""For how many successful requests a peer's ``entries_hint`` holds (openraft.md §1.5)."""
 
 
 def call(awaitable: Awaitable[Any], done: Callable[[asyncio.Future[Any]], None]) -> asyncio.Future[Any]:
@@ -129,10 +129,7 @@ class ReplicationStream:
             self._send(command, prev, entries)
 
     def _limited(self, start: int, stop: int) -> int:
-        if self._entries_limit_left <= 0:
-            return stop
-        self._entries_limit_left -= 1
-        return min(stop, start + self._entries_limit)
+        return stop if self._entries_limit_left <= 0 else min(stop, start + self._entries_limit)
 
     async def _read(self, command: Replicate, prev: LogId | None, start: int, stop: int) -> None:
         entries = await self._writer.read(start, self._limited(start, stop), self._max_payload_bytes)
@@ -186,6 +183,8 @@ class ReplicationStream:
             self._leave_alone(self._next_delay())
         elif isinstance(response, Success):
             self._backoff = None
+            # Counted when answered: what was merely sent would be lost with its epoch at the next refusal.
+            self._entries_limit_left = max(0, self._entries_limit_left - 1)
         self._peers.succeeded(self.target)
         # A Busy answer is contact all the same; the engine changes no progress for it.
         self._notify(ReplicationProgress(command, response))
