@@ -95,6 +95,18 @@ class NodeAssignment(_AssignmentType):
         return node_id, url
 
 
+def split_client(url: str) -> tuple[str, str | None]:
+    """A member's URL as its peer address and its clients' address: ``tcp://h:1?client=http://h:2``.
+
+    None where clients are served on the peer address. Other options stay with the peer address.
+    """
+    peer, _, query = url.partition("?")
+    options = [option for option in query.split("&") if option]
+    client = next((option.removeprefix("client=") for option in options if option.startswith("client=")), None)
+    others = "&".join(option for option in options if not option.startswith("client="))
+    return (f"{peer}?{others}" if others else peer), client
+
+
 def _store(target: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
     """Keep an option that was given, wherever it stood; the last one typed wins."""
 

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from raftkit_cli.exit_codes import CHECK_FAILED, OK
 from raftkit_cli.failures import CliError
 from raftkit_cli.options import Invocation
 from raftkit_cli.output import is_terminal
@@ -21,8 +20,8 @@ KIT_VERSION = 1
 _CHECKED = ("storage", "snapshots", "network", "state_machine")
 
 
-def check_target(invocation: Invocation, target: str, only: str) -> int:
-    """Run every kit that fits ``target``. Gives the exit status."""
+def check_target(invocation: Invocation, target: str, only: str) -> None:
+    """Run every kit that fits ``target``. Raises: CliError if a case failed."""
     _require_pytest()
     from raftkit_core.testing.run_kit import run_kit, summary
 
@@ -43,16 +42,23 @@ def check_target(invocation: Invocation, target: str, only: str) -> int:
         ],
     }
 
+    verdicts = [f"raftkit-conformance {KIT_VERSION}: {what}: {summary(cases)}" for what, cases in results.items()]
+    if failed:
+        told = "\n".join(
+            f"{result.name}\n    {result.clause or 'the contract as a whole'}\n    {result.text}" for result in failed
+        )
+        raise CliError(
+            "CHECK_FAILED",
+            "\n".join([f"{len(failed)} cases failed", told, *verdicts]),
+            hint="each case is a test of raftkit_core.testing.conformance: read it there, or run it alone with -k",
+            data=data,
+        )
+
     def human() -> None:
-        for result in failed:
-            invocation.out.line(f"{invocation.out.style('FAILED', 'red')}  {result.name}")
-            invocation.out.line(f"        {result.clause or 'the contract as a whole'}")
-            invocation.out.line(f"        {result.text}")
-        for what, cases in results.items():
-            invocation.out.line(f"raftkit-conformance {KIT_VERSION}: {what}: {summary(cases)}")
+        for verdict in verdicts:
+            invocation.out.line(verdict)
 
     invocation.out.result("plugins.check", data, human)
-    return CHECK_FAILED if failed else OK
 
 
 def _fields(case: CaseResult) -> dict[str, Any]:
@@ -111,6 +117,12 @@ def _checks(plugins: LoadedPlugins, target: str) -> dict[tuple[str, str], type[C
             f"no plugin, distribution or adapter is called {url.scheme!r}",
             hint="raftkit plugins list; install it first, for one of your own: pip install -e .",
         )
+    if kinds[0] in ("storage", "snapshots") and "{case}" not in target and (url.host or url.path.startswith("/")):
+        raise CliError(
+            "CONFIG",
+            f"{url} is one place for all cases, and what is there already would be overwritten",
+            hint=f"write a relative path ({url.scheme}:check), or {{case}} where each case shall have another name",
+        )
     return {(kind, target): _kit(kind, target) for kind in kinds[:1]}
 
 
@@ -131,25 +143,34 @@ def _kit(kind: str, url: str) -> type[ConformanceKit]:
         "state_machine": testing.StateMachineConformance,
     }[kind]
     given: dict[str, Any] = {"url": url, "__module__": __name__}
+    if "{case}" in url:
+        given["url"] = property(lambda kit: url.replace("{case}", kit.folder.name))
     if kind == "state_machine":
-        given["commands"] = _commands_of(base)
+        given |= _commands_of(base)
     return type("Check", (base,), given)
 
 
-def _commands_of(base: type[Any]) -> Callable[[Any, int], list[Any]]:
+def _commands_of(base: type[Any]) -> dict[str, Any]:
     """The kit's own commands are those of kv/1; what another machine takes, only its author knows."""
 
-    def commands(kit: Any, count: int) -> list[Any]:
+    def checked(kit: Any, made: Any, example: Any) -> Any:
         import pytest
 
         from raftkit_core.errors import BadCommand
 
-        made: list[Any] = base.commands(kit, count)
         codec = kit.opener()().codec
         try:
-            codec.decode_command(codec.encode_command(made[0]))
+            codec.decode_command(codec.encode_command(example))
         except BadCommand:
             pytest.skip("this machine has commands of its own: give them in a test (StateMachineConformance.commands)")
         return made
 
-    return commands
+    def commands(kit: Any, count: int) -> Any:
+        made = base.commands(kit, count)
+        return checked(kit, made, made[0])
+
+    def refusal(kit: Any) -> Any:
+        made = base.refusal(kit)
+        return checked(kit, made, made[1])
+
+    return {"commands": commands, "refusal": refusal}

@@ -25,8 +25,11 @@ def register_plugin_commands(root: click.Group, invocation: Invocation) -> None:
     loaded_plugins(invocation).call_each("raftkit_register_commands", cli=root)
 
 
-def check_schemes(invocation: Invocation, *, storage: str, network: str) -> None:
+def check_schemes(invocation: Invocation, *, storage: str, network: str) -> bool:
     """That nodes with these adapters can be started and talked to, before any process is.
+
+    Gives whether the transport serves clients too. One that does not is told by ``?client=http://…`` where the client
+    API is wanted, and lets raftkit-http serve it.
 
     Raises:
         PluginError: nobody provides one of the schemes; it says what to install.
@@ -42,4 +45,7 @@ def check_schemes(invocation: Invocation, *, storage: str, network: str) -> None
         raise ConfigError(
             "the memory network does not reach other processes", hint="leave --network out, or take --network http:"
         )
-    plugins.find("clients", transport)
+    if plugins.try_find("clients", transport) is not None:
+        return True
+    plugins.find("clients", "http")
+    return False

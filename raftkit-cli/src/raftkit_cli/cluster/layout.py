@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -27,10 +27,14 @@ STOP_GRACE_S = 7.0
 
 
 class LocalNode(msgspec.Struct, kw_only=True):
-    """One node. ``pid`` None: stopped; ``token`` guards against a recycled pid."""
+    """One node. ``pid`` None: stopped; ``token`` guards against a recycled pid.
+
+    ``port`` is where clients reach it. ``peer_port`` None: its peers too.
+    """
 
     id: str
     port: int
+    peer_port: int | None = None
     pid: int | None = None
     token: str | None = None
 
@@ -47,10 +51,21 @@ class LocalCluster(msgspec.Struct, kw_only=True):
 
     @classmethod
     def plan(
-        cls, *, cluster: str, count: int, ports: list[int], storage: str, network: str, state_machine: str
+        cls,
+        *,
+        cluster: str,
+        count: int,
+        ports: list[int],
+        storage: str,
+        network: str,
+        state_machine: str,
+        serves_clients: bool = True,
     ) -> LocalCluster:
-        """n1, n2, … on ``ports``."""
+        """n1, n2, … on ``ports``. A network that does not serve clients gets a port of its own for each node."""
         nodes = [LocalNode(id=f"n{number}", port=port) for number, port in zip(range(1, count + 1), ports, strict=True)]
+        if not serves_clients:
+            for node, port in zip(nodes, free_ports(count, but_not=ports), strict=True):
+                node.peer_port = port
         return cls(cluster=cluster, storage=storage, network=network, state_machine=state_machine, nodes=nodes)
 
     def node(self, node_id: str) -> LocalNode:
@@ -62,7 +77,14 @@ class LocalCluster(msgspec.Struct, kw_only=True):
         raise CliError("UNKNOWN_NODE", f"there is no node {node_id!r} here; known: {known}", hint="raftkit local ps")
 
     def url(self, node: LocalNode) -> str:
-        return f"{self.network}://127.0.0.1:{node.port}"
+        """Where clients reach ``node``."""
+        return f"{self.network if node.peer_port is None else 'http'}://127.0.0.1:{node.port}"
+
+    def network_url(self, node: LocalNode) -> str:
+        """What ``node`` is told about its network, and the others about ``node``."""
+        if node.peer_port is None:
+            return self.url(node)
+        return f"{self.network}://127.0.0.1:{node.peer_port}?client={self.url(node)}"
 
     @property
     def endpoints(self) -> list[str]:
@@ -176,12 +198,12 @@ class ClusterFolder:
     def arguments(self, node: LocalNode) -> list[str]:
         """What ``raftkit node run`` is given for ``node``."""
         cluster = self.cluster
-        members = ",".join(f"{other.id}={cluster.url(other)}" for other in cluster.nodes)
+        members = ",".join(f"{other.id}={cluster.network_url(other)}" for other in cluster.nodes)
         return [
             *("--id", node.id),
             *("--data-dir", str(self.data_dir(node))),
             *("--storage", cluster.storage.replace("{id}", node.id)),
-            *("--network", cluster.url(node)),
+            *("--network", cluster.network_url(node)),
             *("--cluster", cluster.cluster),
             *("--state-machine", cluster.state_machine),
             *("--initial-cluster", members),
@@ -283,7 +305,7 @@ def is_port_free(port: int, host: str = "127.0.0.1") -> bool:
     return True
 
 
-def free_ports(count: int) -> list[int]:
+def free_ports(count: int, *, but_not: Sequence[int] = ()) -> list[int]:
     """Ports nobody listens on, all different.
 
     Below the range that systems give to outgoing connections: a node that is down for a while must not find its port
@@ -296,7 +318,7 @@ def free_ports(count: int) -> list[int]:
     for port in candidates:
         if len(found) == count:
             break
-        if is_port_free(port):
+        if port not in but_not and is_port_free(port):
             found.append(port)
     if len(found) < count:
         raise CliError("ADDRESS_IN_USE", "no free ports between 20000 and 32000", hint="stop other programs first")

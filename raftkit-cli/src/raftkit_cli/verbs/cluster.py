@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from raftkit_cli.client import with_client
-from raftkit_cli.options import Invocation, NodeAssignment, VerbGroup, pass_invocation
+from raftkit_cli.options import Invocation, NodeAssignment, VerbGroup, pass_invocation, split_client
 
 
 @click.group(cls=VerbGroup, name="cluster", no_args_is_help=True)
@@ -27,24 +27,24 @@ def init(invocation: Invocation, members: tuple[tuple[str, str], ...]) -> None:
     from raftkit_core.network.client import ClusterClient
     from raftkit_core.types.membership import Node
 
-    nodes = dict(members)
+    nodes = {node_id: Node(*split_client(url)) for node_id, url in members}
     if len(nodes) != len(members):
         raise click.UsageError("a node id is listed twice")
-    if len(set(nodes.values())) != len(nodes):
+    if len({node.peer for node in nodes.values()}) != len(nodes):
         raise click.UsageError("two nodes have the same URL")
     for node_id in nodes:
         check_node_id(node_id)
     if not invocation.endpoints:
-        invocation.endpoints = tuple(nodes.values())
+        invocation.endpoints = tuple(node.client_address for node in nodes.values())
     if len(nodes) == 2:
         invocation.out.warn("two voters tolerate no failure: neither can go on alone; three tolerate one")
 
     async def work(client: ClusterClient) -> None:
-        await client.initialize({node_id: Node(url) for node_id, url in nodes.items()})
+        await client.initialize(nodes)
 
     with_client(invocation, work, changes="the initialization")
     tolerated = (len(nodes) - 1) // 2
-    data = {"members": [{"id": node_id, "address": url} for node_id, url in nodes.items()]}
+    data = {"members": [{"id": node_id, "address": node.peer} for node_id, node in nodes.items()]}
     invocation.out.result(
         "cluster.init",
         data,

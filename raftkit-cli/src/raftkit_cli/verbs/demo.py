@@ -56,7 +56,7 @@ def demo(invocation: Invocation, nodes: int, storage: str, network: str, keep: P
             f"with memory: storage the killed leader stays dead, and {nodes - 1} of {nodes} nodes are no quorum: "
             "use at least --nodes 3"
         )
-    check_schemes(invocation, storage=storage, network=network)
+    serves_clients = check_schemes(invocation, storage=storage, network=network)
     path = _prepare(keep)
     cluster = LocalCluster.plan(
         cluster="demo",
@@ -65,6 +65,7 @@ def demo(invocation: Invocation, nodes: int, storage: str, network: str, keep: P
         storage=_storage_url(storage),
         network=network.rstrip(":/"),
         state_machine="kv",
+        serves_clients=serves_clients,
     )
     folder = ClusterFolder(path, cluster)
     report = Report(nodes=nodes, storage=storage, network=network)

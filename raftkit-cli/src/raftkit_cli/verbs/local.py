@@ -88,8 +88,8 @@ def up(
     wanted = {"nodes": nodes, "base_port": base_port, "storage": storage, "network": network, "cluster": cluster}
     folder = ClusterFolder.load(path)
     if folder is None:
-        check_schemes(invocation, storage=storage or "sqlite", network=network or "http")
-        folder = _new_folder(path, wanted)
+        serves_clients = check_schemes(invocation, storage=storage or "sqlite", network=network or "http")
+        folder = _new_folder(path, wanted, serves_clients=serves_clients)
     else:
         _check_same(folder, wanted)
     with folder.locked():
@@ -121,7 +121,7 @@ def up(
     invocation.out.result("local.up", data, human)
 
 
-def _new_folder(path: Path, wanted: dict[str, Any]) -> ClusterFolder:
+def _new_folder(path: Path, wanted: dict[str, Any], *, serves_clients: bool) -> ClusterFolder:
     from raftkit_cli.cluster.layout import ClusterFolder, LocalCluster
 
     count = wanted["nodes"] or DEFAULT_NODES
@@ -137,6 +137,7 @@ def _new_folder(path: Path, wanted: dict[str, Any]) -> ClusterFolder:
             storage=wanted["storage"] or "sqlite:raft.db",
             network=(wanted["network"] or "http").rstrip(":/"),
             state_machine="kv",
+            serves_clients=serves_clients,
         ),
     )
 

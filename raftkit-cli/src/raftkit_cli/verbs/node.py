@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raftkit_cli.node_log import NodeLog
-from raftkit_cli.options import Invocation, NodeAssignment, VerbGroup, pass_invocation
+from raftkit_cli.options import Invocation, NodeAssignment, VerbGroup, pass_invocation, split_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,7 +129,9 @@ class NodeSettings:
         settings.snapshots = file.snapshots
         settings.initial_cluster = file.initial_cluster
         if flags["initial_cluster"]:
-            settings.initial_cluster = {name: Node(url) for name, url in flags["initial_cluster"].items()}
+            settings.initial_cluster = {
+                name: Node(*split_client(url)) for name, url in flags["initial_cluster"].items()
+            }
         if settings.initial_cluster is not None and node_id not in settings.initial_cluster:
             listed = ", ".join(sorted(settings.initial_cluster))
             raise ConfigError(

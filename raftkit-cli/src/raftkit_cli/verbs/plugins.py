@@ -19,7 +19,7 @@ _KINDS = ("storage", "snapshots", "network", "clients", "state_machine")
 
 @click.group(cls=VerbGroup, name="plugins", no_args_is_help=True)
 def plugins() -> None:
-    """What is installed, and writing your own."""
+    """What is installed and what it provides."""
 
 
 @plugins.command("list")
@@ -149,15 +149,20 @@ def _try_it(kind: str, name: str, folder: Path) -> list[str]:
 @click.argument("target")
 @click.option("-k", "only", metavar="TEXT", default="", help="Only cases with TEXT in their name.")
 @pass_invocation
-def check(invocation: Invocation, target: str, only: str) -> int:
+def check(invocation: Invocation, target: str, only: str) -> None:
     """Run the conformance kit on an installed adapter, without writing a test.
 
-    TARGET is a plugin, a distribution, or an adapter URL (storage, network, or a state machine's name); {dir} in a URL
-    stands for a new folder. Exit 5 if a case fails.
+    TARGET is a plugin, a distribution, or an adapter URL (storage, network, or a state machine's name). Storage begins
+    empty in every case: a relative path is below a new folder each, any other URL must hold {case}, which stands for
+    another name each. Exit 5 if a case fails.
+
+    \b
+    raftkit plugins check sqlite:n1.db
+    raftkit plugins check "redis://127.0.0.1:6379/0?prefix={case}"
     """
     from raftkit_cli.plugin_check import check_target
 
-    return check_target(invocation, target, only)
+    check_target(invocation, target, only)
 
 
 def _find(found: list[PluginInfo], name: str) -> PluginInfo:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from raftkit_core.testing.conformance.log_storage import LogStorageConformance
     from raftkit_core.testing.conformance.network import NetworkConformance
     from raftkit_core.testing.conformance.snapshot_storage import SnapshotStorageConformance
+    from raftkit_core.testing.conformance.state_machine import StateMachineConformance
     from raftkit_core.testing.power import UnsyncedFiles
     from raftkit_core.testing.recording_service import BytesSource, RecordingService
     from raftkit_core.testing.virtual_time import VirtualTimeLoop
@@ -23,6 +24,7 @@ __all__ = [
     "NetworkConformance",
     "RecordingService",
     "SnapshotStorageConformance",
+    "StateMachineConformance",
     "UnsyncedFiles",
     "VirtualTimeLoop",
 ]
@@ -33,6 +35,7 @@ _HOMES = {
     "NetworkConformance": "conformance.network",
     "RecordingService": "recording_service",
     "SnapshotStorageConformance": "conformance.snapshot_storage",
+    "StateMachineConformance": "conformance.state_machine",
     "UnsyncedFiles": "power",
     "VirtualTimeLoop": "virtual_time",
 }

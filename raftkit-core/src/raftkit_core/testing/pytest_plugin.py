@@ -22,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "virtual_time: runs on an event loop whose time jumps when all is idle")
     config.addinivalue_line("markers", "process: starts processes of its own")
+    config.addinivalue_line("markers", "timeout(seconds): a limit for pytest-timeout; means nothing without it")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -99,12 +99,12 @@ class LogStorageCase(ConformanceKit):
 
     @contextmanager
     def in_folder(self, folder: Path) -> Iterator[None]:
-        token = _data_dir.set(None if self.url is None else folder)  # what made the handle opens it
-        try:
-            with super().in_folder(folder):
+        with super().in_folder(folder):
+            token = _data_dir.set(None if self.url is None else folder)  # what made the handle opens it
+            try:
                 yield
-        finally:
-            _data_dir.reset(token)
+            finally:
+                _data_dir.reset(token)
 
     def opener(self) -> Opener:
         """A new, empty place, and how to get a handle on it. What is closed must be there when it is opened again."""
