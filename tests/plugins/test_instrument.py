@@ -31,6 +31,9 @@ class Recorder(Instrument):
     def on_storage_stall(self, seconds: float) -> None:
         self.told.append(seconds)
 
+    def on_plugin_stall(self, name: str, seconds: float) -> None:
+        self.told.append((name, seconds))
+
     def on_fatal(self, error: BaseException) -> None:
         self.told.append(error)
 
@@ -52,10 +55,12 @@ def test_every_instrument_is_told_everything() -> None:
     instruments.on_membership(membership)
     instruments.on_snapshot(meta)
     instruments.on_storage_stall(2.5)
+    instruments.on_plugin_stall("KvStateMachine.apply", 0.3)
     instruments.on_fatal(error)
     instruments.trace("LogWriter.write")
     for recorder in recorders:
-        assert recorder.told == [ServerState.LEADER, ("n1", 2), membership, meta, 2.5, error, "LogWriter.write"]
+        stall = ("KvStateMachine.apply", 0.3)
+        assert recorder.told == [ServerState.LEADER, ("n1", 2), membership, meta, 2.5, stall, error, "LogWriter.write"]
 
 
 def test_an_error_of_an_instrument_is_counted_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:

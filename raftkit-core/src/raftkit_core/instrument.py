@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from raftkit_core.types.ids import NodeId
@@ -37,11 +37,24 @@ class Instrument:
     def on_storage_stall(self, seconds: float) -> None:
         """A log write has been under way for ``seconds``. Told once per write that is late."""
 
+    def on_plugin_stall(self, name: str, seconds: float) -> None:
+        """Plugin code, ``name`` as in ``KvStateMachine.apply``, blocked the event loop for ``seconds``, or is awaited
+        for ``seconds`` and has not finished."""
+
     def on_fatal(self, error: BaseException) -> None:
         """The node has stopped for good because of ``error``."""
 
     def trace(self, step: str) -> None:
         """The node passed ``step``, a room of the write path such as ``LogWriter.write``. Overriding it costs speed."""
+
+
+class StepTimer(Protocol):
+    """Who is told how long a step of plugin code took."""
+
+    @property
+    def now(self) -> Callable[[], float]: ...
+
+    def ran(self, plugin: object, method: str, started: float) -> None: ...
 
 
 _METHODS = (
@@ -50,6 +63,7 @@ _METHODS = (
     "on_membership",
     "on_snapshot",
     "on_storage_stall",
+    "on_plugin_stall",
     "on_fatal",
     "trace",
 )
@@ -65,6 +79,8 @@ class Instruments(Instrument):
         self.errors: Counter[tuple[str, str, str]] = Counter()
         self._listeners: dict[str, tuple[Callable[..., Any], ...]] = dict.fromkeys(_METHODS, ())
         self.is_tracing = False
+        self.timer: StepTimer | None = None
+        """Named are the observers that block, once a node has put its own in here."""
         for instrument in instruments:
             self.add(instrument)
 
@@ -91,6 +107,9 @@ class Instruments(Instrument):
     def on_storage_stall(self, seconds: float) -> None:
         self._tell("on_storage_stall", seconds)
 
+    def on_plugin_stall(self, name: str, seconds: float) -> None:
+        self._tell("on_plugin_stall", name, seconds)
+
     def on_fatal(self, error: BaseException) -> None:
         self._tell("on_fatal", error)
 
@@ -100,10 +119,13 @@ class Instruments(Instrument):
 
     def _tell(self, name: str, *arguments: object) -> None:
         for method in self._listeners[name]:
+            started = 0.0 if self.timer is None else self.timer.now()
             try:
                 method(*arguments)
             except Exception as error:  # whatever it is, it is not the core's
                 self._count(method, name, error)
+            if self.timer is not None and name != "on_plugin_stall":
+                self.timer.ran(getattr(method, "__self__", method), name, started)
 
     def _count(self, method: Callable[..., Any], name: str, error: Exception) -> None:
         owner = type(getattr(method, "__self__", method)).__qualname__

@@ -26,7 +26,9 @@ from raftkit_core.errors import (
     IdentityError,
     NeedsRejoin,
     NotAllowed,
+    OutcomeUnknown,
     Overloaded,
+    PluginError,
     QuorumNotEnough,
     RaftError,
     RPCError,
@@ -42,6 +44,7 @@ from raftkit_core.network.client import NodeStatus
 from raftkit_core.network.interface import RaftNetworkFactory
 from raftkit_core.runtime.command_runner import CommandRunner
 from raftkit_core.runtime.leadership import LeadershipTerm, hold_leadership
+from raftkit_core.runtime.limits import within
 from raftkit_core.runtime.log_writer import LogWriter
 from raftkit_core.runtime.messages import (
     ChangeMembershipRequest,
@@ -56,11 +59,12 @@ from raftkit_core.runtime.messages import (
     TransferLeaderTo,
 )
 from raftkit_core.runtime.metrics import Watch
-from raftkit_core.runtime.operations import Forwarder
+from raftkit_core.runtime.operations import OVERDUE_SECONDS, Forwarder
 from raftkit_core.runtime.peers import PeerTable
 from raftkit_core.runtime.raft_core import ClientWriteResponse, RaftCore, bounded
 from raftkit_core.runtime.recovery import recover
 from raftkit_core.runtime.service import Identity, PeerService
+from raftkit_core.runtime.stalls import StallDetector
 from raftkit_core.runtime.state_machine_worker import StateMachineWorker
 from raftkit_core.runtime.status import node_status
 from raftkit_core.runtime.view import NodeView
@@ -117,6 +121,8 @@ T = TypeVar("T")
 WRITE_TIMEOUT = 5.0
 MEMBERSHIP_TIMEOUT = 60.0
 HELLO_TIMEOUT = 2.0
+READ_INDEX_TIMEOUT = 2.0
+OPEN_SECONDS = 60.0
 CLOSE_SECONDS = 5.0
 """A plugin that does not close within this is left behind."""
 RETRY_SECONDS = 0.05
@@ -181,7 +187,9 @@ class Raft:
     ) -> Raft:
         """Open the adapters, recover, serve peers and run. What was opened is closed again if anything fails.
 
-        Raises: StorageError, IdentityError, NeedsRejoin, AddressInUse, Fatal.
+        Opening each has 60 seconds; recovery takes as long as there is to replay: bound it by ``asyncio.timeout``.
+
+        Raises: StorageError, IdentityError, NeedsRejoin, AddressInUse, PluginError, Fatal.
         """
         if not is_node_id(node_id):
             raise ConfigError(
@@ -196,11 +204,12 @@ class Raft:
             closers.append(network.close)
         try:
             closers.append(storage.close)
-            identity = await open_identity(storage, context, config, state_machine, entropy)
+            opening = open_identity(storage, context, config, state_machine, entropy)
+            identity = await _opened(storage, opening)
             closers.append(snapshots.close)
-            await snapshots.open(context)
+            await _opened(snapshots, snapshots.open(context))
             closers.append(state_machine.close)
-            await state_machine.open(context)
+            await _opened(state_machine, state_machine.open(context))
             raft = await cls._assemble(
                 identity=identity,
                 storage=storage,
@@ -216,11 +225,11 @@ class Raft:
             )
             raft._core.prepare()
             network.attach(raft)
-            await network.serve(group, raft._service)
+            await _opened(network, network.serve(group, raft._service))
         except BaseException:
             for close in reversed(closers):
                 with suppress(Exception):
-                    await close()
+                    await bounded(close(), CLOSE_SECONDS, f"node {node_id}: what it had opened")
             raise
         raft._core.start()
         return raft
@@ -243,6 +252,7 @@ class Raft:
     ) -> Raft:
         """Tie the parts of one node together. The parts call back through ``late``, which is complete at the end."""
         late: dict[str, Any] = {}
+        stalls = instruments.timer = StallDetector(identity.node_id, clock, instruments)
         held = Identity(storage, identity)
 
         def core() -> RaftCore:
@@ -254,6 +264,7 @@ class Raft:
             held.save_lease,
             flushed=lambda io_id: core().notify(LogFlushed(io_id)),
             failed=lambda error: core().fail(error),
+            stalls=stalls,
         )
         worker = StateMachineWorker(
             machine=machine,
@@ -269,6 +280,7 @@ class Raft:
             failed=lambda error: core().fail(error),
             new_snapshot_id=lambda applied: f"{applied.term:x}-{applied.index:x}-{entropy.getrandbits(64):016x}",
             cluster_id=lambda: held.current.cluster_id,
+            stalls=stalls,
         )
         state: RaftState = await recover(storage, snapshots, worker, identity)
         writer.start_at(state.log.first_index, state.log.last_index + 1)
@@ -290,6 +302,7 @@ class Raft:
             snapshots=snapshots,
             waiting=waiting,
             instruments=instruments,
+            stalls=stalls,
             notify=lambda notification: core().notify(notification),
             failed=lambda error: core().fail(error),
             retire=held.retire,
@@ -304,6 +317,7 @@ class Raft:
             peers=peers,
             waiting=waiting,
             instruments=instruments,
+            stalls=stalls,
             publish=lambda: late["raft"]._publish(),
         )
         late["raft"] = raft = cls(
@@ -419,6 +433,7 @@ class Raft:
 
     async def status(self, *, digest: bool = False) -> NodeStatus:
         """What this node says about itself. Touches no queue; ``digest`` costs a pass over the machine's state."""
+        self._core.check_loop()
         return await node_status(
             view=self._view,
             core=self._core,
@@ -502,6 +517,7 @@ class Raft:
 
         Raises: as client_write; QuorumNotEnough if no leader was found in time; OutcomeUnknown if an answer was lost.
         """
+        self._core.check_running()
         if session is not None:
             raise ConfigError("client sessions are not available in this version", hint="write without session=")
         if self._core.engine.is_leader:
@@ -566,16 +582,20 @@ class Raft:
 
         Raises: QuorumNotEnough if the leader could not be confirmed in time; WaitTimeout if the machine was too slow.
         """
+        self._core.check_running()
         deadline = asyncio.get_running_loop().time() + timeout
         if policy is not ReadPolicy.STALE:
             await self._confirm_read(policy, timeout)
         self._core.check_running()
-        found = fn_or_query(self.machine) if callable(fn_or_query) else self.machine.query(fn_or_query)
+        if callable(fn_or_query):
+            found = self._core.stalls.run(fn_or_query, self.machine)
+        else:
+            found = self._core.stalls.call(self.machine, "query", fn_or_query)
         if not isinstance(found, Awaitable):
             return found
         try:
-            async with asyncio.timeout_at(deadline):
-                return await found
+            left = max(deadline - asyncio.get_running_loop().time(), 0.001)
+            return await within(found, left, f"a query of the machine {self.machine.name}")
         except TimeoutError:
             self._core.check_running()
             raise WaitTimeout(f"the machine {self.machine.name} gave no answer within {timeout} s") from None
@@ -615,7 +635,12 @@ class Raft:
             raise ForwardToLeader(f"{self.id} knows no leader")
         client = self._core.peers.get(leader, node)
         request = ReadIndexRequest(policy.value, max(1, int(timeout * 1000)))
-        answer: ReadIndexResponse = await client.read_index(request, min(timeout, 2.0))
+        timeout = min(timeout, READ_INDEX_TIMEOUT)
+        try:
+            asked: Awaitable[ReadIndexResponse] = self._core.stalls.call(client, "read_index", request, timeout)
+            answer = await within(asked, timeout + OVERDUE_SECONDS, f"a call to {leader}")
+        except TimeoutError as error:
+            raise RPCTimeout(str(error)) from None
         return answer.read_log_id
 
     async def _serve_read_index(self, request: ReadIndexRequest) -> ReadIndexResponse:
@@ -650,7 +675,13 @@ class Raft:
                 )
         if self.id in bound:
             try:
-                await self._identity.adopt_cluster(cluster_id)
+                adopting = self._identity.adopt_cluster(cluster_id)
+                await within(adopting, MEMBERSHIP_TIMEOUT, "saving the identity")
+            except TimeoutError:
+                raise OutcomeUnknown(
+                    f"the storage did not save the identity of {self.id} within {MEMBERSHIP_TIMEOUT:g} s",
+                    hint="look at the disk, restart the node, and initialize again",
+                ) from None
             except IdentityError as error:
                 raise NotAllowed(error.message, hint=error.hint) from error
             except StorageError as error:
@@ -691,17 +722,20 @@ class Raft:
         """Who is at ``node``, over a connection of its own. Raises: Unreachable, IdentityError."""
         client = self._network.connect(node_id, node, self._service)
         try:
-            return await client.hello(HELLO_TIMEOUT)
+            hello: HelloResponse = await within(
+                client.hello(HELLO_TIMEOUT), HELLO_TIMEOUT + OVERDUE_SECONDS, f"a hello to {node_id}"
+            )
+            return hello
         except IdentityError:
             raise
-        except RPCError as error:
+        except (RPCError, TimeoutError) as error:
             raise Unreachable(
-                f"{node_id} at {node.peer} does not answer: {error.message}",
+                f"{node_id} at {node.peer} does not answer: {error}",
                 hint=f"start it first: raftkit node run --id {node_id} …",
                 outcome="not_applied",
             ) from error
         finally:
-            await client.close()
+            await bounded(client.close(), CLOSE_SECONDS, f"node {self.id}: its connection to {node_id}")
 
     async def call(self, operation: Operation, *, timeout: float = MEMBERSHIP_TIMEOUT) -> Any:
         """Run an operation of :mod:`raftkit_core.types.operations` here, or on the leader by one hop.
@@ -892,18 +926,29 @@ class Raft:
     async def get_snapshot(self) -> SnapshotSource | None:
         """The published snapshot, readable until it is closed; None before there is one."""
         self._core.check_running()
-        return await self._snapshots.source()
+        try:
+            return await within(self._snapshots.source(), WRITE_TIMEOUT, "opening the snapshot")
+        except TimeoutError as error:
+            raise WaitTimeout(str(error), hint="look at the disk of the snapshots") from None
 
-    async def install_full_snapshot(self, vote: Vote, snapshot: SnapshotSource) -> InstallSnapshotResponse:
+    async def install_full_snapshot(
+        self, vote: Vote, snapshot: SnapshotSource, *, timeout: float = MEMBERSHIP_TIMEOUT
+    ) -> InstallSnapshotResponse:
         """Hand this node a complete snapshot under a leader's ``vote``. Installed unless there is nothing new in it, or
         the answer carries another vote (this node follows that one).
 
-        Raises: StorageCorrupt if the bytes are not what they should be; PeerBusy while another one is installed.
+        Raises: StorageCorrupt if the bytes are not what they should be; PeerBusy while another one is installed;
+        OutcomeUnknown after ``timeout`` seconds.
         """
+        self._core.check_running()
         request = InstallSnapshotRequest(vote, snapshot.meta)
         node = self._core.engine.effective.nodes.get(vote.node_id)
         peer = PeerIdentity(vote.node_id, "" if node is None or node.store_id is None else node.store_id)
-        return await self._service.install_snapshot(request, 0, snapshot.open(0), peer)
+        installing = self._service.install_snapshot(request, 0, snapshot.open(0), peer)
+        try:
+            return await within(installing, timeout, "installing the snapshot")
+        except TimeoutError as error:
+            raise OutcomeUnknown(str(error), hint="look at: raftkit status") from None
 
     # --- server side of the RPCs, for transports --------------------------------------------------------------------
 
@@ -920,6 +965,7 @@ class Raft:
 
     async def shutdown(self) -> None:
         """Hand leadership over if there is somebody to take it, stop, close everything. Idempotent, bounded in time."""
+        self._core.check_loop()
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._shutdown())
         await asyncio.shield(self._closing)
@@ -976,14 +1022,26 @@ class RuntimeConfig:
 
     def tick(self, on: bool) -> None:
         """Off: no elections and no heartbeats."""
+        self._core.check_running()
         self._core.tick_enabled = on
 
     def heartbeat(self, on: bool) -> None:
+        self._core.check_running()
         self._core.engine.config.enable_heartbeat = on
 
     def elect(self, on: bool) -> None:
         """Does not affect ``initialize`` and ``trigger().elect()``."""
+        self._core.check_running()
         self._core.engine.config.enable_elect = on
+
+
+async def _opened(plugin: object, opening: Awaitable[T]) -> T:
+    """Raises: PluginError for a plugin that does not get ready; what ``opening`` raises."""
+    name = type(plugin).__name__
+    try:
+        return await within(opening, OPEN_SECONDS, f"opening {name}")
+    except TimeoutError as error:
+        raise PluginError(str(error), hint=f"look at what {name} waits for") from None
 
 
 def _result_of(future: asyncio.Future[Any]) -> ClientWriteResponse | RaftError:

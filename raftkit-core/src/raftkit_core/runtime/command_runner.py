@@ -50,15 +50,19 @@ from raftkit_core.runtime.messages import (
     TransferAnswered,
     VoteAnswered,
 )
+from raftkit_core.runtime.peer_calls import PeerCalls
 from raftkit_core.runtime.peers import PeerTable
 from raftkit_core.runtime.replication import ReplicationStream, RequestCache
 from raftkit_core.runtime.snapshot_transfer import SnapshotTransfers
+from raftkit_core.runtime.stalls import StallDetector
 from raftkit_core.runtime.state_machine_worker import StateMachineWorker
 from raftkit_core.runtime.waiting_clients import WaitingClients
 from raftkit_core.storage.interface import RaftSnapshotStorage, SnapshotSink
 from raftkit_core.types.ids import NodeId, RequestId
 from raftkit_core.types.membership import Node
 from raftkit_core.types.messages import VoteRequest
+
+SWEEP_SECONDS = 0.25
 
 
 class CommandRunner:
@@ -75,6 +79,7 @@ class CommandRunner:
         snapshots: RaftSnapshotStorage,
         waiting: WaitingClients,
         instruments: Instruments,
+        stalls: StallDetector,
         notify: Callable[[Notification], None],
         failed: Callable[[BaseException], None],
         retire: Callable[[str], Awaitable[None]],
@@ -92,11 +97,16 @@ class CommandRunner:
         self._parked: list[tuple[int, Command]] = []
         self._requests = RequestCache()
         self._streams: dict[NodeId, ReplicationStream] = {}
-        self._calls: set[asyncio.Future[Any]] = set()
+        self._stalls = stalls
+        self._calls = PeerCalls(stalls)
         self._base_timeout = 2 * config.election_timeout_max_ms / 1000
         self._vote_timeout = config.election_timeout_min_ms / 1000
         self._heartbeats = HeartbeatSender(
-            peers=peers, notify=notify, lease_ms=config.leader_lease_ms, timeout=config.election_timeout_min_ms / 1000
+            peers=peers,
+            stalls=stalls,
+            notify=notify,
+            lease_ms=config.leader_lease_ms,
+            timeout=config.election_timeout_min_ms / 1000,
         )
         self._transfers = SnapshotTransfers(
             snapshots=snapshots,
@@ -109,6 +119,7 @@ class CommandRunner:
         self._unconnected: set[NodeId] = set()
         """Peers the engine sends to but no stream could be opened for."""
         self._halted = False
+        self._swept_at = float("-inf")
 
     # --- the queue --------------------------------------------------------------------------------------------------
 
@@ -217,20 +228,15 @@ class CommandRunner:
             self._peers.failed(target, error)
             return None
 
-    def _call(self, future: asyncio.Future[Any], done: Callable[[asyncio.Future[Any]], None]) -> None:
-        self._calls.add(future)
-        future.add_done_callback(self._calls.discard)
-        future.add_done_callback(done)
-
     def _send_vote(self, targets: Sequence[NodeId], request: VoteRequest, *, is_pre_vote: bool) -> None:
         """Ask in parallel, with a deadline; a failure, an error and an unknown request are no grants."""
         for target in targets:
             client = self._client(target)
             if client is None:
                 continue
-            method = client.pre_vote if is_pre_vote else client.vote
-            future = asyncio.ensure_future(method(request, self._vote_timeout))
-            self._call(future, partial(self._vote_answered, target, request, is_pre_vote))
+            method = "pre_vote" if is_pre_vote else "vote"
+            done = partial(self._vote_answered, target, request, is_pre_vote)
+            self._calls.start(client, method, request, self._vote_timeout, done)
 
     def _vote_answered(
         self, target: NodeId, request: VoteRequest, is_pre_vote: bool, future: asyncio.Future[Any]
@@ -249,8 +255,8 @@ class CommandRunner:
         if client is None:
             self._notify(TransferAnswered(command.session, command.target, None))
             return
-        future = asyncio.ensure_future(client.transfer_leader(command.request, self._vote_timeout))
-        self._call(future, partial(self._transfer_answered, command))
+        done = partial(self._transfer_answered, command)
+        self._calls.start(client, "transfer_leader", command.request, self._vote_timeout, done)
 
     def _transfer_answered(self, command: SendTransferLeader, future: asyncio.Future[Any]) -> None:
         if future.cancelled():
@@ -303,6 +309,7 @@ class CommandRunner:
                 network=client,
                 writer=self._writer,
                 peers=self._peers,
+                stalls=self._stalls,
                 requests=self._requests,
                 notify=self._notify,
                 failed=self._failed,
@@ -322,14 +329,23 @@ class CommandRunner:
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
+    def sweep(self, now: float) -> None:
+        """Give up calls to peers that their transport should have ended long ago."""
+        if now - self._swept_at < SWEEP_SECONDS:
+            return
+        self._swept_at = now
+        self._calls.sweep(now)
+        self._heartbeats.sweep(now)
+        for stream in self._streams.values():
+            stream.sweep(now)
+
     def halt(self) -> None:
         """From now on nothing is carried out, answered or sent; what waits for the log is dropped."""
         self._halted = True
         self._parked.clear()
         self._close_streams()
         self._heartbeats.close()
-        for future in list(self._calls):
-            future.cancel()
+        self._calls.cancel()
 
     async def close(self, grace: float) -> None:
         """Wait for the ends of what :meth:`halt` stopped."""

@@ -10,7 +10,9 @@ from typing import Any
 from raftkit_core.engine.commands import SendHeartbeat
 from raftkit_core.network.interface import RaftNetwork
 from raftkit_core.runtime.messages import HeartbeatAnswered, Notification
+from raftkit_core.runtime.peer_calls import PeerCalls
 from raftkit_core.runtime.peers import PeerTable
+from raftkit_core.runtime.stalls import StallDetector
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.messages import HeartbeatRequest
 
@@ -22,32 +24,36 @@ class HeartbeatSender:
     """Sends the engine's heartbeats, commit notices and read rounds; failures only mean that nothing was heard."""
 
     def __init__(
-        self, *, peers: PeerTable, notify: Callable[[Notification], None], lease_ms: int, timeout: float
+        self,
+        *,
+        peers: PeerTable,
+        stalls: StallDetector,
+        notify: Callable[[Notification], None],
+        lease_ms: int,
+        timeout: float,
     ) -> None:
+        self._stalls = stalls
         self._peers = peers
         self._notify = notify
         self._lease_ms = lease_ms
         self._timeout = timeout
-        self._calls: dict[NodeId, set[asyncio.Future[Any]]] = {}
+        self._calls: dict[NodeId, PeerCalls] = {}
 
     def send(self, command: SendHeartbeat, client_of: Callable[[NodeId], RaftNetwork | None]) -> None:
         reverted = dict(command.reverted)
         for target, matching in command.peers:
             client = client_of(target)
-            calls = self._calls.setdefault(target, set())
+            calls = self._calls.get(target)
+            if calls is None:
+                calls = self._calls[target] = PeerCalls(self._stalls)
             if client is None or len(calls) >= MAX_INFLIGHT:
                 continue
             request = HeartbeatRequest(
                 command.vote, matching, command.leader_commit, self._lease_ms, reverted.get(target)
             )
-            future = asyncio.ensure_future(client.heartbeat(request, self._timeout))
-            calls.add(future)
-            future.add_done_callback(partial(self._answered, command, target))
+            calls.start(client, "heartbeat", request, self._timeout, partial(self._answered, command, target))
 
     def _answered(self, command: SendHeartbeat, target: NodeId, future: asyncio.Future[Any]) -> None:
-        calls = self._calls.get(target)
-        if calls is not None:
-            calls.discard(future)
         if future.cancelled():
             return
         error = future.exception()
@@ -57,9 +63,13 @@ class HeartbeatSender:
         self._peers.succeeded(target)
         self._notify(HeartbeatAnswered(command, target, future.result()))
 
+    def sweep(self, now: float) -> None:
+        """Give up calls the transport should have ended long ago."""
+        for calls in self._calls.values():
+            calls.sweep(now)
+
     def close(self) -> None:
         """Nobody waits for answers any more."""
         calls, self._calls = self._calls, {}
-        for futures in calls.values():
-            for future in futures:
-                future.cancel()
+        for pending in calls.values():
+            pending.cancel()

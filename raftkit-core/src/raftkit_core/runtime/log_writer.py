@@ -22,6 +22,7 @@ from raftkit_core.engine.commands import (
     SaveVote,
 )
 from raftkit_core.errors import StorageError
+from raftkit_core.runtime.stalls import StallDetector
 from raftkit_core.storage.interface import LogBatch, RaftLogStorage
 from raftkit_core.types.entry import Entry
 from raftkit_core.types.ids import IoId
@@ -101,8 +102,10 @@ class LogWriter:
         save_lease: Callable[[int], Awaitable[None]],
         flushed: Callable[[IoId], None],
         failed: Callable[[BaseException], None],
+        stalls: StallDetector | None = None,
     ) -> None:
-        self._storage = storage
+        self.storage = storage
+        self._stalls = StallDetector() if stalls is None else stalls
         self._first_index = 0
         self._save_lease = save_lease
         self._flushed = flushed
@@ -158,7 +161,7 @@ class LogWriter:
                 return
             io_id, batch, last_index = self._next_batch()
             try:
-                result = self._storage.write(batch)
+                result = self._stalls.call(self.storage, "write", batch)
             except Exception as error:
                 self._fail(error)
                 return
@@ -286,7 +289,7 @@ class LogWriter:
         """
         entries = self.tail.read(start, stop, max_bytes)
         if entries is None:
-            entries = await self._storage.read(start, stop, max_bytes)
+            entries = await self.storage.read(start, stop, max_bytes)
             check_consecutive(entries, start, stop)
         return entries
 
@@ -306,7 +309,7 @@ class LogWriter:
         committed = self._committed
         if self._dead or committed is None or committed == self._saved_committed:
             return
-        result = self._storage.write(LogBatch(committed=committed))
+        result = self.storage.write(LogBatch(committed=committed))
         if result is not None:
             await result
 

@@ -20,6 +20,7 @@ class Watch(Generic[T]):
         self._compute = compute
         self._waiters: list[asyncio.Future[None]] = []
         self._closed: T | None = None
+        self._loop = asyncio.get_running_loop()
 
     @property
     def value(self) -> T:
@@ -43,10 +44,16 @@ class Watch(Generic[T]):
         self.publish()
 
     async def changed(self) -> None:
-        """Wait until :meth:`publish` is called. Returns at once when closed."""
+        """Wait until :meth:`publish` is called. Returns at once when closed.
+
+        Raises: RuntimeError in another event loop than the node's: nothing would wake it there.
+        """
         if self._closed is not None:
             return
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            raise RuntimeError("the node runs in another event loop: watch it from there")
+        waiter: asyncio.Future[None] = loop.create_future()
         self._waiters.append(waiter)
         try:
             await waiter

@@ -20,6 +20,7 @@ from raftkit_core.errors import (
     RPCTimeout,
     Unreachable,
 )
+from raftkit_core.runtime.limits import within
 from raftkit_core.runtime.raft_core import RaftCore
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.messages import ForwardRequest, ForwardResponse
@@ -45,6 +46,8 @@ _NAME_OF = {operation: name for name, operation in NAMES.items()}
 _encoder = msgspec.msgpack.Encoder()
 
 RETRY_SECONDS = 0.05
+OVERDUE_SECONDS = 0.1
+"""How long after its deadline a transport may take to end a call by itself."""
 
 
 class Forwarder:
@@ -98,7 +101,12 @@ class Forwarder:
         client = self._core.peers.get(leader, node)
         request = ForwardRequest(_NAME_OF[type(operation)], _encoder.encode(operation), max(1, int(timeout * 1000)))
         try:
-            answer: ForwardResponse = await client.forward(request, timeout)
+            sent: Awaitable[ForwardResponse] = self._core.stalls.call(client, "forward", request, timeout)
+            answer = await within(sent, timeout + OVERDUE_SECONDS, f"a call to {leader}")
+        except TimeoutError as error:
+            raise OutcomeUnknown(
+                f"{leader} did not answer in time", hint="look first: the change may have happened"
+            ) from error
         except (NetworkError, RPCTimeout) as error:
             raise OutcomeUnknown(
                 f"{leader} did not answer: {error.message}", hint="look first: the change may have happened"

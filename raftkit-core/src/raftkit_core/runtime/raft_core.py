@@ -47,6 +47,7 @@ from raftkit_core.runtime.messages import (
     VoteArrived,
 )
 from raftkit_core.runtime.peers import PeerTable
+from raftkit_core.runtime.stalls import StallDetector
 from raftkit_core.runtime.state_machine_worker import Batch, StateMachineWorker
 from raftkit_core.runtime.ticker import Ticker
 from raftkit_core.runtime.waiting_clients import WaitingClients
@@ -113,6 +114,7 @@ class RaftCore:
         peers: PeerTable,
         waiting: WaitingClients,
         instruments: Instruments,
+        stalls: StallDetector,
         publish: Callable[[], None],
     ) -> None:
         self.config = config
@@ -124,6 +126,8 @@ class RaftCore:
         self.peers = peers
         self.waiting = waiting
         self.instruments = instruments
+        self.stalls = stalls
+        self._loop = asyncio.get_running_loop()
         self._publish = publish
         self._inbox: deque[RaftMsg] = deque()
         self._notifications: deque[Notification] = deque()
@@ -136,7 +140,9 @@ class RaftCore:
         """Whether everything this node started has ended, and everybody who waited was told."""
         self.tick_enabled = config.enable_tick
         """Off: no elections, no heartbeats. Deadlines of callers go on."""
-        self.ticker = Ticker(config.heartbeat_interval_ms / 1000 / TICKS_PER_HEARTBEAT, self._tick)
+        self.ticker = Ticker(
+            config.heartbeat_interval_ms / 1000 / TICKS_PER_HEARTBEAT, self._tick, stalls.loop_was_late
+        )
         self._shown: tuple[ServerState, str | None, int] | None = None
         self._shown_membership: LogId | None = None
         self._stalled_since: float | None = None
@@ -194,14 +200,30 @@ class RaftCore:
             self._wake()
 
     def check_running(self) -> None:
-        """Raises: Fatal (Stopped) if the node has ended."""
+        """Raises: Fatal (Stopped) if the node has ended; RuntimeError for a call from elsewhere than its loop."""
         if self.fatal is None:
+            self.check_loop()
             return
         if isinstance(self.fatal, Stopped):
             raise Stopped(self.fatal.message, outcome="not_applied")
         text = str(self.fatal) or type(self.fatal).__name__
         hint = getattr(self.fatal, "hint", None)
         raise Fatal(f"the node has stopped: {text}", hint=hint, outcome="not_applied") from self.fatal
+
+    def check_loop(self) -> None:
+        """A node belongs to the event loop it was started in: from elsewhere a call could be lost, or hang.
+
+        Raises: RuntimeError.
+        """
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            here = None
+        if here is not self._loop:
+            raise RuntimeError(
+                f"{self.engine.config.id} runs in another event loop; from another thread use"
+                " asyncio.run_coroutine_threadsafe(call, loop), with the loop it was started in"
+            )
 
     async def shutdown(self) -> None:
         """Stop in an orderly way, bounded in time. Idempotent."""
@@ -217,7 +239,7 @@ class RaftCore:
 
         def run(engine: Engine, now: float) -> None:
             try:
-                result = function(engine, now)
+                result = self.stalls.run(function, engine, now)
             except Exception as error:
                 if not future.done():
                     future.set_exception(error)
@@ -395,7 +417,9 @@ class RaftCore:
                 if self.tick_enabled:
                     engine.handle_tick(now)
                 self.waiting.sweep(now)
+                self.runner.sweep(now)
                 self._watch_storage(now)
+                self.worker.watch(now, self.config.storage_stall_timeout_ms / 1000)
             case ReplicationFailed():
                 engine.on_replication_failed(notification.session, notification.target, notification.epoch, now)
             case VoteAnswered():
@@ -465,7 +489,7 @@ class RaftCore:
             return
         if self._stalled_since != since:
             self._stalled_since = since
-            log.warning("node %s: the storage has not finished a write for %.1f s", self.engine.config.id, now - since)
+            self.stalls.unfinished(self.writer.storage, "write", now - since)
             self.instruments.on_storage_stall(now - since)
 
     def _show(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from raftkit_core.engine.commands import Replicate, ReplicateSnapshot
@@ -16,7 +16,9 @@ from raftkit_core.errors import NetworkError, PayloadTooLarge, RPCError, RPCTime
 from raftkit_core.network.interface import RaftNetwork
 from raftkit_core.runtime.log_writer import LogWriter
 from raftkit_core.runtime.messages import Notification, ReplicationFailed, ReplicationProgress
+from raftkit_core.runtime.peer_calls import PeerCalls
 from raftkit_core.runtime.peers import PeerTable
+from raftkit_core.runtime.stalls import StallDetector
 from raftkit_core.types.entry import Entry
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.log_id import LogId, index_of
@@ -26,13 +28,6 @@ RETRY_SECONDS = 0.02
 """The least pause after a failure: a broken connection must not become a busy loop."""
 HINT_LASTS = 10
 """For how many successful requests a peer's ``entries_hint`` holds (openraft.md §1.5)."""
-
-
-def call(awaitable: Awaitable[Any], done: Callable[[asyncio.Future[Any]], None]) -> asyncio.Future[Any]:
-    """Have ``done`` called with the finished call: without a task if the transport gives a future."""
-    future = asyncio.ensure_future(awaitable)
-    future.add_done_callback(done)
-    return future
 
 
 class RequestCache:
@@ -65,6 +60,7 @@ class ReplicationStream:
         network: RaftNetwork,
         writer: LogWriter,
         peers: PeerTable,
+        stalls: StallDetector,
         requests: RequestCache,
         notify: Callable[[Notification], None],
         failed: Callable[[BaseException], None],
@@ -88,7 +84,7 @@ class ReplicationStream:
         self._base_timeout = base_timeout
         self._queue: deque[tuple[Replicate, LogId | None]] = deque()
         self._inflight_bytes = 0
-        self._calls: set[asyncio.Future[Any]] = set()
+        self._calls = PeerCalls(stalls)
         self._reading: asyncio.Task[None] | None = None
         self._timers: set[asyncio.TimerHandle] = set()
         self._pause: asyncio.TimerHandle | None = None
@@ -162,15 +158,13 @@ class ReplicationStream:
         size_bytes = sum(len(entry.payload) for entry in entries)
         self._inflight_bytes += size_bytes
         timeout = self._base_timeout + size_bytes / (1024 * 1024)
-        future = call(
-            self.network.append_entries(request, timeout), lambda done: self._answered(done, command, size_bytes)
+        self._calls.start(
+            self.network, "append_entries", request, timeout, lambda done: self._answered(done, command, size_bytes)
         )
-        self._calls.add(future)
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
     def _answered(self, future: asyncio.Future[Any], command: Replicate, size_bytes: int) -> None:
-        self._calls.discard(future)
         self._inflight_bytes -= size_bytes
         if self._closed:
             return
@@ -252,6 +246,10 @@ class ReplicationStream:
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
+    def sweep(self, now: float) -> None:
+        """Give up calls the transport should have ended long ago."""
+        self._calls.sweep(now)
+
     def close(self) -> None:
         """End at once: nothing more is sent or reported. Never waits for the peer."""
         self._closed = True
@@ -263,5 +261,4 @@ class ReplicationStream:
             self._pause.cancel()
         if self._reading is not None:
             self._reading.cancel()
-        for future in list(self._calls):
-            future.cancel()
+        self._calls.cancel()

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import aclosing
 from heapq import heapify, heappop, heappush
 from typing import Any, TypeVar
 
 from raftkit_core.errors import BadCommand, CommandRejected, Fatal, Overloaded, RaftError, Stopped, StorageCorrupt
 from raftkit_core.runtime.log_writer import LogWriter
+from raftkit_core.runtime.stalls import StallDetector
 from raftkit_core.state_machine.interface import AppliedEntry, RaftStateMachine
 from raftkit_core.state_machine.system import SYSTEM_MACHINE, SystemMachine
 from raftkit_core.storage.interface import RaftSnapshotStorage, SnapshotSink
@@ -52,6 +54,18 @@ class Batch:
         return self._system.seal(results)
 
 
+class _Busy:
+    """A step of a plugin that is awaited."""
+
+    __slots__ = ("is_named", "method", "plugin", "since")
+
+    def __init__(self, plugin: object, method: str, since: float) -> None:
+        self.plugin = plugin
+        self.method = method
+        self.since = since
+        self.is_named = False
+
+
 class StateMachineWorker:
     """``applied(batch, results)`` is told of every finished batch; ``failed`` of what ends the node."""
 
@@ -71,7 +85,9 @@ class StateMachineWorker:
         failed: Callable[[BaseException], None],
         new_snapshot_id: Callable[[LogId], str],
         cluster_id: Callable[[], str | None],
+        stalls: StallDetector | None = None,
     ) -> None:
+        self._stalls = StallDetector() if stalls is None else stalls
         self.machine = machine
         self.system = system
         self.applied = applied
@@ -91,6 +107,10 @@ class StateMachineWorker:
         """Snapshots whose installation is not begun."""
         self._task: asyncio.Task[None] | None = None
         self._build: asyncio.Task[SnapshotMeta] | None = None
+        self._busy: _Busy | None = None
+        """What is awaited."""
+        self._building: _Busy | None = None
+        """The build's last step, chunk by chunk."""
         self._dead = False
         self._waits: list[tuple[int, int, asyncio.Future[None]]] = []
         self._waits_kept = 64
@@ -170,16 +190,28 @@ class StateMachineWorker:
                 self._fail(error)
                 return
             if work is not None:
+                if self._busy is None:
+                    self._busy = self._begin("apply")
                 self._task = asyncio.ensure_future(work)
                 self._task.add_done_callback(self._task_done)
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
-        self._task = None
+        self._task = self._busy = None
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is not None:
             self._fail(error)
         else:
             self._pump()
+
+    def watch(self, now: float, seconds: float) -> None:
+        """Name a machine that has not finished a step for ``seconds``, once for each step."""
+        for busy in (self._busy, self._building):
+            if busy is not None and not busy.is_named and now - busy.since >= seconds:
+                busy.is_named = True
+                self._stalls.unfinished(busy.plugin, busy.method, now - busy.since)
+
+    def _begin(self, method: str) -> _Busy:
+        return _Busy(self.machine, method, self._stalls.now())
 
     def _fail(self, error: BaseException) -> None:
         """Any end but a regular one stops the node; only an order to stop comes first."""
@@ -207,7 +239,9 @@ class StateMachineWorker:
         return None
 
     async def _apply_from_storage(self, start: int, stop: int) -> None:
+        self._busy = _Busy(self._writer.storage, "read", self._stalls.now())
         entries = await self._writer.read(start, stop, APPLY_BYTES)
+        self._busy = self._begin("apply")
         if not self._dead:
             await self.replay(entries)
 
@@ -260,7 +294,8 @@ class StateMachineWorker:
         if not batch.entries and not self.machine.durable:
             return ()
         try:
-            return self.machine.apply(batch)
+            results: Sequence[Any] | Awaitable[Sequence[Any]] = self._stalls.call(self.machine, "apply", batch)
+            return results
         except Exception as error:
             raise self._apply_error(batch, error) from error
 
@@ -300,7 +335,8 @@ class StateMachineWorker:
             return
         meta = SnapshotMeta(applied, self.membership, self._new_snapshot_id(applied), self.system.time_ms)
         header = SnapshotHeader.of(meta, cluster_id=self._cluster_id(), machine=self.machine.name)
-        chunks = self.machine.snapshot()
+        chunks = self._chunks(self._stalls.call(self.machine, "snapshot"))
+        self._building = self._begin("snapshot")
         self._build = asyncio.ensure_future(self._write_snapshot(meta, header, self.system.encode(), chunks))
         self._build.add_done_callback(self._build_done)
 
@@ -316,9 +352,22 @@ class StateMachineWorker:
             await sink.abort()
             raise
 
+    async def _chunks(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The machine's chunks; what fails among them is the machine's."""
+        try:
+            async with aclosing(self._stalls.iterate(chunks, self.machine, "snapshot")) as timed:  # type: ignore[type-var]
+                async for chunk in timed:
+                    yield chunk
+                    self._building = self._begin("snapshot")
+        except Exception as error:
+            raise Fatal(
+                f"the state machine {self.machine.name} failed to give a snapshot: {type(error).__name__}: {error}",
+                hint="a snapshot is tried again after the next start; fix the machine first",
+            ) from error
+
     def _build_done(self, task: asyncio.Task[SnapshotMeta]) -> None:
         """Told only when the builder is free: the engine may order the next build at once."""
-        self._build = None
+        self._build = self._building = None
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is not None:
             self._fail(error)
@@ -327,6 +376,7 @@ class StateMachineWorker:
 
     async def _install(self, request_id: RequestId, meta: SnapshotMeta) -> None:
         sink = self._received.pop(request_id)
+        self._busy = self._begin("restore_all")
         try:
             published = await sink.publish(meta)
         except StorageCorrupt as error:
@@ -351,7 +401,9 @@ class StateMachineWorker:
                 )
             restored = SystemMachine()
             restored.restore(reader.system)
-            await self.machine.restore_all(source.meta, reader.machine_chunks(), restored.records())
+            await self._stalls.call(
+                self.machine, "restore_all", source.meta, reader.machine_chunks(), restored.records()
+            )
             self.system.restore(reader.system)
         finally:
             await source.close()

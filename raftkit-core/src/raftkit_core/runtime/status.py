@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from raftkit_core.errors import RaftError
 from raftkit_core.network.client import MemberStatus, NodeStatus, PeerStatus, StorageStatus
+from raftkit_core.runtime.limits import within
 from raftkit_core.runtime.raft_core import RaftCore
 from raftkit_core.runtime.view import NodeView
 from raftkit_core.state_machine.interface import RaftStateMachine
@@ -40,8 +41,7 @@ def _peer(peer: PeerMetrics) -> PeerStatus:
 
 async def _storage_status(storage: RaftLogStorage) -> StorageStatus:
     try:
-        async with asyncio.timeout(STORAGE_INFO_SECONDS):
-            info = await storage.info()
+        info = await within(storage.info(), STORAGE_INFO_SECONDS, "the storage's info")
     except (TimeoutError, RaftError):
         return StorageStatus(adapter=type(storage).__name__, durability="unknown: the storage does not answer")
     return StorageStatus(
@@ -77,8 +77,10 @@ async def node_status(
     if digest:
         try:
             async with asyncio.timeout(DIGEST_SECONDS):
-                (m, snapshot, time_ms), taken = await core.worker.between_batches(lambda: (look(), machine.digest()))
-                found = await taken if isinstance(taken, Awaitable) else taken
+                (m, snapshot, time_ms), taken = await core.worker.between_batches(
+                    lambda: (look(), core.stalls.run(machine.digest))
+                )
+            found = await within(taken, DIGEST_SECONDS, "a digest") if isinstance(taken, Awaitable) else taken
         except (TimeoutError, RaftError):
             digest = False  # shown without one
     if not digest:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
-
-log = logging.getLogger("raftkit.runtime")
-
-STALL_SECONDS = 0.25
-"""A tick this late means that something blocked the event loop."""
 
 
 class Ticker:
-    """Calls ``ticked`` every ``period`` seconds of the loop's clock until stopped."""
+    """Calls ``ticked`` every ``period`` seconds of the loop's clock until stopped; ``late`` is told how late it was."""
 
-    def __init__(self, period: float, ticked: Callable[[], None]) -> None:
+    def __init__(
+        self, period: float, ticked: Callable[[], None], late: Callable[[float], None] = lambda seconds: None
+    ) -> None:
         self._period = period
         self._ticked = ticked
+        self._late = late
         self._timer: asyncio.TimerHandle | None = None
         self._started_at = 0.0
         self._point = 0
@@ -35,9 +32,7 @@ class Ticker:
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         assert self._timer is not None
-        late = loop.time() - self._timer.when()
-        if late > STALL_SECONDS:
-            log.warning("the event loop was blocked for %.0f ms: look for a plugin or machine that blocks", late * 1000)
+        self._late(loop.time() - self._timer.when())
         self._arm(loop)
         self._ticked()
 

@@ -1,0 +1,43 @@
+"""Awaiting what others wrote: it ends in time even if the other side ignores deadlines and cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+from raftkit_core.errors import PluginError
+
+T = TypeVar("T")
+
+
+GRACE_SECONDS = 0.1
+"""What is cancelled gets this long to put its things away."""
+
+
+async def within(awaitable: Awaitable[T], seconds: float, what: str) -> T:
+    """What ``awaitable`` gives. After ``seconds`` it is cancelled and, if it resists, left behind: ``asyncio.timeout``
+    would wait for it.
+
+    Raises: TimeoutError; PluginError if it was cancelled from inside, which must not look like the caller's own end.
+    """
+    future = asyncio.ensure_future(awaitable)
+    try:
+        await asyncio.wait([future], timeout=seconds)
+    finally:
+        late = not future.done()
+        if late:
+            future.cancel()
+            await asyncio.wait([future], timeout=GRACE_SECONDS)
+            future.add_done_callback(forget)
+    if late:
+        raise TimeoutError(f"{what} did not end within {seconds:g} s")
+    if future.cancelled():
+        raise PluginError(f"{what} cancelled itself", hint="look at the plugin: it must not cancel its own task")
+    return future.result()
+
+
+def forget(future: asyncio.Future[Any]) -> None:
+    """Nobody waits for ``future`` any more: its error is no reason for a warning."""
+    if not future.cancelled():
+        future.exception()

@@ -1,0 +1,150 @@
+"""Names the plugin that blocks the event loop, or does not come to an end (DESIGN §6).
+
+Two readings of the clock around each step of plugin code, and nothing per entry. A plugin that awaits is timed step by
+step: what blocks is the code between two awaits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import types
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from typing import Any, TypeVar
+
+from raftkit_core.clock import Clock, SystemClock
+from raftkit_core.instrument import Instruments
+
+log = logging.getLogger("raftkit.runtime")
+
+T = TypeVar("T")
+
+STALL_SECONDS = 0.25
+"""Plugin code that runs longer than this at a stretch delays heartbeats: it is named."""
+QUIET_SECONDS = 10.0
+"""One warning per plugin method in this time; the next one says how many there were meanwhile."""
+
+
+class StallDetector:
+    """Calls plugin methods, and tells whoever observes the node which of them take too long."""
+
+    def __init__(self, node_id: str = "", clock: Clock | None = None, instruments: Instruments | None = None) -> None:
+        self._node_id = node_id
+        self.now: Callable[[], float] = (SystemClock() if clock is None else clock).monotonic
+        self._instruments = Instruments() if instruments is None else instruments
+        self._logged: dict[str, tuple[float, int]] = {}
+        """When a method was named last, and how often since."""
+        self._named_one = False
+        """Whether somebody was blamed since the loop was last found late."""
+
+    def call(self, plugin: object, method: str, *arguments: Any) -> Any:
+        """``plugin.method(*arguments)``; a coroutine it gives is timed too, while it is awaited."""
+        started = self.now()
+        try:
+            result = getattr(plugin, method)(*arguments)
+        finally:
+            self.ran(plugin, method, started)
+        if inspect.isawaitable(result) and not asyncio.isfuture(result):
+            watched: Any = self._watch(result, plugin, method)
+            watched.__qualname__ = getattr(result, "__qualname__", method)  # who lists tasks sees the plugin's name
+            return watched
+        return result
+
+    def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """``function(*arguments)``, an application's code in the node's loop."""
+        started = self.now()
+        try:
+            return function(*arguments)
+        finally:
+            self.ran(function, "", started)
+
+    def ran(self, plugin: object, method: str, started: float) -> None:
+        """One step of ``plugin`` that began at ``started`` is over."""
+        seconds = self.now() - started
+        if seconds > STALL_SECONDS:
+            name = _name(plugin, method)
+            self._named_one = True
+            self._tell(name, seconds, f"{name} blocked the event loop for {seconds * 1000:.0f} ms: it must not block")
+
+    def unfinished(self, plugin: object, method: str, seconds: float) -> None:
+        """``plugin.method`` is still awaited after ``seconds``; the caller says so once for each time."""
+        name = _name(plugin, method)
+        self._tell(name, seconds, f"{name} has not finished for {seconds:.1f} s")
+
+    def loop_was_late(self, seconds: float) -> None:
+        """A timer fired ``seconds`` late: somebody blocked the loop, and was perhaps named already."""
+        if seconds <= STALL_SECONDS:
+            return
+        if self._named_one:
+            self._named_one = False
+            return
+        milliseconds = seconds * 1000
+        self._log(
+            "", f"the event loop was blocked for {milliseconds:.0f} ms: look for code of this process that blocks"
+        )
+
+    async def _watch(self, awaitable: Awaitable[T], plugin: object, method: str) -> T:
+        found: T = await _timed(awaitable, self, plugin, method)
+        return found
+
+    async def iterate(self, items: AsyncIterator[T], plugin: object, method: str) -> AsyncIterator[T]:
+        """The items of an asynchronous iterator that a plugin gave, each step timed."""
+        try:
+            while True:
+                try:
+                    item = await self._watch(anext(items), plugin, method)
+                except StopAsyncIteration:
+                    return
+                yield item
+        finally:
+            close = getattr(items, "aclose", None)
+            if close is not None:
+                await close()
+
+    def _tell(self, name: str, seconds: float, text: str) -> None:
+        self._log(name, text)
+        self._instruments.on_plugin_stall(name, seconds)
+
+    def _log(self, name: str, text: str) -> None:
+        now = self.now()
+        logged_at, more = self._logged.get(name, (float("-inf"), 0))
+        if now - logged_at < QUIET_SECONDS:
+            self._logged[name] = (logged_at, more + 1)
+            return
+        self._logged[name] = (now, 0)
+        log.warning("node %s: %s%s", self._node_id, text, f" ({more} more since the last warning)" if more else "")
+
+
+def _name(plugin: object, method: str) -> str:
+    if method:
+        name = f"{type(plugin).__qualname__}.{method}"
+    else:
+        name = str(getattr(plugin, "__qualname__", type(plugin).__qualname__))
+    return name.rpartition("<locals>.")[2]
+
+
+@types.coroutine
+def _timed(awaitable: Awaitable[Any], stalls: StallDetector, plugin: object, method: str) -> Generator[Any, Any, Any]:
+    """Like ``await awaitable``, each step of it timed."""
+    steps: Any = awaitable.__await__()
+    if not hasattr(steps, "send"):
+        return (yield from steps)  # a bare iterator
+    value: Any = None
+    error: BaseException | None = None
+    while True:
+        started = stalls.now()
+        try:
+            waits_for = steps.send(value) if error is None else steps.throw(error)
+        except StopIteration as end:
+            return end.value
+        finally:
+            stalls.ran(plugin, method, started)
+        value = error = None
+        try:
+            value = yield waits_for
+        except GeneratorExit:
+            steps.close()
+            raise
+        except BaseException as thrown:
+            error = thrown
