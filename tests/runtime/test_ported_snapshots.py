@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
 from raftkit_core.config import Config, SnapshotPolicy
 from raftkit_core.errors import StoreLostWrites
 from raftkit_core.raft import Raft
+from raftkit_core.state_machine.kv import KvStateMachine
 from raftkit_core.testing.cluster import memory_cluster
 from raftkit_core.types.entry import BLANK, MEMBERSHIP, Entry, encode_membership
 from raftkit_core.types.identity import PeerIdentity
@@ -16,6 +18,7 @@ from raftkit_core.types.kv import Get, Put
 from raftkit_core.types.log_id import LogId, index_of
 from raftkit_core.types.membership import Membership
 from raftkit_core.types.messages import AppendEntriesRequest, Success
+from raftkit_core.types.snapshot import SnapshotMeta
 
 pytestmark = pytest.mark.virtual_time
 
@@ -163,3 +166,20 @@ async def test_writes_go_on_arriving_after_a_learner_got_its_snapshot() -> None:
             index = (await leader.client_write(Put(f"after{number}", b"v"))).log_id.index
             await cluster.applied(index)
         assert cluster.raft("n2").machine.query(Get("after2")).value == b"v"
+
+
+async def test_a_machine_that_refuses_a_snapshot_stops_its_node_and_nobody_else() -> None:
+    class Refusing(KvStateMachine):
+        async def restore(self, meta: SnapshotMeta, chunks: AsyncIterator[bytes]) -> None:
+            raise ValueError("this is not for me")
+
+    async with memory_cluster(1, config=KEEP_NONE, machine=Refusing) as cluster:
+        leader = cluster.raft("n1")
+        last = await write(leader, 10)
+        await snapshot(leader, last)
+        await leader.wait(5).purged(last)
+        node = await cluster.start("n2")
+        await leader.add_learner("n2", cluster.address("n2"), blocking=False)
+        await cluster.eventually(lambda: node.fatal, "the node says why it stopped")
+        assert "this is not for me" in str(node.fatal)
+        await leader.client_write(Put("a", b"1"))
