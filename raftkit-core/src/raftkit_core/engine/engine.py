@@ -239,8 +239,9 @@ class Engine:
         """The best voter campaigns at once instead of after a timeout."""
         target = self._best_transfer_target()
         leader = self._parts.leader
+        assert leader is not None, "only a leader hands over"
         # A hand-over that a client asked for goes on as it is.
-        if target is not None and leader is not None and leader.transfer is None:
+        if target is not None and leader.transfer is None:
             leader.transfer = Transfer(target, None, float("inf"))
             self._replication.start_transfer()
 
@@ -389,8 +390,7 @@ class Engine:
     def _best_transfer_target(self) -> NodeId | None:
         """The other voter that has matched most."""
         leader = self._parts.leader
-        if leader is None:
-            return None
+        assert leader is not None, "only a leader hands over"
         voters = [voter for voter in self._parts.effective.voter_ids if voter in leader.progress]
         return max(voters, key=lambda voter: (index_of(leader.progress[voter].matching), voter), default=None)
 
@@ -537,7 +537,7 @@ class Engine:
             if parts.accepts(refused_by):
                 self._vote.update_vote(refused_by, now)
             return
-        self._replication.on_snapshot_sent(session, target, epoch, installed, now)
+        self._replication.on_snapshot_sent(target, epoch, installed, now)
 
     def on_snapshot_built(self, meta: SnapshotMeta | None, now: float) -> None:
         """A build ended: with a published snapshot, or with nothing."""
@@ -549,6 +549,6 @@ class Engine:
         """The received bytes are not what the leader announced: nothing was changed."""
         self._following.on_snapshot_install_failed(request_id, error)
 
-    def on_snapshot_installed(self, meta: SnapshotMeta, request_id: RequestId | None, now: float) -> None:
+    def on_snapshot_installed(self, meta: SnapshotMeta, request_id: RequestId, now: float) -> None:
         """The snapshot is published and the machine restored."""
         self._following.on_snapshot_installed(meta, request_id, now)

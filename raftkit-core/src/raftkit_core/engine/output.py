@@ -23,6 +23,3 @@ class EngineOutput:
             return []
         self._queue = []
         return queue
-
-    def __bool__(self) -> bool:
-        return bool(self._queue)

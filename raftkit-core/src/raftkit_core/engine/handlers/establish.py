@@ -69,8 +69,8 @@ class EstablishHandler:
         parts.redraw_election_timeout(now)
         self._server_state.refresh()
         parts.output.push(SendPreVote(self._others(), VoteRequest(vote, last)))
-        if parts.candidate.grant(parts.config.id):
-            self.elect(now)
+        # No quorum yet: whoever is a quorum alone asks nobody (see `campaign`).
+        parts.candidate.grant(parts.config.id)
 
     def elect(self, now: float, transfer_of: Vote | None = None) -> None:
         """Vote for itself in a new term and ask the others. The own grant counts when that vote is flushed, no sooner:

@@ -163,8 +163,7 @@ class FollowingHandler:
     def _commit(self, leader_commit: LogId | None) -> None:
         """Commit what the leader has committed, but never beyond what this leader verified here (§6 item 3)."""
         state = self._parts.state
-        if state.accepted_under != state.vote.leader_id:
-            return
+        assert state.accepted_under == state.vote.leader_id, "commit only under the leader that verified the log"
         end = min(index_of(leader_commit), index_of(state.accepted))
         if end <= index_of(state.committed):
             return
@@ -196,7 +195,7 @@ class FollowingHandler:
         parts.installing = request.meta
         parts.output.push(InstallSnapshot(request_id, request.meta))
 
-    def on_snapshot_installed(self, meta: SnapshotMeta, request_id: RequestId | None, now: float) -> None:
+    def on_snapshot_installed(self, meta: SnapshotMeta, request_id: RequestId, now: float) -> None:
         """Published and restored: only now committed, membership and log move, in one durable write."""
         parts = self._parts
         state = parts.state
@@ -204,29 +203,30 @@ class FollowingHandler:
         last = meta.last_log_id
         assert last is not None, "an empty snapshot is never installed"
         self._snapshot.adopt(meta)
-        if last.index > index_of(state.committed):
-            is_held = state.log.get(last.index) == last
-            if is_held:
-                state.membership.install(last, meta.membership)
-            else:
-                # Whatever memberships the log holds are cut with it. The one taken for committed may be among them: a
-                # restarted node has it from its log, and need not know yet that the log is committed so far.
-                self._log.cut(index_of(state.committed) + 1, now)
-                state.membership.replace(meta.membership)
-            state.committed = last
-            state.submitted = last
-            state.applied = last
-            state.last_time_ms = max(state.last_time_ms, meta.time_ms)
-            state.snapshot_mark = state.log_bytes
-            if is_held:
-                self._snapshot.plan_purge()
-                self._snapshot.try_purge(now)
-            else:
-                self._log.purge(last, now)
-            state.accept(state.vote.leader_id, last)
-            self._server_state.refresh()
-        if request_id is not None:
-            self._respond_snapshot(request_id, state.io.last_io)
+        # Nothing is committed during an install: appends are answered Busy, heartbeats commit nothing, and this node does
+        # not campaign.
+        assert last.index > index_of(state.committed), f"{last} was installed, {state.committed} is committed already"
+        is_held = state.log.get(last.index) == last
+        if is_held:
+            state.membership.install(last, meta.membership)
+        else:
+            # Whatever memberships the log holds are cut with it. The one taken for committed may be among them: a
+            # restarted node has it from its log, and need not know yet that the log is committed so far.
+            self._log.cut(index_of(state.committed) + 1, now)
+            state.membership.replace(meta.membership)
+        state.committed = last
+        state.submitted = last
+        state.applied = last
+        state.last_time_ms = max(state.last_time_ms, meta.time_ms)
+        state.snapshot_mark = state.log_bytes
+        if is_held:
+            self._snapshot.plan_purge()
+            self._snapshot.try_purge(now)
+        else:
+            self._log.purge(last, now)
+        state.accept(state.vote.leader_id, last)
+        self._server_state.refresh()
+        self._respond_snapshot(request_id, state.io.last_io)
         self._snapshot.look_again()
 
     def on_snapshot_install_failed(self, request_id: RequestId, error: RaftError) -> None:

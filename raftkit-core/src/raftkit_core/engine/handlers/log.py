@@ -58,12 +58,10 @@ class LogHandler:
         if index_of(state.accepted) >= since:
             state.accepted = state.log.last
 
-    def purge(self, upto: LogId, now: float) -> int:
-        """Remove up to ``upto``; gives the write's io_id, or 0 if there is nothing to remove."""
+    def purge(self, upto: LogId, now: float) -> None:
+        """Remove up to ``upto``."""
         state = self._parts.state
-        if upto.index <= index_of(state.log.purged):
-            return 0
+        assert upto.index > index_of(state.log.purged), f"{upto} is purged already, up to {state.log.purged}"
         state.log.purge(upto)
         io_id = state.io.submit_purge(upto, now)
         self._parts.output.push(PurgeLog(io_id, upto))
-        return io_id

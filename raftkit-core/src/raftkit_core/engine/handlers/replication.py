@@ -26,7 +26,6 @@ from raftkit_core.types.log_id import LogId, index_of
 from raftkit_core.types.membership import Node
 from raftkit_core.types.messages import (
     AppendEntriesResponse,
-    Busy,
     Conflict,
     HigherVote,
     Success,
@@ -256,14 +255,11 @@ class ReplicationHandler:
             return
         self._count_contact(leader, target, seq, sent_at)
         if entry.epoch == epoch:
-            match response:
-                case Success(matching=matching):
-                    self._on_success(leader, target, entry, matching, now)
-                case Conflict():
-                    self._on_conflict(leader, target, entry, response)
-                case Busy():
-                    # No progress: the stream backs off and then reports the failure, which probes again.
-                    pass
+            # Busy changes no progress: the stream backs off and then reports the failure, which probes again.
+            if isinstance(response, Success):
+                self._on_success(leader, target, entry, response.matching, now)
+            elif isinstance(response, Conflict):
+                self._on_conflict(leader, target, entry, response)
         self._after_answer(leader, target, entry, now)
 
     def _on_success(
@@ -318,11 +314,9 @@ class ReplicationHandler:
             self._on_lost_data(leader, target, entry)
         self._after_answer(leader, target, entry, now)
 
-    def on_snapshot_sent(self, session: int, target: NodeId, epoch: int, installed: LogId | None, now: float) -> None:
+    def on_snapshot_sent(self, target: NodeId, epoch: int, installed: LogId | None, now: float) -> None:
         """The peer holds everything up to ``installed``. No contact: a snapshot carries no lease to acknowledge."""
-        leader = self._parts.leader
-        if leader is None or leader.session != session:
-            return
+        leader = self._leader()
         entry = leader.progress.get(target)
         if entry is None or entry.epoch != epoch:
             return

@@ -100,8 +100,7 @@ class SnapshotHandler:
         """Keep some entries behind the snapshot for peers that lag a little, and purge in batches only."""
         parts = self._parts
         snapshot = parts.state.snapshot
-        if snapshot is None:
-            return
+        assert snapshot is not None, "purging is planned after a snapshot"
         end = index_of(snapshot.last_log_id) + 1 - parts.config.snapshot_logs_to_keep
         if end <= 0 or parts.state.log.first_index + parts.config.purge_batch_size > end:
             return
