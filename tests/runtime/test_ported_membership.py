@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -259,7 +260,7 @@ CASES = [
 
 @pytest.mark.parametrize(("before", "kind", "change"), CASES)
 async def test_with_one_leader_per_term_a_change_ends_in_the_new_set_with_a_leader_inside(
-    before: str, kind: type[ChangeMembers], change: str
+    before: str, kind: Callable[[tuple[NodeId, ...]], ChangeMembers], change: str
 ) -> None:
     old = {f"n{number}" for number in before}
     wanted = {f"n{number}" for number in change}

@@ -81,7 +81,7 @@ async def test_two_entries_are_kept_behind_a_snapshot_and_an_isolated_learner_ge
         for round_ in range(2):
             last = await write(leader, 10, f"{round_}/")
             await snapshot(leader, last)
-            await leader.wait(5).metrics(lambda m, at=last: m.purged is not None and m.purged.index == at.index - 2, "")
+            await leader.wait(5).purged(LogId(last.leader_id, last.index - 2))
             assert [entry.index for entry in cluster.log("n1")] == [last.index - 1, last.index]
             cluster.hub.isolate("n2")
         cluster.hub.heal()
