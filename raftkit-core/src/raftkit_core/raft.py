@@ -658,6 +658,7 @@ class Raft:
 
         Raises: NotAllowed, NotInMembers, Unreachable (a member does not answer), ConfigError.
         """
+        self._core.check_running()
         nodes = dict(members) if isinstance(members, Mapping) else {self.id: self._network.advertised()}
         if not isinstance(members, Mapping) and set(members) != {self.id}:
             raise ConfigError("initialize needs the address of every other member", hint="pass {id: Node(address)}")

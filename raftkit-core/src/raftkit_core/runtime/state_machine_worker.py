@@ -107,6 +107,8 @@ class StateMachineWorker:
         """Snapshots whose installation is not begun."""
         self._task: asyncio.Task[None] | None = None
         self._build: asyncio.Task[SnapshotMeta] | None = None
+        self._published: LogId | None = None
+        """Where the last snapshot built or restored here ends."""
         self._busy: _Busy | None = None
         """What is awaited."""
         self._building: _Busy | None = None
@@ -330,7 +332,8 @@ class StateMachineWorker:
     def _start_build(self) -> None:
         """Take the view now, between two batches; write it in a task of its own."""
         applied = self.applied
-        if applied is None or self._build is not None:
+        if applied is None or self._build is not None or applied == self._published:
+            # Nothing that a snapshot does not hold already.
             self._on_built(None)
             return
         meta = SnapshotMeta(applied, self.membership, self._new_snapshot_id(applied), self.system.time_ms)
@@ -372,6 +375,7 @@ class StateMachineWorker:
         if error is not None:
             self._fail(error)
         elif not self._dead:
+            self._published = task.result().last_log_id
             self._on_built(task.result())
 
     async def _install(self, request_id: RequestId, meta: SnapshotMeta) -> None:
@@ -407,7 +411,7 @@ class StateMachineWorker:
             self.system.restore(reader.system)
         finally:
             await source.close()
-        self.applied = source.meta.last_log_id
+        self.applied = self._published = source.meta.last_log_id
         self.membership = source.meta.membership
         self._upto = max(self._upto, self.applied_index)
         self._wake(self.applied_index)
