@@ -203,8 +203,8 @@ class FollowingHandler:
         last = meta.last_log_id
         assert last is not None, "an empty snapshot is never installed"
         self._snapshot.adopt(meta)
-        # Nothing is committed during an install: appends are answered Busy, heartbeats commit nothing, and this node does
-        # not campaign.
+        # Nothing is committed during an install: appends are answered Busy, heartbeats commit nothing, and this node
+        # does not campaign.
         assert last.index > index_of(state.committed), f"{last} was installed, {state.committed} is committed already"
         is_held = state.log.get(last.index) == last
         if is_held:
