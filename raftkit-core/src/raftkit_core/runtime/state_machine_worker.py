@@ -403,6 +403,13 @@ class StateMachineWorker:
                     f"the snapshot holds the machine {reader.header.machine}, this node runs {self.machine.name}",
                     hint="start every node of a cluster with the same state machine",
                 )
+            if reader.header.last_log_id != source.meta.last_log_id:
+                raise StorageCorrupt(
+                    f"the snapshot storage gave one up to {reader.header.last_log_id} as one up to"
+                    f" {source.meta.last_log_id}",
+                    subject="snapshot",
+                    verb="read",
+                )
             restored = SystemMachine()
             restored.restore(reader.system)
             await self._stalls.call(
