@@ -86,7 +86,9 @@ from raftkit_core.types.membership import (
     ChangeMembers,
     Membership,
     Node,
+    ReplaceAllNodes,
     ReplaceAllVoters,
+    SetNodes,
     StoredMembership,
 )
 from raftkit_core.types.messages import (
@@ -790,7 +792,7 @@ class Raft:
         if known is None and bind:
             answer = await self._ask_hello(node_id, node)
             node = Node(node.peer, node.client, answer.store_id, node.tags)
-        done = await self._change(AddNodes({node_id: node}), retain=True, force=False, timeout=timeout)
+        done = await self._change(AddNodes({node_id: node}), retain=True, force=False, timeout=timeout, bind=bind)
         if blocking and node_id != self.id:
             await self._wait_caught_up(node_id, timeout)
         return done
@@ -849,23 +851,25 @@ class Raft:
             done = await self._change(change, retain=retain, force=force, timeout=timeout)
         return done
 
-    async def _change(self, change: ChangeMembers, *, retain: bool, force: bool, timeout: float) -> ClientWriteResponse:
-        store_ids = await self._store_ids_for(change)
+    async def _change(
+        self, change: ChangeMembers, *, retain: bool, force: bool, timeout: float, bind: bool = True
+    ) -> ClientWriteResponse:
+        store_ids = await self._store_ids_for(change) if bind else {}
         future: asyncio.Future[ClientWriteResponse] = asyncio.get_running_loop().create_future()
         deadline = self._core.clock.monotonic() + timeout
         self._core.send(ChangeMembershipRequest(change, retain, force, store_ids, future, deadline))
         return await future
 
     async def _store_ids_for(self, change: ChangeMembers) -> dict[NodeId, str]:
-        """Nodes that become voters must be bound to their store: ask those that are not yet."""
+        """Nodes that are new, or become voters, must be bound to their store: ask those that are not yet."""
         nodes = self._core.engine.effective.nodes
         match change:
             case AddVoterIds(ids=ids) | ReplaceAllVoters(ids=ids):
                 wanted = {node_id: nodes[node_id] for node_id in ids if node_id in nodes}
-            case AddVoters(nodes=added) | AddNodes(nodes=added):
+            case AddVoters(nodes=added):
                 wanted = {node_id: nodes.get(node_id, node) for node_id, node in added.items()}
-                if isinstance(change, AddNodes):
-                    wanted = {}
+            case AddNodes(nodes=added) | SetNodes(nodes=added) | ReplaceAllNodes(nodes=added):
+                wanted = {node_id: node for node_id, node in added.items() if node_id not in nodes}
             case _:
                 wanted = {}
         found: dict[NodeId, str] = {}

@@ -352,6 +352,8 @@ class ReplicationHandler:
         self.confirm_reads(now)
         self._snapshot.try_purge(now)
         self._send_next(leader, target, entry, now)
+        # A peer whose answer came after the commit may be idle now: it must not wait for a heartbeat to hear of it.
+        self._replicate_committed(leader, now)
 
     # --- commit -----------------------------------------------------------------------------------------------------
 
