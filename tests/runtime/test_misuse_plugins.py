@@ -478,7 +478,7 @@ async def test_g7_machines_that_differ_show_it_by_their_digests_at_one_position(
 # --- G8 · transports --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", ["raises", "raises at once", "cancels itself", "gives nonsense"])
+@pytest.mark.parametrize("fault", ["raises", "raises at once", "cancels itself", "gives nonsense", "answers nonsense"])
 async def test_g8_what_a_transport_does_wrong_is_never_the_end_of_a_node(fault: str) -> None:
     broken = False
 
@@ -495,6 +495,8 @@ async def test_g8_what_a_transport_does_wrong_is_never_the_end_of_a_node(fault: 
         async def _fail(self) -> Any:
             if fault == "cancels itself":
                 raise asyncio.CancelledError
+            if fault == "answers nonsense":
+                return "yes"
             raise KeyError("a plugin's mistake")
 
     class Factory(MemoryNetworkFactory):

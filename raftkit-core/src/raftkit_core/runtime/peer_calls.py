@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from raftkit_core.errors import RPCTimeout
 from raftkit_core.network.interface import RaftNetwork
 from raftkit_core.runtime.limits import forget
 from raftkit_core.runtime.stalls import StallDetector
+from raftkit_core.types.messages import AppendEntriesResponse, TransferLeaderResponse, VoteResponse
+
+ANSWERS = (*get_args(AppendEntriesResponse), VoteResponse, TransferLeaderResponse)
+"""What the calls made here may give."""
 
 Done = Callable[[asyncio.Future[Any]], None]
 
@@ -40,6 +44,8 @@ class PeerCalls:
         call = self._pending.pop(future, None)
         if call is None:
             forget(future)
+        elif not future.cancelled() and future.exception() is None and not isinstance(future.result(), ANSWERS):
+            call[1](_failed(TypeError(f"the transport gave {type(future.result()).__name__} as an answer")))
         else:
             call[1](future)
 

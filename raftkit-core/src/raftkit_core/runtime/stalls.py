@@ -40,16 +40,21 @@ class StallDetector:
 
     def call(self, plugin: object, method: str, *arguments: Any) -> Any:
         """``plugin.method(*arguments)``; a coroutine it gives is timed too, while it is awaited."""
-        started = self.now()
+        now = self.now
+        started = now()
         try:
             result = getattr(plugin, method)(*arguments)
-        finally:
+        except BaseException:
             self.ran(plugin, method, started)
-        if inspect.isawaitable(result) and not asyncio.isfuture(result):
-            watched: Any = self._watch(result, plugin, method)
-            watched.__qualname__ = getattr(result, "__qualname__", method)  # who lists tasks sees the plugin's name
-            return watched
-        return result
+            raise
+        if now() - started > STALL_SECONDS:
+            self.ran(plugin, method, started)
+        kind = type(result)
+        if kind is not types.CoroutineType and (kind in _AT_ONCE or not _must_be_awaited(result)):
+            return result
+        watched: Any = self._watch(result, plugin, method)
+        watched.__qualname__ = getattr(result, "__qualname__", method)  # who lists tasks sees the plugin's name
+        return watched
 
     def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """``function(*arguments)``, an application's code in the node's loop."""
@@ -114,6 +119,15 @@ class StallDetector:
             return
         self._logged[name] = (now, 0)
         log.warning("node %s: %s%s", self._node_id, text, f" ({more} more since the last warning)" if more else "")
+
+
+_AT_ONCE = frozenset((type(None), list, tuple, asyncio.Future))
+"""What plugins mostly give, and nobody has to look at twice."""
+
+
+def _must_be_awaited(result: object) -> bool:
+    """Whether plugin code runs while ``result`` is awaited; a future runs none."""
+    return inspect.isawaitable(result) and not asyncio.isfuture(result)
 
 
 def _name(plugin: object, method: str) -> str:
