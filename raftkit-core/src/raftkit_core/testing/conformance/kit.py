@@ -117,3 +117,9 @@ def _cases(kit: type[ConformanceKit]) -> Iterator[tuple[str, type[Any]]]:
 def _is_excused(replacement: Any) -> bool:
     marks = getattr(replacement, "pytestmark", [])
     return any(mark.name == "xfail" and mark.kwargs.get("reason") for mark in marks)
+
+
+def same_bytes(found: bytes, expected: bytes) -> bool:
+    """Whether two contents are equal. Compared here and not in an ``assert``: on a difference pytest would explain it
+    byte by byte where it runs in CI, which takes minutes for a container."""
+    return found == expected

@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 
 from raftkit_core.errors import BadCommand, CommandRejected, StorageCorrupt
+from raftkit_core.testing.conformance.kit import same_bytes
 from raftkit_core.testing.conformance.machine_case import (
     Opener,
     apply,
@@ -70,7 +71,7 @@ class StateMachineConformance(MachineDurabilityCases):
             for batch in batches_of(self.commands(60), 20):
                 await apply(machine, batch)
                 assert await fingerprint(machine) == await fingerprint(machine)
-                assert b"".join(await chunks_of(machine)) == b"".join(await chunks_of(machine))
+                assert same_bytes(b"".join(await chunks_of(machine)), b"".join(await chunks_of(machine)))
             await apply_all(undisturbed, batches_of(self.commands(60), 20))
             assert await fingerprint(machine) == await fingerprint(undisturbed)
 
@@ -213,7 +214,7 @@ class StateMachineConformance(MachineDurabilityCases):
                 del view, close
                 await apply(machine, batch)
             await apply_all(other, batches_of(self.commands(400), 10))
-            assert b"".join(await chunks_of(machine)) == b"".join(await chunks_of(other))
+            assert same_bytes(b"".join(await chunks_of(machine)), b"".join(await chunks_of(other)))
 
     # --- M4: restore is all or nothing ------------------------------------------------------------------------------
 
@@ -224,7 +225,7 @@ class StateMachineConformance(MachineDurabilityCases):
             await machine.restore_all(meta_at(400), stream(source), {})
             await fresh.restore_all(meta_at(400), stream(source), {})
             assert await fingerprint(machine) == await fingerprint(fresh)
-            assert b"".join(await chunks_of(machine)) == b"".join(await chunks_of(fresh))
+            assert same_bytes(b"".join(await chunks_of(machine)), b"".join(await chunks_of(fresh)))
 
     async def test_m4_a_restored_machine_goes_on_like_one_that_applied_everything(self) -> None:
         first, then = _halves(self.commands(200))
