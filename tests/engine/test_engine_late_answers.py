@@ -108,6 +108,16 @@ def test_a_vote_that_is_not_greater_ends_no_leadership() -> None:
     assert engine.is_leader
 
 
+def test_a_snapshot_answer_of_an_earlier_leadership_counts_for_nothing() -> None:
+    engine, order = sending_a_snapshot()
+    response = InstallSnapshotResponse(store_of("n2"), order.vote)
+    before = entry_of(engine, "n2").matching
+    engine.on_snapshot_sent(0, "n2", order.epoch, order.seq, 0.0, log_id(1, "n2", 9), response, 1.0)
+    assert engine.take_commands() == []
+    assert entry_of(engine, "n2").matching == before
+    assert engine.is_leader
+
+
 def test_a_snapshot_answer_of_a_store_that_is_no_member_counts_for_nothing() -> None:
     engine, order = sending_a_snapshot()
     response = InstallSnapshotResponse("wiped", engine.vote)
