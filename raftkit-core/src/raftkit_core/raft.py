@@ -882,15 +882,32 @@ class Raft:
         return found
 
     async def set_members(
-        self, goal: Mapping[NodeId, Node] | Iterable[NodeId], *, timeout: float = MEMBERSHIP_TIMEOUT
+        self,
+        goal: Mapping[NodeId, Node] | Iterable[NodeId],
+        *,
+        timeout: float = MEMBERSHIP_TIMEOUT,
+        on_step: Callable[[str], None] | None = None,
     ) -> ClientWriteResponse:
         """Leader only: make exactly ``goal`` the voters: add and catch up what is missing, then change, then remove.
-        Can be repeated after a failure at any step."""
+
+        Can be repeated after a failure at any step. ``on_step`` is told in words what is done next. ``timeout`` is for
+        each step.
+        """
+        tell = (lambda _: None) if on_step is None else on_step
         nodes = dict(goal) if isinstance(goal, Mapping) else {}
+        voters = tuple(sorted(nodes)) or tuple(sorted(set(goal)))
         for node_id, node in nodes.items():
             if node_id not in self._core.engine.effective.nodes:
+                tell(f"add {node_id} as a learner and let it catch up")
                 await self.add_learner(node_id, node, timeout=timeout)
-        return await self.change_membership(tuple(nodes) or tuple(goal), timeout=timeout)
+        self._check_leader()
+        tell(f"change the voters to {', '.join(voters)}")
+        done = await self._change(ReplaceAllVoters(voters), retain=False, force=False, timeout=timeout)
+        if done.membership is not None and done.membership.is_joint:
+            tell("leave the joint configuration")
+            done = await self._change(ReplaceAllVoters(voters), retain=False, force=False, timeout=timeout)
+        tell("done")
+        return done
 
     async def transfer_leader(self, to: NodeId | None = None, *, timeout: float = WRITE_TIMEOUT) -> NodeId:
         """Leader only: hand leadership to ``to`` (None: the most up-to-date voter). Gives the new leader's id.
