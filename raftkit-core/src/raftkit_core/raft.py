@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
-
-import msgspec
 
 from raftkit_core.clock import Clock, SystemClock
 from raftkit_core.config import Config, ReadPolicy
@@ -20,23 +17,12 @@ from raftkit_core.engine.engine_config import EngineConfig
 from raftkit_core.engine.raft_state import RaftState
 from raftkit_core.errors import (
     BadCommand,
-    ChangeMembershipError,
     ConfigError,
     ForwardToLeader,
-    IdentityError,
-    NeedsRejoin,
-    NotAllowed,
     OutcomeUnknown,
     Overloaded,
-    PluginError,
     QuorumNotEnough,
     RaftError,
-    RPCError,
-    RPCTimeout,
-    Stopped,
-    StorageError,
-    TransferFailed,
-    Unreachable,
     WaitTimeout,
 )
 from raftkit_core.instrument import Instruments
@@ -46,22 +32,22 @@ from raftkit_core.runtime.command_runner import CommandRunner
 from raftkit_core.runtime.leadership import LeadershipTerm, hold_leadership
 from raftkit_core.runtime.limits import within
 from raftkit_core.runtime.log_writer import LogWriter
+from raftkit_core.runtime.membership_changes import CLOSE_SECONDS, MEMBERSHIP_TIMEOUT, MembershipChanges, new_cluster_id
 from raftkit_core.runtime.messages import (
-    ChangeMembershipRequest,
     ClientWrite,
     ExternalRequest,
-    Initialize,
     LogFlushed,
-    Read,
     SnapshotBuilt,
     SnapshotInstalled,
     SnapshotRefused,
     TransferLeaderTo,
 )
 from raftkit_core.runtime.metrics import Watch
-from raftkit_core.runtime.operations import OVERDUE_SECONDS, Forwarder
+from raftkit_core.runtime.opening import open_identity, opened
+from raftkit_core.runtime.operations import Forwarder
 from raftkit_core.runtime.peers import PeerTable
 from raftkit_core.runtime.raft_core import ClientWriteResponse, RaftCore, bounded
+from raftkit_core.runtime.reads import LinearizableReads
 from raftkit_core.runtime.recovery import recover
 from raftkit_core.runtime.service import Identity, PeerService
 from raftkit_core.runtime.stalls import StallDetector
@@ -80,29 +66,19 @@ from raftkit_core.types.identity import PeerIdentity, StoreIdentity
 from raftkit_core.types.ids import DEFAULT_GROUP, NodeId, is_node_id
 from raftkit_core.types.log_id import LogId, index_of
 from raftkit_core.types.membership import (
-    AddNodes,
-    AddVoterIds,
-    AddVoters,
     ChangeMembers,
-    Membership,
     Node,
-    ReplaceAllNodes,
-    ReplaceAllVoters,
-    SetNodes,
     StoredMembership,
 )
 from raftkit_core.types.messages import (
     AppendEntriesRequest,
     AppendEntriesResponse,
-    HelloResponse,
     InstallSnapshotRequest,
     InstallSnapshotResponse,
-    ReadIndexRequest,
-    ReadIndexResponse,
     VoteRequest,
     VoteResponse,
 )
-from raftkit_core.types.metrics import RaftDataMetrics, RaftMetrics, RaftServerMetrics, ServerState
+from raftkit_core.types.metrics import RaftDataMetrics, RaftMetrics, RaftServerMetrics
 from raftkit_core.types.operations import (
     AddLearner,
     ChangeMembership,
@@ -121,13 +97,6 @@ log = logging.getLogger("raftkit")
 T = TypeVar("T")
 
 WRITE_TIMEOUT = 5.0
-MEMBERSHIP_TIMEOUT = 60.0
-HELLO_TIMEOUT = 2.0
-READ_INDEX_TIMEOUT = 2.0
-OPEN_SECONDS = 60.0
-CLOSE_SECONDS = 5.0
-"""A plugin that does not close within this is left behind."""
-RETRY_SECONDS = 0.05
 
 
 class Raft:
@@ -158,6 +127,8 @@ class Raft:
         self._owns_network = owns_network
         self._started_at = core.clock.monotonic()
         self._forwarder = Forwarder(core, self._run_operation)
+        self._reads = LinearizableReads(core)
+        self._members = MembershipChanges(core, identity, service, network, self.wait)
         self._view = NodeView(core, identity)
         self._metrics: Watch[RaftMetrics] = Watch(self._view.metrics)
         self._data_metrics: Watch[RaftDataMetrics] = Watch(self._view.data_metrics)
@@ -207,11 +178,11 @@ class Raft:
         try:
             closers.append(storage.close)
             opening = open_identity(storage, context, config, state_machine, entropy)
-            identity = await _opened(storage, opening)
+            identity = await opened(storage, opening)
             closers.append(snapshots.close)
-            await _opened(snapshots, snapshots.open(context))
+            await opened(snapshots, snapshots.open(context))
             closers.append(state_machine.close)
-            await _opened(state_machine, state_machine.open(context))
+            await opened(state_machine, state_machine.open(context))
             raft = await cls._assemble(
                 identity=identity,
                 storage=storage,
@@ -227,7 +198,7 @@ class Raft:
             )
             raft._core.prepare()
             network.attach(raft)
-            await _opened(network, network.serve(group, raft._service))
+            await opened(network, network.serve(group, raft._service))
         except BaseException:
             for close in reversed(closers):
                 with suppress(Exception):
@@ -290,7 +261,7 @@ class Raft:
         service = PeerService(
             identity=held,
             snapshots=snapshots,
-            read_index=lambda request: late["raft"]._serve_read_index(request),
+            read_index=lambda request: late["raft"]._reads.serve_read_index(request),
             forward=lambda request: late["raft"]._forwarder.serve(request),
         )
         peers = PeerTable(network, service)
@@ -538,37 +509,13 @@ class Raft:
 
         Raises: ForwardToLeader, QuorumNotEnough.
         """
-        by_lease = policy is ReadPolicy.LEASE
-        try:
-            read_log_id: LogId = await self._core.ask(timeout, lambda request_id: Read(request_id, by_lease))
-        except RPCTimeout:
-            raise QuorumNotEnough("no quorum confirmed the leader in time; nothing was read") from None
-        return read_log_id, self._core.worker.applied
+        return await self._reads.read_log_id(policy, timeout)
 
     async def ensure_linearizable(
         self, policy: ReadPolicy = ReadPolicy.READ_INDEX, *, timeout: float = WRITE_TIMEOUT
     ) -> LogId:
         """Leader only: return once a local read is linearizable. Raises: as get_read_log_id."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        read_log_id, _ = await self.get_read_log_id(policy, timeout=timeout)
-        await self._wait_applied(read_log_id, max(deadline - loop.time(), 0.001))
-        return read_log_id
-
-    async def _wait_applied(self, log_id: LogId | None, timeout: float) -> None:
-        if self._core.worker.applied_index >= index_of(log_id):
-            return
-        try:
-            async with asyncio.timeout(timeout):
-                await self._core.worker.wait_applied(index_of(log_id))
-        except Stopped:
-            self._core.check_running()
-            raise
-        except TimeoutError:
-            self._core.check_running()
-            raise WaitTimeout(
-                f"{log_id} was not applied here within {timeout} s; applied is {self._core.worker.applied}"
-            ) from None
+        return await self._reads.ensure(policy, timeout)
 
     async def read(
         self,
@@ -587,7 +534,7 @@ class Raft:
         self._core.check_running()
         deadline = asyncio.get_running_loop().time() + timeout
         if policy is not ReadPolicy.STALE:
-            await self._confirm_read(policy, timeout)
+            await self._reads.confirm(policy, timeout)
         self._core.check_running()
         if callable(fn_or_query):
             found = self._core.stalls.run(fn_or_query, self.machine)
@@ -602,54 +549,6 @@ class Raft:
             self._core.check_running()
             raise WaitTimeout(f"the machine {self.machine.name} gave no answer within {timeout} s") from None
 
-    async def _confirm_read(self, policy: ReadPolicy, timeout: float) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        while True:
-            left = max(deadline - loop.time(), 0.001)
-            try:
-                if self._core.engine.is_leader:
-                    await self.ensure_linearizable(policy, timeout=left)
-                else:
-                    read_log_id = await self._ask_read_index(policy, left)
-                    await self._wait_applied(read_log_id, max(deadline - loop.time(), 0.001))
-                return
-            except (ForwardToLeader, QuorumNotEnough, RPCError) as error:
-                if loop.time() + RETRY_SECONDS >= deadline:
-                    raise self._unconfirmed(error) from error
-            await asyncio.sleep(RETRY_SECONDS)
-
-    def _unconfirmed(self, error: RaftError) -> RaftError:
-        if not self._core.engine.effective.configs:
-            return ForwardToLeader(
-                f"{self.id} belongs to no cluster yet",
-                hint="initialize one: raftkit cluster init n1=URL n2=URL n3=URL",
-            )
-        return QuorumNotEnough(
-            f"no leader was confirmed in time: {error.message}",
-            hint="read what this node has without a promise (stale), or look at: raftkit status",
-        )
-
-    async def _ask_read_index(self, policy: ReadPolicy, timeout: float) -> LogId | None:
-        leader = self._core.engine.known_leader
-        node = None if leader is None else self._core.engine.effective.nodes.get(leader)
-        if leader is None or node is None or leader == self.id:
-            raise ForwardToLeader(f"{self.id} knows no leader")
-        client = self._core.peers.get(leader, node)
-        request = ReadIndexRequest(policy.value, max(1, int(timeout * 1000)))
-        timeout = min(timeout, READ_INDEX_TIMEOUT)
-        try:
-            asked: Awaitable[ReadIndexResponse] = self._core.stalls.call(client, "read_index", request, timeout)
-            answer = await within(asked, timeout + OVERDUE_SECONDS, f"a call to {leader}")
-        except TimeoutError as error:
-            raise RPCTimeout(str(error)) from None
-        return answer.read_log_id
-
-    async def _serve_read_index(self, request: ReadIndexRequest) -> ReadIndexResponse:
-        policy = ReadPolicy.LEASE if request.policy == ReadPolicy.LEASE.value else ReadPolicy.READ_INDEX
-        read_log_id, _ = await self.get_read_log_id(policy, timeout=request.timeout_ms / 1000)
-        return ReadIndexResponse(read_log_id)
-
     # --- the cluster ------------------------------------------------------------------------------------------------
 
     async def initialize(self, members: Mapping[NodeId, Node] | Iterable[NodeId]) -> None:
@@ -660,85 +559,7 @@ class Raft:
 
         Raises: NotAllowed, NotInMembers, Unreachable (a member does not answer), ConfigError.
         """
-        self._core.check_running()
-        nodes = dict(members) if isinstance(members, Mapping) else {self.id: self._network.advertised()}
-        if not isinstance(members, Mapping) and set(members) != {self.id}:
-            raise ConfigError("initialize needs the address of every other member", hint="pass {id: Node(address)}")
-        await self._core.external(lambda engine, now: self._check_pristine(engine))
-        bound, answers = await self._bind_members(nodes)
-        try:
-            membership = Membership.of([tuple(bound)], bound)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-        cluster_id = new_cluster_id(self.config.cluster, membership)
-        for node_id, answer in answers.items():
-            if answer.cluster_id not in (None, cluster_id):
-                raise NotAllowed(
-                    f"{node_id} belongs to cluster {answer.cluster_id} already", hint="look at it: raftkit status"
-                )
-        if self.id in bound:
-            try:
-                adopting = self._identity.adopt_cluster(cluster_id)
-                await within(adopting, MEMBERSHIP_TIMEOUT, "saving the identity")
-            except TimeoutError:
-                raise OutcomeUnknown(
-                    f"the storage did not save the identity of {self.id} within {MEMBERSHIP_TIMEOUT:g} s",
-                    hint="look at the disk, restart the node, and initialize again",
-                ) from None
-            except IdentityError as error:
-                raise NotAllowed(error.message, hint=error.hint) from error
-            except StorageError as error:
-                self._core.fail(error)
-                raise
-        try:
-            await self._core.ask(MEMBERSHIP_TIMEOUT, lambda request_id: Initialize(request_id, membership))
-        except NotAllowed:
-            # Another member, asked with the same list at the same time, was quicker: this is its cluster all the same.
-            if self.cluster_id != cluster_id:
-                raise
-        await self.wait(MEMBERSHIP_TIMEOUT).metrics(lambda m: m.flushed is not None, "the first entry to be durable")
-
-    def _check_pristine(self, engine: Engine) -> None:
-        if not engine.state.is_pristine:
-            raise NotAllowed(
-                f"{self.id} is initialized already: last log {engine.state.log.last}, vote {engine.state.vote}",
-                hint="look at it: raftkit status",
-            )
-
-    async def _bind_members(
-        self, nodes: Mapping[NodeId, Node]
-    ) -> tuple[dict[NodeId, Node], dict[NodeId, HelloResponse]]:
-        """Ask every other member which store it has: the members bound to their stores, and what was answered."""
-        others = [node_id for node_id in sorted(nodes) if node_id != self.id]
-        for node_id in others:
-            self._network.validate_address(nodes[node_id].peer)
-        said = await asyncio.gather(*(self._ask_hello(node_id, nodes[node_id]) for node_id in others))
-        answers = dict(zip(others, said, strict=True))
-        store_ids = {node_id: answer.store_id for node_id, answer in answers.items()}
-        store_ids[self.id] = self._identity.current.store_id
-        bound = {
-            node_id: Node(node.peer, node.client, store_ids[node_id], node.tags) for node_id, node in nodes.items()
-        }
-        return bound, answers
-
-    async def _ask_hello(self, node_id: NodeId, node: Node) -> HelloResponse:
-        """Who is at ``node``, over a connection of its own. Raises: Unreachable, IdentityError."""
-        client = self._network.connect(node_id, node, self._service)
-        try:
-            hello: HelloResponse = await within(
-                client.hello(HELLO_TIMEOUT), HELLO_TIMEOUT + OVERDUE_SECONDS, f"a hello to {node_id}"
-            )
-            return hello
-        except IdentityError:
-            raise
-        except (RPCError, TimeoutError) as error:
-            raise Unreachable(
-                f"{node_id} at {node.peer} does not answer: {error}",
-                hint=f"start it first: raftkit node run --id {node_id} …",
-                outcome="not_applied",
-            ) from error
-        finally:
-            await bounded(client.close(), CLOSE_SECONDS, f"node {self.id}: its connection to {node_id}")
+        await self._members.initialize(members)
 
     async def call(self, operation: Operation, *, timeout: float = MEMBERSHIP_TIMEOUT) -> Any:
         """Run an operation of :mod:`raftkit_core.types.operations` here, or on the leader by one hop.
@@ -784,48 +605,7 @@ class Raft:
 
         Raises: as change_membership; Unreachable if the node does not say which store it has.
         """
-        self._check_leader()
-        self._network.validate_address(node.peer)
-        if not is_node_id(node_id):
-            raise ChangeMembershipError(f"{node_id!r} is not a node id: use 1 to 63 of [A-Za-z0-9._-]")
-        known = self._core.engine.effective.nodes.get(node_id)
-        if known is None and bind:
-            answer = await self._ask_hello(node_id, node)
-            node = Node(node.peer, node.client, answer.store_id, node.tags)
-        done = await self._change(AddNodes({node_id: node}), retain=True, force=False, timeout=timeout, bind=bind)
-        if blocking and node_id != self.id:
-            await self._wait_caught_up(node_id, timeout)
-        return done
-
-    def _check_leader(self) -> None:
-        """Leader first: a follower judges nothing else."""
-        self._core.check_running()
-        engine = self._core.engine
-        if not engine.is_leader:
-            leader = engine.known_leader
-            node = None if leader is None else engine.effective.nodes.get(leader)
-            named = f"{leader} does" if node is not None else "nobody is known to"
-            raise ForwardToLeader(
-                f"{self.id} does not lead; {named}",
-                leader=leader if node is not None else None,
-                leader_node=node,
-                hint="ask the leader: raftkit leader show",
-            )
-
-    async def _wait_caught_up(self, node_id: NodeId, timeout: float) -> None:
-        threshold = self.config.replication_lag_threshold
-
-        def caught_up(m: RaftMetrics) -> bool:
-            if m.state is not ServerState.LEADER or node_id not in m.membership.membership.nodes:
-                return True
-            peer = (m.replication or {}).get(node_id)
-            return peer is not None and peer.matching is not None and peer.lag <= threshold
-
-        latest = await self.wait(timeout).metrics(caught_up, f"{node_id} to catch up")
-        if latest.state is not ServerState.LEADER:
-            raise ForwardToLeader(f"{self.id} lost leadership while {node_id} was catching up")
-        if node_id not in latest.membership.membership.nodes:
-            raise ChangeMembershipError(f"{node_id} was removed while it was catching up")
+        return await self._members.add_learner(node_id, node, blocking=blocking, bind=bind, timeout=timeout)
 
     async def change_membership(
         self,
@@ -842,44 +622,7 @@ class Raft:
         Raises: ForwardToLeader, InProgress, EmptyMembership, LearnerNotFound, QuorumWouldBeLost, StoreIdChange,
         OutcomeUnknown.
         """
-        if not isinstance(change, ChangeMembers):
-            change = ReplaceAllVoters(tuple(sorted(set(change))))
-        self._check_leader()
-        done = await self._change(change, retain=retain, force=force, timeout=timeout)
-        if done.membership is not None and done.membership.is_joint:
-            # The goal is recomputed on the last configuration, so the same change now gives the uniform one.
-            done = await self._change(change, retain=retain, force=force, timeout=timeout)
-        return done
-
-    async def _change(
-        self, change: ChangeMembers, *, retain: bool, force: bool, timeout: float, bind: bool = True
-    ) -> ClientWriteResponse:
-        store_ids = await self._store_ids_for(change) if bind else {}
-        future: asyncio.Future[ClientWriteResponse] = asyncio.get_running_loop().create_future()
-        deadline = self._core.clock.monotonic() + timeout
-        self._core.send(ChangeMembershipRequest(change, retain, force, store_ids, future, deadline))
-        return await future
-
-    async def _store_ids_for(self, change: ChangeMembers) -> dict[NodeId, str]:
-        """Nodes that are new, or become voters, must be bound to their store: ask those that are not yet."""
-        nodes = self._core.engine.effective.nodes
-        match change:
-            case AddVoterIds(ids=ids) | ReplaceAllVoters(ids=ids):
-                wanted = {node_id: nodes[node_id] for node_id in ids if node_id in nodes}
-            case AddVoters(nodes=added):
-                wanted = {node_id: nodes.get(node_id, node) for node_id, node in added.items()}
-            case AddNodes(nodes=added) | SetNodes(nodes=added) | ReplaceAllNodes(nodes=added):
-                wanted = {node_id: node for node_id, node in added.items() if node_id not in nodes}
-            case _:
-                wanted = {}
-        found: dict[NodeId, str] = {}
-        for node_id, node in wanted.items():
-            if node.store_id is None:
-                own = node_id == self.id
-                found[node_id] = (
-                    self._identity.current.store_id if own else (await self._ask_hello(node_id, node)).store_id
-                )
-        return found
+        return await self._members.change_membership(change, retain=retain, force=force, timeout=timeout)
 
     async def set_members(
         self,
@@ -893,39 +636,14 @@ class Raft:
         Can be repeated after a failure at any step. ``on_step`` is told in words what is done next. ``timeout`` is for
         each step.
         """
-        tell = (lambda _: None) if on_step is None else on_step
-        nodes = dict(goal) if isinstance(goal, Mapping) else {}
-        voters = tuple(sorted(nodes)) or tuple(sorted(set(goal)))
-        for node_id, node in nodes.items():
-            if node_id not in self._core.engine.effective.nodes:
-                tell(f"add {node_id} as a learner and let it catch up")
-                await self.add_learner(node_id, node, timeout=timeout)
-        self._check_leader()
-        tell(f"change the voters to {', '.join(voters)}")
-        done = await self._change(ReplaceAllVoters(voters), retain=False, force=False, timeout=timeout)
-        if done.membership is not None and done.membership.is_joint:
-            tell("leave the joint configuration")
-            done = await self._change(ReplaceAllVoters(voters), retain=False, force=False, timeout=timeout)
-        tell("done")
-        return done
+        return await self._members.set_members(goal, timeout=timeout, on_step=on_step)
 
     async def transfer_leader(self, to: NodeId | None = None, *, timeout: float = WRITE_TIMEOUT) -> NodeId:
         """Leader only: hand leadership to ``to`` (None: the most up-to-date voter). Gives the new leader's id.
 
         Raises: ForwardToLeader, TransferFailed (writes go on here).
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        try:
-            target: NodeId = await self._core.ask(timeout, lambda request_id: TransferLeaderTo(request_id, to))
-            await self.wait(max(deadline - loop.time(), 0.001)).metrics(
-                lambda m: m.current_leader == target, f"{target} to lead"
-            )
-        except (RPCTimeout, WaitTimeout) as error:
-            raise TransferFailed(
-                f"leadership was not handed over in time: {error.message}", hint="look at: raftkit status"
-            ) from error
-        return target
+        return await self._members.transfer_leader(to, timeout=timeout)
 
     def leadership(self, *, timeout: float = 365 * 86400.0) -> AbstractAsyncContextManager[LeadershipTerm]:
         """``async with raft.leadership() as term``: a block that runs only while this node leads.
@@ -1057,15 +775,6 @@ class RuntimeConfig:
         self._core.engine.config.enable_elect = on
 
 
-async def _opened(plugin: object, opening: Awaitable[T]) -> T:
-    """Raises: PluginError for a plugin that does not get ready; what ``opening`` raises."""
-    name = type(plugin).__name__
-    try:
-        return await within(opening, OPEN_SECONDS, f"opening {name}")
-    except TimeoutError as error:
-        raise PluginError(str(error), hint=f"look at what {name} waits for") from None
-
-
 def _result_of(future: asyncio.Future[Any]) -> ClientWriteResponse | RaftError:
     error = future.exception()
     if error is None:
@@ -1079,52 +788,6 @@ def _result_of(future: asyncio.Future[Any]) -> ClientWriteResponse | RaftError:
 def _membership_done(response: ClientWriteResponse) -> MembershipDone:
     assert response.membership is not None, "a membership entry answers with its membership"
     return MembershipDone(response.log_id, response.membership)
-
-
-async def open_identity(
-    storage: RaftLogStorage, context: AdapterContext, config: Config, machine: RaftStateMachine, entropy: Random
-) -> StoreIdentity:
-    """Open the store and see whose it is; a new one is given to this node.
-
-    Raises: IdentityError, NeedsRejoin, StorageError.
-    """
-    identity = await storage.open(context)
-    if identity is None:
-        identity = StoreIdentity(
-            node_id=context.node_id,
-            store_id=f"{entropy.getrandbits(128):032x}",
-            cluster=config.cluster,
-            group=context.group,
-            single_term_leader=config.single_term_leader,
-            machine=machine.name,
-        )
-        await storage.save_identity(identity)
-        return identity
-    expected = {
-        "node id": (identity.node_id, context.node_id),
-        "cluster": (identity.cluster, config.cluster),
-        "group": (identity.group, context.group),
-        "single_term_leader": (identity.single_term_leader, config.single_term_leader),
-        "state machine": (identity.machine, machine.name),
-    }
-    for what, (stored, wanted) in expected.items():
-        if stored != wanted:
-            raise IdentityError(
-                f"this store has {what} {stored!r}, the node was started with {wanted!r}; nothing was changed",
-                hint=f"start it with {what} {stored!r}, or give the node a data folder of its own",
-            )
-    if identity.retired:
-        raise NeedsRejoin(
-            f"this store is retired: {identity.retired}",
-            hint=f"rejoin with an empty folder: raftkit member remove {context.node_id}, then add it again",
-        )
-    return identity
-
-
-def new_cluster_id(cluster: str, membership: Membership) -> str:
-    """The first 128 bits of sha256 over the canonical bytes of cluster name and members with store ids."""
-    canonical = msgspec.msgpack.encode([cluster, membership], order="deterministic")
-    return hashlib.sha256(canonical).hexdigest()[:32]
 
 
 __all__ = ["Raft", "RuntimeConfig", "Trigger", "new_cluster_id", "open_identity"]

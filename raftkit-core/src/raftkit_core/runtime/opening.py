@@ -1,0 +1,68 @@
+"""Opening what a node is made of: each within a bound, and whose store it is."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from random import Random
+from typing import TypeVar
+
+from raftkit_core.config import Config
+from raftkit_core.errors import IdentityError, NeedsRejoin, PluginError
+from raftkit_core.runtime.limits import within
+from raftkit_core.state_machine.interface import RaftStateMachine
+from raftkit_core.storage.interface import RaftLogStorage
+from raftkit_core.types.adapter import AdapterContext
+from raftkit_core.types.identity import StoreIdentity
+
+T = TypeVar("T")
+
+OPEN_SECONDS = 60.0
+
+
+async def opened(plugin: object, opening: Awaitable[T]) -> T:
+    """Raises: PluginError for a plugin that does not get ready; what ``opening`` raises."""
+    name = type(plugin).__name__
+    try:
+        return await within(opening, OPEN_SECONDS, f"opening {name}")
+    except TimeoutError as error:
+        raise PluginError(str(error), hint=f"look at what {name} waits for") from None
+
+
+async def open_identity(
+    storage: RaftLogStorage, context: AdapterContext, config: Config, machine: RaftStateMachine, entropy: Random
+) -> StoreIdentity:
+    """Open the store and see whose it is; a new one is given to this node.
+
+    Raises: IdentityError, NeedsRejoin, StorageError.
+    """
+    identity = await storage.open(context)
+    if identity is None:
+        identity = StoreIdentity(
+            node_id=context.node_id,
+            store_id=f"{entropy.getrandbits(128):032x}",
+            cluster=config.cluster,
+            group=context.group,
+            single_term_leader=config.single_term_leader,
+            machine=machine.name,
+        )
+        await storage.save_identity(identity)
+        return identity
+    expected = {
+        "node id": (identity.node_id, context.node_id),
+        "cluster": (identity.cluster, config.cluster),
+        "group": (identity.group, context.group),
+        "single_term_leader": (identity.single_term_leader, config.single_term_leader),
+        "state machine": (identity.machine, machine.name),
+    }
+    for what, (stored, wanted) in expected.items():
+        if stored != wanted:
+            raise IdentityError(
+                f"this store has {what} {stored!r}, the node was started with {wanted!r}; nothing was changed",
+                hint=f"start it with {what} {stored!r}, or give the node a data folder of its own",
+            )
+    if identity.retired:
+        raise NeedsRejoin(
+            f"this store is retired: {identity.retired}",
+            hint=f"rejoin with an empty folder: raftkit member remove {context.node_id}, then add it again",
+        )
+    return identity
