@@ -139,6 +139,7 @@ HINTS: Final[dict[str, str]] = {
     "BAD_COMMAND": "nothing was written; correct the command (--help shows its form, Config.max_entry_bytes its limit)",
     "COMMAND_REJECTED": "the state machine refused; nothing was changed",
     "PRECONDITION_FAILED": "nothing was changed; read the current value and revision: raftkit kv get KEY --json",
+    "COMPACTED": "list the keys, then watch from the revision behind the list's: raftkit kv list PREFIX --json",
     "SESSION_EXPIRED": "begin a new session and repeat what was not confirmed",
     "CHANGE_MEMBERSHIP": "raftkit member list",
     "MEMBERSHIP_IN_PROGRESS": "wait until it is committed (raftkit status), then run the same command again",

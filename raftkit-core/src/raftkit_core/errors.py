@@ -26,6 +26,8 @@ class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
     outcome: Outcome = "not_applied"
     leader: str | None = None
     leader_node: Node | None = None
+    oldest: int | None = None
+    """Of ``COMPACTED`` only."""
 
 
 class RaftError(Exception):
@@ -145,6 +147,17 @@ class PreconditionFailed(CommandRejected):
     """A compare-and-set or revision precondition did not hold."""
 
     code = "PRECONDITION_FAILED"
+
+
+class Compacted(RaftError):
+    """A watch asks for changes that are no longer kept here; one from ``oldest`` on can be served."""
+
+    code = "COMPACTED"
+    default_hint = "list the keys anew and watch from the revision of the list, or go on at another node"
+
+    def __init__(self, message: str = "", *, oldest: int = 0, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.oldest = oldest
 
 
 class SessionExpired(RaftError):
@@ -443,6 +456,7 @@ def to_info(error: BaseException) -> ErrorInfo:
             outcome=error.outcome,
             leader=error.leader,
             leader_node=error.leader_node,
+            oldest=error.oldest if isinstance(error, Compacted) else None,
         )
     return ErrorInfo(code="INTERNAL", message=f"internal error: {type(error).__name__}", outcome="unknown")
 
@@ -464,6 +478,8 @@ def from_info(info: ErrorInfo) -> RaftError:
     error.outcome = info.outcome
     if isinstance(error, StorageError):
         error.subject, error.verb = "store", "write"
+    elif isinstance(error, Compacted):
+        error.oldest = info.oldest or 0
     elif isinstance(error, PayloadTooLarge):
         error.entries_hint = 1
     elif isinstance(error, RemoteError):

@@ -17,6 +17,7 @@ from raftkit_core.engine.engine_config import EngineConfig
 from raftkit_core.engine.raft_state import RaftState
 from raftkit_core.errors import (
     BadCommand,
+    CommandRejected,
     ConfigError,
     ForwardToLeader,
     OutcomeUnknown,
@@ -57,6 +58,7 @@ from raftkit_core.runtime.view import NodeView
 from raftkit_core.runtime.wait import Wait
 from raftkit_core.runtime.waiting_clients import WaitingClients
 from raftkit_core.state_machine.interface import RaftStateMachine
+from raftkit_core.state_machine.kv_watch import KvWatch
 from raftkit_core.state_machine.system import SystemMachine
 from raftkit_core.storage.interface import RaftLogStorage, RaftSnapshotStorage
 from raftkit_core.types.adapter import AdapterContext
@@ -548,6 +550,20 @@ class Raft:
         except TimeoutError:
             self._core.check_running()
             raise WaitTimeout(f"the machine {self.machine.name} gave no answer within {timeout} s") from None
+
+    def watch(self, prefix: str = "", from_revision: int | None = None) -> KvWatch:
+        """Changes of the keys with ``prefix``, in log order and without gaps, from ``from_revision`` on (None: from now
+        on). Any node serves it: what is seen here is applied, and a node that lags shows it later.
+
+        A machine of another kind than ``kv/1`` has none: CommandRejected. Raises, also while it is iterated: Compacted
+        (the revision is no longer kept, or the reader was overtaken); Stopped or Fatal with the node.
+        """
+        self._core.check_loop()
+        self._core.check_running()
+        changes = self._core.worker.changes
+        if changes is None:
+            raise CommandRejected(f"the machine {self.machine.name} has no keys to watch")
+        return KvWatch(changes, prefix, from_revision, self._core.check_running)
 
     # --- the cluster ------------------------------------------------------------------------------------------------
 

@@ -189,8 +189,7 @@ async def _place_machine(worker: StateMachineWorker, snapshot: SnapshotMeta | No
     """Put the machine where it can continue: a durable one where it stopped, unless a snapshot is newer."""
     if worker.machine.durable:
         held = await worker.machine.applied_state()
-        worker.applied = held.applied
-        worker.membership = held.membership
+        worker.place(held.applied, held.membership)
         worker.system.restore_records(held.records)
         if snapshot is None or index_of(held.applied) >= index_of(snapshot.last_log_id):
             return

@@ -17,11 +17,13 @@ from raftkit_core.errors import BadCommand, CommandRejected, Fatal, Overloaded, 
 from raftkit_core.runtime.log_writer import LogWriter
 from raftkit_core.runtime.stalls import StallDetector
 from raftkit_core.state_machine.interface import AppliedEntry, RaftStateMachine
+from raftkit_core.state_machine.kv_watch import ChangeRing
 from raftkit_core.state_machine.system import SYSTEM_MACHINE, SystemMachine
 from raftkit_core.storage.interface import RaftSnapshotStorage, SnapshotSink
 from raftkit_core.storage.snapshot_format import SnapshotHeader, encode_snapshot, read_snapshot
 from raftkit_core.types.entry import MEMBERSHIP, NORMAL, Entry, decode_envelope, decode_membership
 from raftkit_core.types.ids import RequestId
+from raftkit_core.types.kv import KV_MACHINE
 from raftkit_core.types.log_id import LogId, index_of
 from raftkit_core.types.membership import Membership, StoredMembership
 from raftkit_core.types.snapshot import SnapshotMeta
@@ -92,6 +94,8 @@ class StateMachineWorker:
         self.system = system
         self.applied = applied
         self.membership = membership
+        self.changes: ChangeRing | None = ChangeRing() if machine.name == KV_MACHINE else None
+        """What a watch is served from; None for a machine without keys."""
         self._snapshots = snapshots
         self._writer = writer
         self._upto = index_of(applied)
@@ -318,6 +322,8 @@ class StateMachineWorker:
         self.applied = batch.last_log_id
         if batch.membership is not None:
             self.membership = batch.membership
+        if self.changes is not None:
+            self.changes.feed(batch.log, batch.entries, results)
         self._on_applied(batch, results)
         self._wake(batch.last_log_id.index)
 
@@ -418,11 +424,18 @@ class StateMachineWorker:
             self.system.restore(reader.system)
         finally:
             await source.close()
-        self.applied = self._published = source.meta.last_log_id
-        self.membership = source.meta.membership
+        self.place(source.meta.last_log_id, source.meta.membership)
+        self._published = self.applied
         self._upto = max(self._upto, self.applied_index)
         self._wake(self.applied_index)
         return source.meta
+
+    def place(self, applied: LogId | None, membership: StoredMembership) -> None:
+        """The machine's state is that at ``applied``, by another way than applying what leads to it."""
+        self.applied = applied
+        self.membership = membership
+        if self.changes is not None:
+            self.changes.continue_after(self.applied_index)
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
@@ -430,6 +443,8 @@ class StateMachineWorker:
         """Begin nothing more. What is under way goes on to its end, and nobody hears of it."""
         self._dead = True
         self._jobs.clear()
+        if self.changes is not None:
+            self.changes.close()
 
     async def close(self, grace: float) -> None:
         """Stop. What is under way gets ``grace`` seconds, then it is cancelled (and abandoned if it resists)."""

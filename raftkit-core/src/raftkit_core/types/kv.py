@@ -60,6 +60,18 @@ class KeyValue(msgspec.Struct, frozen=True, kw_only=True):
     revision: int
 
 
+class KvEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """A change of a key, as a watch gives it. ``value`` None: the key was deleted.
+
+    ``revision`` is the log index of the change, ``previous_revision`` that of the one before (0: the key was absent).
+    """
+
+    key: str
+    value: bytes | None
+    revision: int
+    previous_revision: int = 0
+
+
 class WriteResult(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a change: its log index, and the key's revision before it (0: it did not exist)."""
 

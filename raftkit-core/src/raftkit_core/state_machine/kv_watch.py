@@ -1,0 +1,207 @@
+"""Watching the keys of ``kv/1``: what was applied lately, kept in a bounded ring, and readers that walk along it.
+
+The ring is fed beside the machine, batch by batch, so it serves the memory, SQLite and Redis machines alike and costs
+the write path one call per batch. It holds references, and makes an event only when somebody reads it. A reader holds
+a place and no events: one that is too slow is overtaken and told so, and costs no memory until then.
+
+What is in the ring is applied, so it never un-happens: every node gives the same events in the same order, some later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from raftkit_core.errors import Compacted, RaftError, Stopped
+from raftkit_core.state_machine.interface import AppliedEntry
+from raftkit_core.types.entry import Entry
+from raftkit_core.types.kv import Delete, KvEvent, WriteResult
+
+RING_ENTRIES = 16_384
+RING_BYTES = 16 * 1024 * 1024
+"""Of payloads. The newest batch stays, whatever its size: a reader that keeps up is never cut off."""
+SCAN_ENTRIES = 4096
+"""Entries a reader looks at before others get their turn."""
+
+
+class _Part:
+    """One applied batch."""
+
+    __slots__ = ("entries", "last", "results", "size_bytes")
+
+    def __init__(self, last: int, entries: Sequence[AppliedEntry], results: Sequence[Any], size_bytes: int) -> None:
+        self.last = last
+        self.entries = entries
+        self.results = results
+        self.size_bytes = size_bytes
+
+
+class ChangeRing:
+    """The last changes of a ``kv/1`` machine. A watch can start at any revision from ``oldest`` on."""
+
+    def __init__(self, *, max_entries: int = RING_ENTRIES, max_bytes: int = RING_BYTES) -> None:
+        self._max_entries = max_entries
+        self._max_bytes = max_bytes
+        self._parts: deque[_Part] = deque()
+        self._entries = 0
+        self._bytes = 0
+        self._waiters: list[asyncio.Future[None]] = []
+        self.is_closed = False
+        self.oldest = 1
+        self.position = 0
+        """The log index up to which everything is in here, or was."""
+
+    def feed(self, log: Sequence[Entry], entries: Sequence[AppliedEntry], results: Sequence[Any]) -> None:
+        """A batch was applied: all its entries, those for the machine, and the machine's results of them."""
+        self.position = log[-1].log_id.index
+        if entries:
+            size_bytes = sum([len(entry.payload) for entry in log])
+            self._parts.append(_Part(self.position, entries, results, size_bytes))
+            self._entries += len(entries)
+            self._bytes += size_bytes
+            while (self._entries > self._max_entries or self._bytes > self._max_bytes) and len(self._parts) > 1:
+                dropped = self._parts.popleft()
+                self._entries -= len(dropped.entries)
+                self._bytes -= dropped.size_bytes
+                self.oldest = dropped.last + 1
+        if self._waiters:
+            self._wake()
+
+    def continue_after(self, index: int) -> None:
+        """The machine's state came from elsewhere, a snapshot or its own disk: what led to it is not known here."""
+        self._parts.clear()
+        self._entries = self._bytes = 0
+        self.position = index
+        self.oldest = index + 1
+        self._wake()
+
+    def close(self) -> None:
+        """No change will come any more."""
+        self.is_closed = True
+        self._wake()
+
+    def parts_from(self, index: int) -> Iterator[_Part]:
+        """Batches with entries at ``index`` or behind it. Nothing may be fed while they are iterated."""
+        parts = self._parts
+        for at in range(bisect_left(parts, index, key=lambda part: part.last), len(parts)):
+            yield parts[at]
+
+    async def changed(self) -> None:
+        """Wait until something was fed; returns at once when the ring is closed."""
+        if self.is_closed:
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class KvWatch:
+    """Changes of the keys with a prefix, in the order of the log and without gaps: ``async for event in watch``.
+
+    It ends only by an exception: ``Compacted`` when the next change is no longer known here (``error.oldest`` is the
+    lowest revision a watch can start from: list the keys anew, or go on at another node), ``Stopped`` or ``Fatal`` with
+    the node. Nothing needs to be closed.
+    """
+
+    def __init__(
+        self,
+        ring: ChangeRing,
+        prefix: str = "",
+        from_revision: int | None = None,
+        check_running: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._ring = ring
+        self._check_running = check_running
+        self._prefix = prefix
+        self._next = ring.position + 1 if from_revision is None else from_revision
+        self._ready: deque[KvEvent] = deque()
+        self._check()
+
+    @property
+    def position(self) -> int:
+        """Every change up to this revision has been given: a watch continues at the one behind it."""
+        return self._ready[0].revision - 1 if self._ready else self._next - 1
+
+    def __aiter__(self) -> KvWatch:
+        return self
+
+    async def __anext__(self) -> KvEvent:
+        if not self._ready:
+            self._ready.extend(await self.take(64))
+        return self._ready.popleft()
+
+    async def take(self, limit: int = 256, *, timeout: float | None = None) -> list[KvEvent]:
+        """At least one event and at most ``limit``; none if there is none within ``timeout`` seconds.
+
+        Raises: as iterating.
+        """
+        if self._ready:
+            return [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    self._check()
+                    found, is_at_end = self._scan(limit)
+                    if found:
+                        return found
+                    await (self._ring.changed() if is_at_end else asyncio.sleep(0))
+        except TimeoutError:
+            return []
+
+    def _check(self) -> None:
+        """Raises: Compacted; Stopped or Fatal."""
+        if self._ring.is_closed:
+            self._check_running()
+            raise Stopped("the node has stopped")
+        oldest = self._ring.oldest
+        if self._next < oldest:
+            raise Compacted(
+                f"changes from revision {self._next} on are no longer kept here; the oldest kept is {oldest}",
+                oldest=oldest,
+            )
+
+    def _scan(self, limit: int) -> tuple[list[KvEvent], bool]:
+        """The next events, and whether everything there is has been looked at. Moves the place on."""
+        found: list[KvEvent] = []
+        looked = 0
+        for part in self._ring.parts_from(self._next):
+            start = bisect_left(part.entries, self._next, key=lambda entry: entry.log_id.index)
+            for at in range(start, len(part.entries)):
+                entry = part.entries[at]
+                self._next = entry.log_id.index + 1
+                looked += 1
+                if entry.command.key.startswith(self._prefix):
+                    event = event_of(entry, part.results[at])
+                    if event is not None:
+                        found.append(event)
+                if len(found) >= limit or looked >= SCAN_ENTRIES:
+                    return found, False
+        self._next = max(self._next, self._ring.position + 1)
+        return found, True
+
+
+def event_of(entry: AppliedEntry, result: Any) -> KvEvent | None:
+    """What an applied command changed; None if it changed nothing."""
+    if isinstance(result, RaftError) or not isinstance(result, WriteResult) or not result.changed:
+        return None
+    command = entry.command
+    value = None if isinstance(command, Delete) else command.value
+    return KvEvent(
+        key=command.key, value=value, revision=entry.log_id.index, previous_revision=result.previous_revision
+    )
+
+
+__all__ = ["RING_BYTES", "RING_ENTRIES", "ChangeRing", "KvWatch", "event_of"]
