@@ -490,7 +490,7 @@ def test_a_removed_leader_hands_over_when_its_removal_is_applied_and_quits() -> 
     assert engine.state.committed == at
     engine.handle_tick(10.2)
     assert engine.take_commands() == [], "the removal is not applied yet"
-    engine.on_applied(at)
+    engine.on_applied(at, 1.0)
     engine.handle_tick(10.2)
     assert engine.take_commands() == [
         SendTransferLeader(1, "n3", TransferLeaderRequest(vote(1, committed=True), at)),
@@ -511,7 +511,7 @@ def test_a_removed_leader_without_a_successor_that_holds_everything_quits_all_th
     engine.handle_client_write([b"x"], 10.1)
     engine.take_commands()
     engine.handle_transfer_leader("n2", 7, 10.1)
-    engine.on_applied(log_id(1, "n1", 3))
+    engine.on_applied(log_id(1, "n1", 3), 1.0)
     engine.handle_tick(10.2)
     failure, quit_ = engine.take_commands()
     assert isinstance(quit_, Respond | QuitLeader)
@@ -530,7 +530,7 @@ def test_d16_a_leader_that_is_a_learner_is_named() -> None:
         flush(engine, 10.1)
         for peer in ("n2", "n3"):
             ack(engine, peer, index, sent_at=10.1)
-    engine.on_applied(log_id(1, "n1", 3))
+    engine.on_applied(log_id(1, "n1", 3), 1.0)
     engine.handle_tick(10.2)
     assert (engine.is_leader, engine.known_leader) == (True, "n1")
     assert engine.effective.learner_ids == ("n1",)

@@ -64,7 +64,7 @@ def leading(**settings: object) -> Engine:
     for peer in ("n2", "n3"):
         answer(engine, peer, Success(store_of(peer), BLANK))
     assert engine.state.committed == BLANK
-    engine.on_applied(BLANK)
+    engine.on_applied(BLANK, 1.0)
     return engine
 
 
@@ -621,7 +621,7 @@ def test_entries_a_request_in_flight_was_built_on_are_not_purged() -> None:
     write(engine, 3)
     flush(engine)
     ack(engine, "n2", 4)
-    engine.on_applied(log_id(1, "n1", 4))
+    engine.on_applied(log_id(1, "n1", 4), 1.0)
     engine.on_snapshot_built(snapshot_meta(log_id(1, "n1", 4), THREE), 0.0)
     assert engine.take_commands() == []  # n3 has (1, 4] in flight
     commands = ack(engine, "n3", 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from raftkit_core.config import LogBytesSinceLast, LogsSinceLast, Never
 from raftkit_core.engine.commands import (
@@ -259,10 +260,10 @@ def test_the_policy_counts_committed_entries_since_the_last_snapshot() -> None:
     assert BuildSnapshot() not in commit(engine, 6)
     assert commit(engine, 7)[1:3] == [SaveCommitted(log_id(3, "n3", 7)), BuildSnapshot()]
     assert BuildSnapshot() not in commit(engine, 16)
-    engine.on_applied(log_id(3, "n3", 7))
+    engine.on_applied(log_id(3, "n3", 7), 1.0)
     engine.on_snapshot_built(snapshot_meta(log_id(3, "n3", 7), THREE), 1.0)
     assert engine.take_commands() == [], "nothing more is applied: another build would give the same again"
-    engine.on_applied(log_id(3, "n3", 16))
+    engine.on_applied(log_id(3, "n3", 16), 1.0)
     assert BuildSnapshot() in engine.take_commands(), "nine more were committed while it was built"
 
 
@@ -386,6 +387,83 @@ def test_a_purge_below_what_is_purged_writes_nothing() -> None:
     assert engine.take_commands() == []
 
 
+# --- a durable machine ----------------------------------------------------------------------------------------------
+
+
+def durable(**settings: object) -> Engine:
+    defaults = {"max_in_snapshot_log_to_keep": 1, "purge_batch_size": 1}
+    return following(machine_is_durable=True, settings=defaults | settings)
+
+
+def applied(engine: Engine, index: int) -> list[object]:
+    at = engine.log_id_at(index)
+    assert at is not None
+    engine.on_applied(at, 1.0)
+    return list(engine.take_commands())
+
+
+@pytest.mark.parametrize("policy", [LogsSinceLast(4), LogBytesSinceLast(4)])
+def test_a_durable_machine_builds_nothing_by_policy_and_purges_behind_what_it_has_applied(policy: object) -> None:
+    engine = durable(snapshot_policy=policy)
+    commands = commit(engine, 9)
+    assert BuildSnapshot() not in commands
+    assert not any(isinstance(command, PurgeLog) for command in commands), "committed, but not applied yet"
+    assert applied(engine, 9) == [PurgeLog(engine.state.io.last_io, log_id(3, "n3", 8))], "one entry is kept"
+    assert engine.state.snapshot is None
+    engine.state.check()
+    assert [applied(commit_to(engine, index), index) for index in (10, 11, 12)] == [[], [], []]
+    assert applied(commit_to(engine, 13), 13) == [PurgeLog(engine.state.io.last_io, log_id(3, "n3", 12))]
+
+
+def commit_to(engine: Engine, index: int) -> Engine:
+    commit(engine, index)
+    return engine
+
+
+def test_the_purge_behind_a_durable_machine_goes_no_further_than_it_has_applied() -> None:
+    engine = durable(snapshot_policy=LogsSinceLast(4), max_in_snapshot_log_to_keep=0)
+    commit(engine, 20)
+    assert applied(engine, 6) == [PurgeLog(engine.state.io.last_io, log_id(3, "n3", 6))]
+
+
+def test_never_purges_nothing_behind_a_durable_machine_until_somebody_asks() -> None:
+    engine = durable(snapshot_policy=Never())
+    commit(engine, 20)
+    assert applied(engine, 18) == []
+    engine.handle_trigger_purge(99, 1.0)
+    assert engine.take_commands() == [PurgeLog(engine.state.io.last_io, log_id(3, "n3", 18))]
+
+
+def test_a_snapshot_asked_of_a_durable_machine_is_built() -> None:
+    engine = durable(snapshot_policy=LogsSinceLast(4))
+    engine.handle_trigger_snapshot()
+    assert engine.take_commands() == [BuildSnapshot()]
+
+
+def test_while_a_durable_machine_gives_a_snapshot_nothing_is_purged_by_policy() -> None:
+    """What follows the snapshot must be there for the peer that gets it; else it needs the next one, endlessly."""
+    engine = durable(snapshot_policy=LogsSinceLast(4))
+    engine.handle_trigger_snapshot()
+    commit(engine, 20)
+    assert applied(engine, 20) == []
+    engine.on_snapshot_built(snapshot_meta(log_id(1, "n1", 2), THREE), 1.0)
+    assert engine.take_commands() == [PurgeLog(engine.state.io.last_io, log_id(1, "n1", 1))], "behind the snapshot only"
+    commit(engine, 21)
+    assert applied(engine, 21) == [PurgeLog(engine.state.io.last_io, log_id(3, "n3", 20))]
+
+
+def test_the_bytes_kept_behind_a_durable_machine_are_those_of_its_last_snapshot_at_least() -> None:
+    engine = durable(snapshot_policy=LogBytesSinceLast(2), max_in_snapshot_log_to_keep=0)
+    engine.handle_trigger_snapshot()
+    meta = replace(snapshot_meta(log_id(1, "n1", 2), THREE), size_bytes=10)
+    engine.on_snapshot_built(meta, 1.0)
+    engine.take_commands()
+    commit(engine, 14)
+    assert applied(engine, 14) == [], "nine bytes since the view of ten was taken"
+    commit(engine, 15)
+    assert applied(engine, 15) == [PurgeLog(engine.state.io.last_io, log_id(3, "n3", 15))]
+
+
 # --- apply ----------------------------------------------------------------------------------------------------------
 
 
@@ -397,5 +475,5 @@ def test_what_a_restart_found_committed_and_not_applied_is_applied_at_the_start(
 
 def test_applied_never_falls() -> None:
     engine = following()
-    engine.on_applied(log_id(1, "n1", 1))
+    engine.on_applied(log_id(1, "n1", 1), 1.0)
     assert engine.state.applied == log_id(1, "n1", 2)

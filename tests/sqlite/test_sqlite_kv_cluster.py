@@ -33,7 +33,7 @@ class Nodes:
     def node(self, node_id: str) -> Node:
         return Node(f"memory:{self.hub}/{node_id}")
 
-    async def start(self, *node_ids: str) -> None:
+    async def start(self, *node_ids: str, config: Config = CONFIG) -> None:
         for node_id in node_ids:
             stack = self._stacks[node_id] = AsyncExitStack()
             self.rafts[node_id] = await stack.enter_async_context(
@@ -43,7 +43,7 @@ class Nodes:
                     state_machine="sqlite-kv:kv.db",
                     network=f"memory:{self.hub}",
                     data_dir=self.folder / node_id,
-                    config=CONFIG,
+                    config=config,
                 )
             )
 
@@ -79,6 +79,10 @@ async def nodes(folder: Path) -> AsyncIterator[Nodes]:
         yield made
     finally:
         await made.stop_all()
+
+
+def have_snapshot_files(folder: Path) -> set[str]:
+    return {path.parent.parent.name for path in folder.glob("*/snapshots/*")}
 
 
 async def last_index(raft: Raft) -> int:
@@ -127,6 +131,30 @@ async def test_three_nodes_restart_on_their_files_and_a_learner_gets_the_state_b
         await made.start("n4")
         status = await made.rafts["n4"].status(digest=True)
         assert (status.applied, status.digest) == (applied, digest)
+
+
+async def test_a_durable_machine_writes_no_snapshot_until_a_learner_needs_one(tmp_path: Path) -> None:
+    config = Config(snapshot_policy=SnapshotPolicy.LogsSinceLast(20), max_in_snapshot_log_to_keep=5, purge_batch_size=1)
+    async with nodes(tmp_path) as made:
+        await made.start(*VOTERS, config=config)
+        await made.rafts["n1"].initialize({node_id: made.node(node_id) for node_id in VOTERS})
+        leader = await made.leader()
+        for _ in range(8):
+            await leader.client_write_many([Put(f"k{number:03}", b"v" * number) for number in range(30)])
+        for raft in made.rafts.values():
+            held = await raft.wait(20).metrics(lambda m: index_of(m.purged) > 100, "a purge by policy")
+            assert held.snapshot is None, "the log goes behind what is applied, no file was written for that"
+            assert index_of(held.purged) <= index_of(held.last_applied) - 5
+        assert have_snapshot_files(tmp_path) == set()
+
+        await made.stop_all()
+        await made.start(*VOTERS, config=config)
+        leader = await made.leader()
+        assert len(await leader.read(ListKeys("k"))) == 30, "a restart needs no snapshot"
+        await made.start("n4", config=config)
+        await leader.add_learner("n4", made.node("n4"), blocking=True)
+        await made.digests(await last_index(leader))
+        assert have_snapshot_files(tmp_path) == {leader.id, "n4"}
 
 
 async def test_cluster_time_comes_with_a_snapshot_and_stays_when_the_node_restarts(tmp_path: Path) -> None:

@@ -39,7 +39,11 @@ class Never(msgspec.Struct, frozen=True, tag=True):
 
 
 class SnapshotPolicy:
-    """Namespace of the snapshot policies: ``SnapshotPolicy.LogsSinceLast(5000)``."""
+    """Namespace of the snapshot policies: ``SnapshotPolicy.LogsSinceLast(5000)``.
+
+    Of a durable state machine no snapshot is made by policy: as often as one would be, its log is purged behind what it
+    has applied. A snapshot of it is made when a peer needs one, or when asked.
+    """
 
     LogsSinceLast = LogsSinceLast
     LogBytesSinceLast = LogBytesSinceLast

@@ -259,7 +259,8 @@ class Raft:
         )
         state: RaftState = await recover(storage, snapshots, worker, identity)
         writer.start_at(state.log.first_index, state.log.last_index + 1)
-        engine = Engine(EngineConfig(identity.node_id, identity.store_id, config), state, entropy)
+        engine_config = EngineConfig(identity.node_id, identity.store_id, config, machine_is_durable=machine.durable)
+        engine = Engine(engine_config, state, entropy)
         service = PeerService(
             identity=held,
             snapshots=snapshots,
@@ -759,7 +760,7 @@ class Trigger:
         self._do(lambda engine, now: engine.handle_trigger_snapshot())
 
     def purge_log(self, upto: int) -> None:
-        """Purge up to index ``upto``, never beyond the snapshot."""
+        """Purge up to index ``upto``, never beyond the snapshot, or what a durable machine has applied."""
         self._do(lambda engine, now: engine.handle_trigger_purge(upto, now))
 
     def transfer_leader(self, to: NodeId | None = None) -> None:

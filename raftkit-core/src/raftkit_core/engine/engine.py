@@ -480,12 +480,12 @@ class Engine:
             self._replication.try_commit(parts.leader, now)
         self._replication.apply_durable()
 
-    def on_applied(self, log_id: LogId) -> None:
+    def on_applied(self, log_id: LogId, now: float) -> None:
         """The state machine has applied everything up to ``log_id``."""
         state = self._parts.state
         if index_of(log_id) > index_of(state.applied):
             state.applied = log_id
-            self._snapshot.on_applied()
+            self._snapshot.on_applied(now)
 
     def on_vote_response(self, sender: Vote, target: NodeId, response: VoteResponse, now: float) -> None:
         """``sender`` is the vote that was asked for."""

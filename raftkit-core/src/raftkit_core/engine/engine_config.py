@@ -18,6 +18,7 @@ class EngineConfig:
         "id",
         "leader_lease",
         "leader_lease_ms",
+        "machine_is_durable",
         "max_clock_drift",
         "max_inflight",
         "max_payload_entries",
@@ -32,9 +33,11 @@ class EngineConfig:
         "store_id",
     )
 
-    def __init__(self, node_id: NodeId, store_id: str, config: Config) -> None:
+    def __init__(self, node_id: NodeId, store_id: str, config: Config, *, machine_is_durable: bool = False) -> None:
         self.id = node_id
         self.store_id = store_id
+        self.machine_is_durable = machine_is_durable
+        """The machine keeps its applied position itself: a restart needs no snapshot, so none is built by policy."""
         self.single_term_leader = config.single_term_leader
         self.pre_vote = config.pre_vote
         self.heartbeat_interval = config.heartbeat_interval_ms / 1000

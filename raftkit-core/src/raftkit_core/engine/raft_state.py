@@ -1,6 +1,7 @@
 """What the node believes: the state *after* every queued command has been carried out.
 
-``purged ≤ snapshot ≤ committed ≤ last_log_id`` and ``submitted ≤ committed`` (checked by :meth:`RaftState.check`).
+``purged ≤ committed ≤ last_log_id`` and ``submitted ≤ committed`` (checked by :meth:`RaftState.check`). ``purged`` is
+at most where the snapshot ends, or what a durable machine has applied.
 What has already reached the disk is in :mod:`.io_state`.
 """
 

@@ -402,7 +402,7 @@ class RaftCore:
                 engine.on_log_flushed(notification.io_id, now)
                 self.runner.release()
             case Applied():
-                engine.on_applied(notification.log_id)
+                engine.on_applied(notification.log_id, now)
             case ReplicationProgress():
                 sent = notification.command
                 engine.on_replication_progress(

@@ -123,6 +123,7 @@ def engine_with(
     now: float = 0.0,
     settings: Mapping[str, Any] | None = None,
     started: bool = True,
+    machine_is_durable: bool = False,
 ) -> Engine:
     """An engine that was started at ``now`` with this state on disk; the commands of its start are dropped.
 
@@ -143,7 +144,8 @@ def engine_with(
         largest_lease_ms=largest_lease_ms,
     )
     draws = FixedEntropy(*(entropy if isinstance(entropy, Sequence) else [entropy]))
-    engine_config = EngineConfig(node_id, store_of(node_id) if store_id is None else store_id, config)
+    own_store = store_of(node_id) if store_id is None else store_id
+    engine_config = EngineConfig(node_id, own_store, config, machine_is_durable=machine_is_durable)
     engine = Engine(engine_config, state, draws)
     if started:
         engine.startup(now)

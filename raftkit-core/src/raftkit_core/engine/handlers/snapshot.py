@@ -1,4 +1,9 @@
-"""Snapshots and purging: when to build, what to remove (openraft.md §2.9)."""
+"""Snapshots and purging: when to build, what to remove (openraft.md §2.9).
+
+A volatile machine is restored from the snapshot, so the policy builds one, and only what it covers is purged. A durable
+machine keeps what it has applied: the policy purges behind its applied position, and a snapshot is built when a peer
+needs one, or when somebody asks.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +38,8 @@ class SnapshotHandler:
         state = self._parts.state
         policy = self._parts.config.snapshot_policy
         snapshot = state.snapshot
+        if self._parts.config.machine_is_durable:
+            return
         if isinstance(policy, LogsSinceLast):
             last = -1 if snapshot is None else index_of(snapshot.last_log_id)
             due = index_of(state.committed) - last >= policy.count
@@ -46,10 +53,35 @@ class SnapshotHandler:
         if due and not self._due_when_applied:
             self.build()
 
-    def on_applied(self) -> None:
-        """The machine has gone on: a build that waited for it may be due."""
-        if self._due_when_applied:
+    def on_applied(self, now: float) -> None:
+        """The machine has gone on: a build that waited for it may be due; behind a durable one the log may go."""
+        if self._parts.config.machine_is_durable:
+            self._purge_behind_machine(now)
+        elif self._due_when_applied:
             self.check_policy(after_build=True)
+
+    def _purge_behind_machine(self, now: float) -> None:
+        """Purge behind what a durable machine has applied, as often as the policy would have built a snapshot.
+
+        Not while a snapshot is built: what follows it must be there for the peer that gets it, or that peer needs the
+        next snapshot, endlessly. For the same reason the bytes count from the build's view, and up to its size.
+        """
+        parts = self._parts
+        state = parts.state
+        policy = parts.config.snapshot_policy
+        if parts.building_snapshot or parts.installing is not None:
+            return
+        if isinstance(policy, LogsSinceLast):
+            held = index_of(state.applied) - index_of(state.log.purged)
+            due = held >= policy.count + parts.config.snapshot_logs_to_keep
+        elif isinstance(policy, LogBytesSinceLast):
+            size_bytes = 0 if state.snapshot is None else state.snapshot.size_bytes
+            due = state.log_bytes - state.snapshot_mark >= max(policy.minimum_bytes, size_bytes)
+        else:
+            due = False
+        if due and self._plan_purge_behind(state.applied):
+            state.snapshot_mark = state.log_bytes
+            self.try_purge(now)
 
     def trigger(self) -> None:
         """Build now; while that cannot be remember the wish and look again when it can (§6 item 27)."""
@@ -98,20 +130,28 @@ class SnapshotHandler:
 
     def plan_purge(self) -> None:
         """Keep some entries behind the snapshot for peers that lag a little, and purge in batches only."""
-        parts = self._parts
-        snapshot = parts.state.snapshot
+        snapshot = self._parts.state.snapshot
         assert snapshot is not None, "purging is planned after a snapshot"
-        end = index_of(snapshot.last_log_id) + 1 - parts.config.snapshot_logs_to_keep
+        self._plan_purge_behind(snapshot.last_log_id)
+
+    def _plan_purge_behind(self, position: LogId | None) -> bool:
+        """Says whether there was enough to plan."""
+        parts = self._parts
+        end = index_of(position) + 1 - parts.config.snapshot_logs_to_keep
         if end <= 0 or parts.state.log.first_index + parts.config.purge_batch_size > end:
-            return
+            return False
         self._raise_purge(parts.state.log.get(end - 1))
+        return True
 
     def request_purge(self, index: int) -> None:
-        """Purge up to ``index`` on request, never beyond the snapshot; keeps nothing behind it."""
-        snapshot = self._parts.state.snapshot
-        if snapshot is None or snapshot.last_log_id is None:
-            return
-        self._raise_purge(self._parts.state.log.get(min(index, snapshot.last_log_id.index)))
+        """Purge up to ``index`` on request, never beyond the snapshot, or what a durable machine has applied; keeps
+        nothing behind it."""
+        state = self._parts.state
+        covered = -1 if state.snapshot is None else index_of(state.snapshot.last_log_id)
+        if self._parts.config.machine_is_durable:
+            covered = max(covered, index_of(state.applied))
+        if covered >= 0:
+            self._raise_purge(state.log.get(min(index, covered)))
 
     def _raise_purge(self, upto: LogId | None) -> None:
         if upto is not None and upto.index > index_of(self._purge_upto):

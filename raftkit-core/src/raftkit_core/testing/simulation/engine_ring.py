@@ -607,7 +607,7 @@ class EngineRing:
             each.digest = crc32(entry.payload, crc32(str(entry.log_id).encode(), each.digest))
             self.invariants.applied(each, index, each.digest)
         each.applied = max_log_id(each.applied, command.upto)
-        each.engine.on_applied(command.upto)
+        each.engine.on_applied(command.upto, self.now)
 
     def _build(self, each: RingNode) -> None:
         """The view is taken now, the bytes are published later."""
