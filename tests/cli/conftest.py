@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from raftkit_core.network.client import (
     PeerStatus,
     StorageStatus,
 )
-from raftkit_core.types.kv import KeyValue, WriteResult
+from raftkit_core.types.kv import KeyValue, KvEvent, WriteResult
 from raftkit_core.types.membership import Node
 
 
@@ -209,6 +209,15 @@ class FakeClient(ClusterClient):
         cluster = self._called("kv_list", (prefix, limit, after))
         names = sorted(key for key in cluster.keys if key.startswith(prefix) and (after is None or key > after))
         return [cluster.keys[name] for name in names[:limit]]
+
+    async def watch(self, prefix: str = "", *, from_revision: int | None = None) -> AsyncIterator[KvEvent]:
+        """The keys there are, as if each had just been put."""
+        cluster = self._called("watch", (prefix, from_revision))
+        for item in sorted(cluster.keys.values(), key=lambda item: item.revision):
+            if item.key.startswith(prefix) and item.revision >= (from_revision or 0):
+                yield KvEvent(key=item.key, value=item.value, revision=item.revision)
+        yield KvEvent(key=f"{prefix}gone", value=None, revision=cluster.index + 1, previous_revision=cluster.index)
+        raise errors.Compacted("changes from revision 5 on are no longer kept here", oldest=17)
 
 
 class FakePlugin:

@@ -44,6 +44,7 @@ SUCCESS = {
     "kv delete": ["known"],
     "kv cas": ["known", "value", "other"],
     "kv list": [],
+    "kv watch": ["--limit", "1"],
     "plugins list": [],
     "plugins show": ["core"],
     "plugins trace": [],

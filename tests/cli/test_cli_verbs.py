@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +249,23 @@ def test_durations(text: str, seconds: float, raftkit: Any) -> None:
     raftkit("kv", "get", "k", "--timeout", text)
     assert raftkit.cluster.options[-1]["timeout"] == seconds
     assert raftkit("kv", "get", "k", "--timeout", "soon").exit_code == 2
+
+
+def test_kv_watch_prints_changes_as_they_come_and_ends_with_what_ended_it(raftkit: Any) -> None:
+    raftkit("kv", "put", "a/1", "one")
+    raftkit("kv", "put", "b/1", "two")
+    result = raftkit("kv", "watch", "a/", "--from", "5")
+    assert result.stdout == "      21  put     a/1  one\n      23  delete  a/gone\n"
+    assert result.exit_code == 8
+    assert "COMPACTED" in result.stderr
+
+
+def test_kv_watch_with_json_is_a_document_per_line(raftkit: Any) -> None:
+    raftkit("kv", "put", "k", stdin=b"")
+    raftkit("kv", "put", "k", "-", stdin=b"\xff")
+    result = raftkit("kv", "watch", "--limit", "2", "--json")
+    first, second = [json.loads(line) for line in result.stdout.splitlines()]
+    assert result.exit_code == 0
+    assert first["schema"] == second["schema"] == "raftkit.kv.watch/1"
+    assert first["data"] == {"type": "put", "key": "k", "value_b64": "/w==", "revision": 21, "previous_revision": 0}
+    assert second["data"] == {"type": "delete", "key": "gone", "revision": 22, "previous_revision": 21}

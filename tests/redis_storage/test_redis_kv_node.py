@@ -31,7 +31,9 @@ async def test_a_node_restarts_on_its_log_and_its_state_in_redis(redis_server: A
                 await raft.initialize({"n1": Node(f"memory:{prefix}/n1")})
             await raft.wait(20).metrics(_leads, "to lead")
             if not start:
+                watch = raft.watch("k19")
                 await raft.client_write_many([Put(f"k{number:03}", b"v" * number) for number in range(200)])
+                assert [(await anext(watch)).key for _ in range(10)] == [f"k{number}" for number in range(190, 200)]
                 raft.trigger().snapshot()
                 await raft.wait(20).metrics(_has_snapshot, "a snapshot")
                 status = await raft.status(digest=True)

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from raftkit_core import Config, Node, Raft, ReadPolicy, SnapshotPolicy, open_raft
-from raftkit_core.errors import Stopped, StoreLostWrites
-from raftkit_core.types.kv import Get, ListKeys, Put
+from raftkit_core.errors import Compacted, Stopped, StoreLostWrites
+from raftkit_core.types.kv import Delete, Get, ListKeys, Put
 from raftkit_core.types.log_id import index_of
 
 CONFIG = Config(snapshot_policy=SnapshotPolicy.Never(), max_in_snapshot_log_to_keep=0, purge_batch_size=1)
@@ -231,3 +231,24 @@ async def test_a_state_without_its_log_is_refused_and_a_lost_state_is_rebuilt_fr
             file.unlink()
         with pytest.raises(StoreLostWrites):
             await made.start("n1")
+
+
+async def test_a_watch_sees_what_sqlite_applied_and_after_a_restart_begins_behind_its_disk(tmp_path: Path) -> None:
+    async with nodes(tmp_path) as running:
+        await running.start("n1")
+        await running.rafts["n1"].initialize({"n1": running.node("n1")})
+        raft = await running.leader()
+        watch = raft.watch()
+        await raft.client_write_many([Put("a", b"1"), Put("a", b"2", if_revision=99), Delete("absent"), Delete("a")])
+        events = [await anext(watch), await anext(watch)]
+        assert [(event.key, event.value) for event in events] == [("a", b"1"), ("a", None)]
+        last = events[-1].revision
+        await running.stop("n1")
+        await running.start("n1")
+        raft = await running.leader()
+        with pytest.raises(Compacted) as caught:
+            raft.watch("", last)
+        assert caught.value.oldest == last + 1
+        watch = raft.watch("", last + 1)
+        await raft.write(Put("b", b""))
+        assert (await anext(watch)).key == "b"

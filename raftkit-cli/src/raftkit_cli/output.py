@@ -33,6 +33,16 @@ class Output:
         elif human is not None:
             human()
 
+    def streamed(self, verb: str, data: Any, human: Callable[[], None]) -> None:
+        """One of many results, as it comes: with ``--json`` a document on one line, whoever reads it."""
+        if self.as_json:
+            import json
+
+            click.echo(json.dumps({"schema": f"raftkit.{verb}/1", "ok": True, "data": data}))
+        else:
+            human()
+        sys.stdout.flush()
+
     def document(self, document: dict[str, Any]) -> None:
         """A JSON document on one line; indented where a person reads it."""
         import json

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import aiohttp
@@ -18,7 +18,7 @@ import msgspec
 
 from raftkit_core.errors import BadCommand, ConfigError, OutcomeUnknown, RaftError, UnknownOption, Unreachable
 from raftkit_core.network.client import ClusterClient, Consistency, MembershipResult, NodeStatus
-from raftkit_core.types.kv import CompareAndSet, Delete, KeyValue, Put, WriteResult
+from raftkit_core.types.kv import CompareAndSet, Delete, KeyValue, KvEvent, Put, WriteResult
 from raftkit_core.types.membership import Node
 from raftkit_http.api.schema import (
     MAX_LIST_KEYS,
@@ -31,6 +31,7 @@ from raftkit_http.api.schema import (
 )
 from raftkit_http.endpoints import Endpoints, normalize
 from raftkit_http.exchange import Lost, NotSent, Outgoing, exchange, make_session
+from raftkit_http.watching import Follower
 
 T = TypeVar("T")
 
@@ -159,6 +160,12 @@ class HttpClusterClient(ClusterClient):
                 break
             after = found[-1].key
         return found
+
+    def watch(self, prefix: str = "", *, from_revision: int | None = None) -> AsyncGenerator[KvEvent, None]:
+        """Follows failures to other nodes, behind what was seen; ``timeout`` is how long nobody may answer."""
+        if self._session is None:
+            raise ConfigError("the client is not open", hint="async with HttpClusterClient([...]) as client: …")
+        return Follower(self._session, self._endpoints, prefix, from_revision, self._timeout).events()
 
     # --- The way to a node ------------------------------------------------------------------------------------------
 

@@ -93,17 +93,21 @@ async def exchange(
             allow_redirects=False,
             timeout=limits,
         ) as response:
-            body = await _read(response)
-            return _decode(response, body, into)
+            return await answer_of(response, into)
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
-        raise NotSent(_reason(error)) from error
+        raise NotSent(reason_of(error)) from error
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise Lost(_reason(error)) from error
+        raise Lost(reason_of(error)) from error
 
 
 def _streamed(body: bytes | None) -> bytes | io.BytesIO | None:
     """Large bodies piece by piece: in one piece the loop stands still, and an early refusal is not seen."""
     return body if body is None or len(body) <= STREAM_FROM_BYTES else io.BytesIO(body)
+
+
+async def answer_of(response: aiohttp.ClientResponse, into: type[T]) -> Answer[T]:
+    """What ``response`` says, whatever its status. Raises: NotSent, Lost."""
+    return _decode(response, await _read(response), into)
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
@@ -141,7 +145,7 @@ def _decode(response: aiohttp.ClientResponse, body: bytes, into: type[T]) -> Ans
     raise Lost(reason) from failure
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """Short, and without the library's own words where plain ones exist."""
     os_error = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(error, aiohttp.ClientConnectorDNSError):

@@ -17,6 +17,8 @@ from raftkit_core.errors import RaftError
 from raftkit_core.network.client import MemberStatus, NodeStatus, PeerStatus
 from raftkit_core.state_machine.interface import AppliedEntry, MsgspecCodec
 from raftkit_core.state_machine.kv import KvStateMachine
+from raftkit_core.state_machine.kv_watch import ChangeRing, KvWatch
+from raftkit_core.types.entry import NORMAL, Entry
 from raftkit_core.types.kv import KV_MACHINE, KeyValue, ListKeys
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import (
@@ -85,6 +87,7 @@ class FakeRaft:
         self.config = Config() if config is None else config
         self.machine: Any = KvStateMachine() if machine == KV_MACHINE else EchoMachine(machine)
         self.index = 0
+        self.changes = ChangeRing()
         self.written: list[Any] = []
         self.operations: list[Operation] = []
         self.reads: list[tuple[Any, ReadPolicy]] = []
@@ -136,6 +139,7 @@ class FakeRaft:
                 state=self.role,
                 current_term=1,
                 current_leader=self.leader,
+                last_applied=LogId(LeaderId(1, self.id), self.index) if self.index else None,
                 membership=stored,
             )
         )
@@ -146,9 +150,20 @@ class FakeRaft:
         self.index += 1
         self.written.append(command)
         result = self._apply(command)
+        self._feed(command, result)
         if isinstance(result, RaftError):
             raise result
         return Written(LogId(LeaderId(1, self.id), self.index), result)
+
+    def _feed(self, command: Any, result: Any) -> None:
+        log_id = LogId(LeaderId(1, self.id), self.index)
+        entries = [AppliedEntry(log_id, 0, command)] if isinstance(self.machine, KvStateMachine) else []
+        self.changes.feed([Entry(log_id, 0, NORMAL, b"x" * 100)], entries, [result] if entries else [])
+
+    def watch(self, prefix: str = "", from_revision: int | None = None) -> KvWatch:
+        if self.failure is not None:
+            raise self.failure
+        return KvWatch(self.changes, prefix, from_revision)
 
     def _apply(self, command: Any) -> Any:
         log_id = LogId(LeaderId(1, self.id), self.index)

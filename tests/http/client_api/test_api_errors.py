@@ -69,7 +69,7 @@ async def test_an_error_of_the_raft_becomes_its_status_and_envelope(
 
 def test_every_error_there_is_has_a_status() -> None:
     for cls in ERRORS_BY_CODE.values():
-        assert status_of(cls("x")) in (400, 403, 404, 409, 413, 500, 502, 503, 504)
+        assert status_of(cls("x")) in (400, 403, 404, 409, 410, 413, 500, 502, 503, 504)
 
 
 async def test_a_foreign_exception_shows_its_type_and_nothing_else(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 
 import pytest
 
@@ -53,6 +53,8 @@ async def test_any_node_takes_any_request_and_the_client_survives_the_loss_of_th
         }
         client = await stack.enter_async_context(HttpClusterClient([urls["n1"]], timeout=10))
         await client.initialize({name: Node(url) for name, url in urls.items()})
+        seen: list[str] = []
+        watching = asyncio.ensure_future(_collect(client, seen))
         for name, url in urls.items():
             async with HttpClusterClient([url], timeout=10) as one:
                 await one.kv_put(f"by-{name}", name.encode())
@@ -65,3 +67,16 @@ async def test_any_node_takes_any_request_and_the_client_survives_the_loss_of_th
         assert [item.key for item in await client.kv_list("by-")] == ["by-n1", "by-n2", "by-n3"]
         status = await client.status()
         assert status.leader not in (None, leader)
+        await client.kv_delete("by-n1")
+        await asyncio.wait_for(watching, 10)
+        assert seen[:3] == ["by-n1", "by-n2", "by-n3"]
+        assert sorted(seen[3:-1]) == sorted(f"after-{number}" for number in range(20))
+
+
+async def _collect(client: HttpClusterClient, seen: list[str]) -> None:
+    """The keys that change, up to the first delete."""
+    async with aclosing(client.watch(from_revision=1)) as stream:
+        async for event in stream:
+            seen.append(event.key)
+            if event.value is None:
+                return

@@ -13,9 +13,11 @@ from raftkit_cli.output import bytes_fields, is_terminal
 
 if TYPE_CHECKING:
     from raftkit_core.network.client import ClusterClient, Consistency
-    from raftkit_core.types.kv import KeyValue, WriteResult
+    from raftkit_core.types.kv import KeyValue, KvEvent, WriteResult
 
 PAGE = 1000
+FOREVER_S = 10 * 365 * 86400.0
+"""Of a watch: it ends when it is interrupted."""
 
 
 @click.group(cls=VerbGroup, name="kv", no_args_is_help=True)
@@ -154,6 +156,57 @@ def list_keys(
             invocation.out.table(("KEY", "REVISION", "VALUE"), rows)
 
     invocation.out.result("kv.list", {"prefix": prefix, "count": len(items), "items": items}, human)
+
+
+@kv.command("watch")
+@click.argument("prefix", default="")
+@click.option(
+    "--from",
+    "from_revision",
+    type=click.IntRange(min=1),
+    metavar="REVISION",
+    help="Begin with this revision. [default: the next change]",
+)
+@click.option("--limit", type=click.IntRange(min=1), default=None, metavar="N", help="End after N changes.")
+@pass_invocation
+def watch(invocation: Invocation, prefix: str, from_revision: int | None, limit: int | None) -> None:
+    """Show changes of the keys that begin with PREFIX, as they happen, in order and without gaps.
+
+    Follows the cluster from node to node. With --json each change is a document on a line of its own. Exit 8 if no
+    node keeps the changes from REVISION on any more: list the keys, then watch behind the revision of the list.
+    """
+
+    async def work(client: ClusterClient) -> None:
+        from contextlib import aclosing
+
+        left = limit
+        async with aclosing(client.watch(prefix, from_revision=from_revision)) as events:
+            async for event in events:
+                _show_event(invocation, event)
+                if left is not None:
+                    left -= 1
+                    if left == 0:
+                        return
+
+    with_client(invocation, work, limit_s=FOREVER_S)
+
+
+def _show_event(invocation: Invocation, event: KvEvent) -> None:
+    kind = "delete" if event.value is None else "put"
+    value = {} if event.value is None else bytes_fields(event.value)
+    data = {
+        "type": kind,
+        "key": event.key,
+        **value,
+        "revision": event.revision,
+        "previous_revision": event.previous_revision,
+    }
+
+    def human() -> None:
+        shown = "" if event.value is None else f"  {_one_line(event.value)}"
+        invocation.out.line(f"{event.revision:>8}  {kind:6}  {event.key}{shown}")
+
+    invocation.out.streamed("kv.watch", data, human)
 
 
 def _read_value(argument: str) -> bytes:

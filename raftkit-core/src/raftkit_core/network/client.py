@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator
 from typing import Any, Literal
 
 import msgspec
 
-from raftkit_core.types.kv import KeyValue, WriteResult
+from raftkit_core.errors import ConfigError
+from raftkit_core.types.kv import KeyValue, KvEvent, WriteResult
 from raftkit_core.types.membership import Node
 
 Consistency = Literal["linearizable", "lease", "stale"]
@@ -149,3 +151,11 @@ class ClusterClient(ABC):
         consistency: Consistency = "linearizable",
     ) -> list[KeyValue]:
         """Keys with ``prefix`` in order, after ``after``, at most ``limit``."""
+
+    def watch(self, prefix: str = "", *, from_revision: int | None = None) -> AsyncGenerator[KvEvent, None]:
+        """Changes of the keys with ``prefix``, in log order, each once and none left out, from ``from_revision`` on
+        (None: from now on). It does not end by itself: leave it by ``break`` in an ``aclosing`` block.
+
+        Raises, also while it is iterated: Compacted (no node that answers keeps the revision any more), Unreachable.
+        """
+        raise ConfigError(f"{type(self).__name__} cannot watch", hint="talk to the cluster over http")

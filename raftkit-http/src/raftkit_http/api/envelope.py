@@ -45,6 +45,7 @@ _STATUS: dict[type[RaftError], int] = {
     errors.PayloadTooLarge: 413,
     errors.AccessDenied: 403,
     errors.NotFound: 404,
+    errors.Compacted: 410,
     errors.LearnerNotFound: 404,
     errors.CommandRejected: 409,
     errors.ConditionFailed: 409,
@@ -67,6 +68,8 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
     outcome: errors.Outcome
     leader: str | None = None
     leader_node: Node | None = None
+    oldest: int | msgspec.UnsetType = msgspec.UNSET
+    """Of ``COMPACTED``: the lowest revision a watch can begin with here."""
 
     @classmethod
     def of(cls, info: ErrorInfo) -> ErrorBody:
@@ -78,6 +81,7 @@ class ErrorBody(msgspec.Struct, frozen=True, kw_only=True):
             outcome=info.outcome,
             leader=info.leader,
             leader_node=info.leader_node,
+            oldest=msgspec.UNSET if info.oldest is None else info.oldest,
         )
 
 

@@ -44,6 +44,11 @@ class ApiLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_requests: int = 1024
     max_socket_window: int = 256
     max_sockets: int = 256
+    max_watches: int = 256
+    watch_progress_seconds: float = 10.0
+    """A sign of life on a watch where nothing changes: shorter than proxies wait for a byte."""
+    watch_write_seconds: float = 10.0
+    """A reader of a watch that takes nothing for this long is cut off."""
     close_timeout: float = 2.0
 
 
@@ -107,6 +112,7 @@ class ClientApi:
         self.metrics = ApiMetrics()
         self.closing = False
         self.sockets: set[web.WebSocketResponse] = set()
+        self.watches: set[asyncio.Task[None]] = set()
         self._running = 0
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -128,10 +134,12 @@ class ClientApi:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self.limits.close_timeout)
         await asyncio.gather(*(socket.close(code=1001, message=b"shutting down") for socket in list(self.sockets)))
-        for task in list(self._tasks):
+        # A watch has ended with its node by now; one of a node that goes on without this API is cut off.
+        remaining: set[asyncio.Task[Any]] = self._tasks | self.watches
+        for task in remaining:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self.limits.close_timeout)
+        if remaining:
+            await asyncio.wait(remaining, timeout=self.limits.close_timeout)
 
     def guarded(self, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         """``route``'s handler as aiohttp wants it: every outcome is an answer."""

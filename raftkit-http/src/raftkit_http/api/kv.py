@@ -90,6 +90,7 @@ async def read_key(call: Call, key: str, policy: ReadPolicy) -> KeyValueAnswer:
 async def read_list(call: Call, query: ListKeys, policy: ReadPolicy) -> ListAnswer:
     """Cut at ``MAX_LIST_BYTES``: a thousand values of a megabyte are no answer."""
     require_kv(call.raft)
+    revision = call.raft.metrics().value.applied_index or 0
     found: list[KeyValue] = await call.raft.read(query, policy, timeout=call.remaining)
     items: list[KeyValueBody] = []
     size = 0
@@ -98,4 +99,5 @@ async def read_list(call: Call, query: ListKeys, policy: ReadPolicy) -> ListAnsw
         if items and size > MAX_LIST_BYTES:
             break
         items.append(KeyValueBody.of(item))
-    return ListAnswer(items=items, more=len(items) < len(found) or len(found) >= query.limit)
+    more = len(items) < len(found) or len(found) >= query.limit
+    return ListAnswer(items=items, more=more, revision=revision)

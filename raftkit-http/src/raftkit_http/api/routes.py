@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from aiohttp import hdrs, web
 
 from raftkit_core.errors import BadRequest, NotFound
-from raftkit_http.api import cluster, health, kv, socket, write
+from raftkit_http.api import cluster, health, kv, socket, watch, write
 from raftkit_http.api.decode import quoted
 from raftkit_http.api.envelope import failure, success
 from raftkit_http.api.guard import ApiLimits, Call, ClientApi, Role, Route
@@ -60,6 +60,15 @@ def _data_routes() -> list[Route]:
             summary="Delete a key",
             handler=kv.delete_key,
             query=("if_revision",),
+        ),
+        Route(
+            method="GET",
+            path="/v1/watch",
+            role="read",
+            summary="Changes of keys as server-sent events",
+            handler=watch.get_watch,
+            query=("prefix", "from_revision"),
+            long_lived=True,
         ),
         Route(
             method="GET",

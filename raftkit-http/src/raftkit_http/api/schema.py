@@ -13,7 +13,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from raftkit_core.errors import BadRequest
 from raftkit_core.network.client import MemberStatus
-from raftkit_core.types.kv import CompareAndSet, Delete, KeyValue, KvCommand, Put
+from raftkit_core.types.kv import CompareAndSet, Delete, KeyValue, KvCommand, KvEvent, Put
 from raftkit_core.types.membership import Membership, Node
 
 JSON_TYPE = "application/json"
@@ -155,6 +155,39 @@ class KeyValueBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         return KeyValue(key=self.key, value=one_of_bytes("value", self.value, self.value_b64), revision=self.revision)
 
 
+class KvEventBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A change of a key as ``/v1/watch`` sends it; a delete has no value."""
+
+    type: Literal["put", "delete"]
+    key: str
+    revision: int
+    value: str | UnsetType = UNSET
+    value_b64: bytes | UnsetType = UNSET
+    previous_revision: int
+
+    @classmethod
+    def of(cls, event: KvEvent) -> KvEventBody:
+        value: str | UnsetType = UNSET
+        value_b64: bytes | UnsetType = UNSET
+        if event.value is not None:
+            try:
+                value = event.value.decode()
+            except UnicodeDecodeError:
+                value_b64 = event.value
+        return cls(
+            type="delete" if event.value is None else "put",
+            key=event.key,
+            revision=event.revision,
+            value=value,
+            value_b64=value_b64,
+            previous_revision=event.previous_revision,
+        )
+
+    def to_event(self) -> KvEvent:
+        value = None if self.type == "delete" else one_of_bytes("value", self.value, self.value_b64)
+        return KvEvent(key=self.key, value=value, revision=self.revision, previous_revision=self.previous_revision)
+
+
 class KeyValueAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """``item`` null: the key does not exist."""
 
@@ -162,10 +195,14 @@ class KeyValueAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ListAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """``more``: there may be keys after the last one here; ask for them with ``after`` set to that."""
+    """``more``: there may be keys after the last one here; ask for them with ``after`` set to that.
+
+    ``revision``: the list shows everything up to this one, perhaps more. A watch from the next one misses nothing.
+    """
 
     items: list[KeyValueBody]
     more: bool
+    revision: int = 0
 
 
 class WriteAnswer(msgspec.Struct, frozen=True, kw_only=True):
