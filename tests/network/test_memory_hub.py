@@ -108,10 +108,9 @@ async def test_coroutine_handlers_start_in_order_and_answer_as_they_complete() -
             return Success("s2", LogId(LEADER, index))
 
         p.service.reactions["append_entries"] = slow_first
-        calls = [p.net.append_entries(append(index), 5) for index in range(3)]
+        calls = [asyncio.ensure_future(p.net.append_entries(append(index), 5)) for index in range(3)]
         done: list[int] = []
         for index, call in enumerate(calls):
-            assert isinstance(call, asyncio.Future)
             call.add_done_callback(lambda _, index=index: done.append(index))
         await asyncio.gather(*calls)
         assert (started, done) == ([0, 1, 2], [1, 2, 0])

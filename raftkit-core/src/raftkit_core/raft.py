@@ -764,8 +764,7 @@ class Trigger:
         self._do(lambda engine, now: engine.handle_trigger_purge(upto, now))
 
     def transfer_leader(self, to: NodeId | None = None) -> None:
-        future = self._core.ask(WRITE_TIMEOUT, lambda request_id: TransferLeaderTo(request_id, to))
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._core.ask(WRITE_TIMEOUT, lambda request_id: TransferLeaderTo(request_id, to))
 
     def _do(self, function: Callable[[Engine, float], None]) -> None:
         self._core.send(ExternalRequest(function))

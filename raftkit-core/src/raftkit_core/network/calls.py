@@ -16,7 +16,7 @@ import asyncio
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from raftkit_core.errors import (
@@ -35,6 +35,7 @@ from raftkit_core.errors import (
 )
 from raftkit_core.network.deadlines import Deadlines
 from raftkit_core.network.interface import RaftService
+from raftkit_core.network.reply import Reply
 from raftkit_core.network.wire import (
     FRAME_OVERHEAD_BYTES,
     FrameError,
@@ -105,12 +106,22 @@ class Connection:
         elif self._lane._connection is self:
             self._lane._received(self, data)
 
+    def received_many(self, frames: Sequence[bytes]) -> None:
+        """Frames came in together: the node deals with their answers in one go, before this returns."""
+        service = self._lane._service
+        service.cork()
+        try:
+            for data in frames:
+                self.received(data)
+        finally:
+            service.uncork()
+
     def fail(self, request_id: int, error: RPCError) -> None:
         """One request cannot be delivered; the connection is fine."""
         if self.hello is not None:
             self.lost(error)
         elif self._lane._connection is self and self._lane._is_pending(request_id):
-            _failed(self._lane._forget(request_id).future, error)
+            self._lane._forget(request_id).reply.set_exception(error)
 
     def lost(self, error: RPCError) -> None:
         """The connection broke, or the peer closed it."""
@@ -128,11 +139,11 @@ Dial = Callable[[Connection], Awaitable[Link]]
 
 
 class _Call:
-    __slots__ = ("future", "kind", "sent_at", "size")
+    __slots__ = ("kind", "reply", "sent_at", "size")
 
-    def __init__(self, kind: Kind, future: asyncio.Future[Any], size: int, sent_at: float) -> None:
+    def __init__(self, kind: Kind, reply: Reply[Any], size: int, sent_at: float) -> None:
         self.kind = kind
-        self.future = future
+        self.reply = reply
         self.size = size
         self.sent_at = sent_at
 
@@ -164,36 +175,37 @@ class CallLane:
         self._dialling: asyncio.Task[None] | None = None
         self._hello_waiters: list[asyncio.Future[HelloResponse]] = []
         self._aborted: list[Link] = []
-        self._deadlines = Deadlines(self._expired, self._is_over)
+        self._deadlines = Deadlines(self._expired, self._calls)
         self._closed = False
 
     @property
     def is_open(self) -> bool:
         return self._connection is not None
 
-    def call(self, kind: Kind, body: bytes, timeout: float) -> asyncio.Future[Any]:
-        """Send a request. The future gives the answer, or raises an RPCError, or what the peer said to a client's call.
+    def call(self, kind: Kind, body: bytes, timeout: float) -> Reply[Any]:
+        """Send a request. The reply is the answer, or an RPCError, or what the peer said to a client's call.
 
-        An encoded message that is too large fails the future too: nothing is raised here.
+        An encoded message that is too large fails the reply too: nothing is raised here.
         """
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
+        reply: Reply[Any] = Reply()
         refusal = self._refusal(len(body))
         if refusal is not None:
-            return _failed(future, refusal)
+            reply.set_exception(refusal)
+            return reply
         timeout = min(max(timeout, 0.0), TIMEOUT_MAX)
         request_id = self._next_id
         self._next_id += 1
         frame = encode_frame(kind, request_id, math.ceil(timeout * 1000), body)
-        self._calls[request_id] = _Call(kind, future, len(frame), loop.time())
+        self._calls[request_id] = _Call(kind, reply, len(frame), loop.time())
         self._call_bytes += len(frame)
-        self._deadlines.add(request_id, timeout)
+        self._deadlines.add(request_id, timeout, loop)
         if self._connection is not None and self._connection.link is not None:
             self._connection.link.send(frame, request_id)
         else:
             self._unsent.append((request_id, frame))
             self._start_dialling()
-        return future
+        return reply
 
     async def hello(self, timeout: float) -> HelloResponse:
         """Say hello, on a new connection if none is open, and give the answer. Raises: RPCError, IdentityError."""
@@ -325,10 +337,7 @@ class CallLane:
 
     def _is_pending(self, request_id: int) -> bool:
         call = self._calls.get(request_id)
-        return call is not None and not call.future.done()
-
-    def _is_over(self, request_id: int) -> bool:
-        return request_id not in self._calls
+        return call is not None and not call.reply.done()
 
     def _received(self, connection: Connection, data: bytes) -> None:
         connection.heard_at = asyncio.get_running_loop().time()
@@ -347,12 +356,10 @@ class CallLane:
             self._drop(NetworkError(f"{self.target} sent garbage: {garbage}"))
             return
         self._forget(frame.request_id)
-        if call.future.done():
-            return
         if error is None:
-            call.future.set_result(answer)
+            call.reply.set_result(answer)
         else:
-            _failed(call.future, error)
+            call.reply.set_exception(error)
 
     def _lost(self, error: RPCError) -> None:
         self._drop(error)
@@ -361,11 +368,11 @@ class CallLane:
         call = self._forget(request_id)
         connection = self._connection
         if connection is None:
-            _failed(call.future, Unreachable(f"no connection to {self.target} in time"))
+            call.reply.set_exception(Unreachable(f"no connection to {self.target} in time"))
             self._stop_dialling_for_nobody()
             return
-        _failed(call.future, RPCTimeout(f"{self.target} did not answer {call.kind.name.lower()} in time"))
-        if connection.heard_at <= call.sent_at:
+        call.reply.set_exception(RPCTimeout(f"{self.target} did not answer {call.kind.name.lower()} in time"))
+        if connection.heard_at <= call.sent_at and self._connection is connection:
             # Nothing at all came back since this was sent: the connection may be half open, and a new one will tell.
             self._drop(NetworkError(f"the connection to {self.target} went silent"))
 
@@ -386,11 +393,12 @@ class CallLane:
         return call
 
     def _fail_pending(self, error: RPCError) -> None:
-        calls, self._calls = self._calls, {}
+        calls = list(self._calls.values())
+        self._calls.clear()
         self._call_bytes = 0
         self._unsent = []
-        for call in calls.values():
-            _failed(call.future, error)
+        for call in calls:
+            call.reply.set_exception(error)
 
     def _drop(self, error: RPCError) -> None:
         connection, self._connection = self._connection, None
@@ -407,12 +415,11 @@ class CallLane:
         self._aborted.append(link)
 
 
-def _failed(future: asyncio.Future[Any], error: BaseException) -> asyncio.Future[Any]:
+def _failed(future: asyncio.Future[Any], error: BaseException) -> None:
     """Fail ``future`` unless it is done. An error of the network nobody asks about is not worth a warning."""
     if not future.done():
         future.set_exception(error)
         future.exception()
-    return future
 
 
 def _unreachable(target: NodeId, error: RaftError) -> Unreachable:

@@ -36,11 +36,19 @@ class RaftService(Protocol):
     longer than the deadline the transport puts on it: a coroutine is cancelled then, a future is left alone and its
     result dropped.
 
-    The handlers of single messages are ``async def`` or plain functions that give a future: the latter are called in
-    the order of arrival and cost no task. Coroutines are started in that order too.
+    The handlers of single messages are ``async def`` or plain functions that give a future or a ``Reply``: the latter
+    are called in the order of arrival and cost no task. Coroutines are started in that order too.
     """
 
     group: str
+
+    def cork(self) -> None:
+        """A transport is about to hand over what came in together: requests, or answers to this node's own calls."""
+        ...
+
+    def uncork(self) -> None:
+        """It has: the node may act on all of it now, before this returns."""
+        ...
 
     def local_hello(self, target: NodeId) -> HelloRequest:
         """What to say first on a new connection to ``target``."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 from raftkit_core.errors import NetworkError, RPCTimeout, Unreachable
 from raftkit_core.network.calls import CallLane
 from raftkit_core.network.interface import RaftNetwork
+from raftkit_core.network.reply import Reply
 from raftkit_core.network.wire import AppendEncoder, Kind, SnapshotOffer, encode_request
 from raftkit_core.types.messages import (
     AppendEntriesRequest,
@@ -51,25 +52,25 @@ class LaneNetwork(RaftNetwork):
     async def hello(self, timeout: float) -> HelloResponse:
         return await self._control.hello(timeout)
 
-    def append_entries(self, request: AppendEntriesRequest, timeout: float) -> Awaitable[AppendEntriesResponse]:
+    def append_entries(self, request: AppendEntriesRequest, timeout: float) -> Reply[AppendEntriesResponse]:
         return self._data.call(Kind.APPEND_ENTRIES, self._encoder.encode(request), timeout)
 
-    def heartbeat(self, request: HeartbeatRequest, timeout: float) -> Awaitable[AppendEntriesResponse]:
+    def heartbeat(self, request: HeartbeatRequest, timeout: float) -> Reply[AppendEntriesResponse]:
         return self._control.call(Kind.HEARTBEAT, encode_request(Kind.HEARTBEAT, request), timeout)
 
-    def vote(self, request: VoteRequest, timeout: float) -> Awaitable[VoteResponse]:
+    def vote(self, request: VoteRequest, timeout: float) -> Reply[VoteResponse]:
         return self._control.call(Kind.VOTE, encode_request(Kind.VOTE, request), timeout)
 
-    def pre_vote(self, request: VoteRequest, timeout: float) -> Awaitable[VoteResponse]:
+    def pre_vote(self, request: VoteRequest, timeout: float) -> Reply[VoteResponse]:
         return self._control.call(Kind.PRE_VOTE, encode_request(Kind.PRE_VOTE, request), timeout)
 
-    def transfer_leader(self, request: TransferLeaderRequest, timeout: float) -> Awaitable[TransferLeaderResponse]:
+    def transfer_leader(self, request: TransferLeaderRequest, timeout: float) -> Reply[TransferLeaderResponse]:
         return self._control.call(Kind.TRANSFER_LEADER, encode_request(Kind.TRANSFER_LEADER, request), timeout)
 
-    def read_index(self, request: ReadIndexRequest, timeout: float) -> Awaitable[ReadIndexResponse]:
+    def read_index(self, request: ReadIndexRequest, timeout: float) -> Reply[ReadIndexResponse]:
         return self._control.call(Kind.READ_INDEX, encode_request(Kind.READ_INDEX, request), timeout)
 
-    def forward(self, request: ForwardRequest, timeout: float) -> Awaitable[ForwardResponse]:
+    def forward(self, request: ForwardRequest, timeout: float) -> Reply[ForwardResponse]:
         return self._data.call(Kind.FORWARD, encode_request(Kind.FORWARD, request), timeout)
 
     async def install_snapshot(

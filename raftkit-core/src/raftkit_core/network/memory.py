@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -32,6 +32,7 @@ from raftkit_core.network.wire import (
     encode_answer,
     encode_error,
     encode_request,
+    kind_of,
     request_kind,
 )
 from raftkit_core.types.identity import PeerIdentity
@@ -47,6 +48,7 @@ CHUNK_TIMEOUT = 60.0
 KEEPALIVE_INTERVAL = 0.1
 """Seconds between looks at an installation that goes on after the last chunk."""
 TICKETS_MAX = 64
+_NAMES = {kind: kind.name.lower() for kind in Kind}
 
 DROP = "drop"
 """Answer of a pre-hook: the message vanishes."""
@@ -107,6 +109,8 @@ class MemoryHub:
 
     def fault(self, src: NodeId, dst: NodeId) -> str | None:
         """What happens to a message: None (it passes), ``silent`` or ``refused``."""
+        if not self._cuts and not self._isolated:
+            return None
         silent = self._cuts.get((src, dst))
         if silent is None and src != dst:
             silent = self._isolated.get(src, self._isolated.get(dst))
@@ -114,16 +118,15 @@ class MemoryHub:
 
     def judge(self, src: NodeId, dst: NodeId, frame: bytes) -> float | str | None:
         """Seconds of delay for a request, or :data:`DROP`. Raises: RPCError for the caller."""
-        header = decode_frame(frame)
-        kind = request_kind(header.kind)
-        name = kind.name.lower()
+        kind = request_kind(kind_of(frame))
+        name = _NAMES[kind]
         self.counts[name] += 1
         fault = self.fault(src, dst)
         if fault == "refused":
             raise Unreachable(f"{dst} cannot be reached from {src}")
         delay: float | str | None = None
         if self.pre_hook is not None:
-            delay = self.pre_hook(src, dst, name, decode_request(kind, header.body))
+            delay = self.pre_hook(src, dst, name, decode_request(kind, decode_frame(frame).body))
         if fault == "silent" or delay == DROP:
             return DROP
         return delay
@@ -132,17 +135,20 @@ class MemoryHub:
 class _Pipe:
     """One direction of one connection: delivers in order, in a later turn of the loop."""
 
-    def __init__(self, hub: MemoryHub, deliver: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, hub: MemoryHub, deliver: Callable[[Sequence[bytes]], None], loop: asyncio.AbstractEventLoop
+    ) -> None:
         self._hub = hub
         self._deliver = deliver
+        self._loop = loop
         self._queue: deque[tuple[float, bytes]] = deque()
         self._handle: asyncio.Handle | None = None
 
     def push(self, frame: bytes, delay: float) -> None:
-        loop = asyncio.get_running_loop()
-        self._queue.append((loop.time() + delay + self._hub.latency, frame))
+        delay += self._hub.latency
+        self._queue.append((self._loop.time() + delay if delay else 0.0, frame))
         if self._handle is None:
-            self._arm(loop)
+            self._arm()
 
     def close(self) -> None:
         self._queue.clear()
@@ -150,21 +156,26 @@ class _Pipe:
             self._handle.cancel()
             self._handle = None
 
-    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _arm(self) -> None:
         due = self._queue[0][0]
-        self._handle = loop.call_soon(self._flush) if due <= loop.time() else loop.call_at(due, self._flush)
+        if not due or due <= self._loop.time():
+            self._handle = self._loop.call_soon(self._flush)
+        else:
+            self._handle = self._loop.call_at(due, self._flush)
 
     def _flush(self) -> None:
-        loop = asyncio.get_running_loop()
         self._handle = None
-        now = loop.time()
         queue = self._queue
-        for _ in range(len(queue)):  # what is pushed meanwhile has its own turn
-            if not queue or queue[0][0] > now:
+        frames: list[bytes] = []
+        while queue:  # what is pushed meanwhile has its own turn
+            due, frame = queue[0]
+            if due and due > self._loop.time():
                 break
-            self._deliver(queue.popleft()[1])
+            queue.popleft()
+            frames.append(frame)
+        self._deliver(frames)
         if queue and self._handle is None:
-            self._arm(loop)
+            self._arm()
 
 
 class _MemoryLink(Link):
@@ -178,8 +189,9 @@ class _MemoryLink(Link):
         self._dst = server.node_id
         self._server = server
         self._connection = connection
-        self._requests = _Pipe(hub, self._deliver)
-        self._answers = _Pipe(hub, self._answer)
+        loop = asyncio.get_running_loop()
+        self._requests = _Pipe(hub, self._deliver, loop)
+        self._answers = _Pipe(hub, self._answer, loop)
         self._closing: asyncio.Task[None] | None = None
         self._aborted = False
         self.served = ServedConnection(
@@ -224,9 +236,9 @@ class _MemoryLink(Link):
         self.abort()
         self._connection.lost(error)
 
-    def _deliver(self, frame: bytes) -> None:
+    def _deliver(self, frames: Sequence[bytes]) -> None:
         try:
-            self.served.received(frame)
+            self.served.received_many(frames)
         except FrameError as error:
             self.lose(NetworkError(f"{self._dst} closed the connection: {error}"))
 
@@ -234,8 +246,8 @@ class _MemoryLink(Link):
         if not self._aborted and self._hub.fault(self._dst, self._src) is None:
             self._answers.push(frame, 0.0)
 
-    def _answer(self, frame: bytes) -> None:
-        self._connection.received(frame)
+    def _answer(self, frames: Sequence[bytes]) -> None:
+        self._connection.received_many(frames)
 
     def _offer(self, request: InstallSnapshotRequest, peer: PeerIdentity) -> str:
         return self._server.make_ticket(self.served.group, request, peer)

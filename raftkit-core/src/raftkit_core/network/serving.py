@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from raftkit_core.errors import ErrorInfo, IdentityError, RaftError, to_info
 from raftkit_core.network.deadlines import Deadlines
 from raftkit_core.network.interface import RaftService
+from raftkit_core.network.reply import Reply
 from raftkit_core.network.wire import (
     FrameError,
     Kind,
@@ -63,13 +65,30 @@ class ServedConnection:
         self._refused = refused
         self._offer = offer
         self._max_frame_bytes = max_frame_bytes
-        self._running: dict[int, tuple[asyncio.Future[Any], int, int]] = {}
+        self._running: dict[int, tuple[asyncio.Future[Any] | Reply[Any], int, int]] = {}
         self._running_bytes = 0
         self._next_serial = 1
         self._greeting = False
         self._closed = False
         self._room: asyncio.Future[None] | None = None
-        self._deadlines = Deadlines(self._expired, lambda serial: serial not in self._running)
+        self._deadlines = Deadlines(self._expired, self._running)
+
+    def received_many(self, frames: Sequence[bytes]) -> None:
+        """Take frames that came in together: the node deals with them in one go, before this returns.
+
+        Raises: FrameError, and the connection must be closed.
+        """
+        service = self._find_service()
+        if service is None:
+            for data in frames:
+                self.received(data)
+            return
+        service.cork()
+        try:
+            for data in frames:
+                self.received(data)
+        finally:
+            service.uncork()
 
     def received(self, data: bytes) -> None:
         """Take one frame. Raises: FrameError, and the connection must be closed."""
@@ -166,16 +185,21 @@ class ServedConnection:
     # --- Answers ----------------------------------------------------------------------------------------------------
 
     def _start(self, awaitable: Awaitable[Any], request_id: int, size: int, timeout: float) -> None:
-        """A future costs no task; a coroutine gets one, and tasks start in the order they were made."""
-        future = awaitable if isinstance(awaitable, asyncio.Future) else asyncio.ensure_future(awaitable)
+        """A reply or a future costs no task; a coroutine gets one, and tasks start in the order they were made."""
         serial = self._next_serial
         self._next_serial += 1
-        self._running[serial] = (future, request_id, size)
         self._running_bytes += size
-        self._deadlines.add(serial, timeout)
-        future.add_done_callback(lambda done: self._done(serial, done))
+        if type(awaitable) is Reply:
+            self._running[serial] = (awaitable, request_id, size)
+            self._deadlines.add(serial, timeout, asyncio.get_running_loop())
+            awaitable.then(partial(self._done, serial))
+            return
+        future = awaitable if isinstance(awaitable, asyncio.Future) else asyncio.ensure_future(awaitable)
+        self._running[serial] = (future, request_id, size)
+        self._deadlines.add(serial, timeout, asyncio.get_running_loop())
+        future.add_done_callback(partial(self._done, serial))
 
-    def _done(self, serial: int, future: asyncio.Future[Any]) -> None:
+    def _done(self, serial: int, future: asyncio.Future[Any] | Reply[Any]) -> None:
         error = None if future.cancelled() else future.exception()  # retrieved, also when nobody waits any more
         running = self._running.pop(serial, None)
         if running is None or self._closed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, assert_never
+from typing import assert_never
 
 from raftkit_core.config import Config
 from raftkit_core.engine.commands import (
@@ -50,7 +50,7 @@ from raftkit_core.runtime.messages import (
     TransferAnswered,
     VoteAnswered,
 )
-from raftkit_core.runtime.peer_calls import PeerCalls
+from raftkit_core.runtime.peer_calls import Answer, PeerCalls
 from raftkit_core.runtime.peers import PeerTable
 from raftkit_core.runtime.replication import ReplicationStream, RequestCache
 from raftkit_core.runtime.snapshot_transfer import SnapshotTransfers
@@ -63,6 +63,8 @@ from raftkit_core.types.membership import Node
 from raftkit_core.types.messages import VoteRequest
 
 SWEEP_SECONDS = 0.25
+COMMIT_NOTICE_SECONDS = 0.001
+"""How long a commit notice may wait for an append that says the same: while a client writes on, it always finds one."""
 
 
 class CommandRunner:
@@ -118,6 +120,9 @@ class CommandRunner:
         """Snapshots whose bytes are all here, by the request that brought them."""
         self._unconnected: set[NodeId] = set()
         """Peers the engine sends to but no stream could be opened for."""
+        self._untold: dict[NodeId, ReplicateCommitted] = {}
+        """Commit notices that wait a moment, the newest for each peer."""
+        self._notice_timer: asyncio.TimerHandle | None = None
         self._halted = False
         self._swept_at = float("-inf")
 
@@ -154,6 +159,7 @@ class CommandRunner:
     def _run(self, command: Command) -> None:
         match command:
             case Replicate():
+                self._untold.pop(command.target, None)  # carries what is committed
                 stream = self._stream_of(command.session, command.target)
                 if stream is not None:
                     stream.replicate(command)
@@ -169,8 +175,17 @@ class CommandRunner:
                 if self._instruments.is_tracing:
                     self._instruments.trace("CommandRunner.commit")
                 self._worker.commit(command.upto)
-            case ConfirmRead() | ReplicateCommitted() | SendHeartbeat():
+            case ReplicateCommitted():
+                for target, _ in command.peers:
+                    self._untold[target] = command
+                if self._notice_timer is None:
+                    self._notice_timer = asyncio.get_running_loop().call_later(
+                        COMMIT_NOTICE_SECONDS, self._tell_committed
+                    )
+            case ConfirmRead() | SendHeartbeat():
                 if command.session == self._engine.session:
+                    for target, _ in command.peers:
+                        self._untold.pop(target, None)  # carries what is committed
                     self._heartbeats.send(command, self._client_of_stream)
             case ReplicateSnapshot():
                 stream = self._stream_of(command.session, command.target)
@@ -201,6 +216,14 @@ class CommandRunner:
                 self._retire(command.reason)
             case _:
                 assert_never(command)
+
+    def _tell_committed(self) -> None:
+        """Send the commit notices that no append and no heartbeat made superfluous."""
+        self._notice_timer = None
+        untold, self._untold = self._untold, {}
+        for target, command in untold.items():
+            if command.session == self._engine.session and not self._halted:
+                self._heartbeats.send_to(target, command, self._client_of_stream)
 
     def _respond(self, command: Respond) -> None:
         if command.under is not None and command.under != self._engine.vote:
@@ -238,17 +261,15 @@ class CommandRunner:
             done = partial(self._vote_answered, target, request, is_pre_vote)
             self._calls.start(client, method, request, self._vote_timeout, done)
 
-    def _vote_answered(
-        self, target: NodeId, request: VoteRequest, is_pre_vote: bool, future: asyncio.Future[Any]
-    ) -> None:
-        if future.cancelled():
+    def _vote_answered(self, target: NodeId, request: VoteRequest, is_pre_vote: bool, answer: Answer) -> None:
+        if answer.cancelled():
             return
-        error = future.exception()
+        error = answer.exception()
         if error is not None:
             self._peers.failed(target, error)
             return
         self._peers.succeeded(target)
-        self._notify(VoteAnswered(request.vote, target, future.result(), is_pre_vote))
+        self._notify(VoteAnswered(request.vote, target, answer.result(), is_pre_vote))
 
     def _send_transfer(self, command: SendTransferLeader) -> None:
         client = self._client(command.target)
@@ -258,13 +279,13 @@ class CommandRunner:
         done = partial(self._transfer_answered, command)
         self._calls.start(client, "transfer_leader", command.request, self._vote_timeout, done)
 
-    def _transfer_answered(self, command: SendTransferLeader, future: asyncio.Future[Any]) -> None:
-        if future.cancelled():
+    def _transfer_answered(self, command: SendTransferLeader, answer: Answer) -> None:
+        if answer.cancelled():
             return
-        error = future.exception()
+        error = answer.exception()
         if error is not None:
             self._peers.failed(command.target, error)
-        response = None if error is not None else future.result()
+        response = None if error is not None else answer.result()
         self._notify(TransferAnswered(command.session, command.target, response))
 
     # --- streams ----------------------------------------------------------------------------------------------------
@@ -343,6 +364,9 @@ class CommandRunner:
         """From now on nothing is carried out, answered or sent; what waits for the log is dropped."""
         self._halted = True
         self._parked.clear()
+        self._untold.clear()
+        if self._notice_timer is not None:
+            self._notice_timer.cancel()
         self._close_streams()
         self._heartbeats.close()
         self._calls.cancel()

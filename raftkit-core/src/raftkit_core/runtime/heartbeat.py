@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from raftkit_core.engine.commands import SendHeartbeat
 from raftkit_core.network.interface import RaftNetwork
 from raftkit_core.runtime.messages import HeartbeatAnswered, Notification
-from raftkit_core.runtime.peer_calls import PeerCalls
+from raftkit_core.runtime.peer_calls import Answer, PeerCalls
 from raftkit_core.runtime.peers import PeerTable
 from raftkit_core.runtime.stalls import StallDetector
 from raftkit_core.types.ids import NodeId
@@ -40,28 +38,34 @@ class HeartbeatSender:
         self._calls: dict[NodeId, PeerCalls] = {}
 
     def send(self, command: SendHeartbeat, client_of: Callable[[NodeId], RaftNetwork | None]) -> None:
-        reverted = dict(command.reverted)
-        for target, matching in command.peers:
-            client = client_of(target)
-            calls = self._calls.get(target)
-            if calls is None:
-                calls = self._calls[target] = PeerCalls(self._stalls)
-            if client is None or len(calls) >= MAX_INFLIGHT:
-                continue
-            request = HeartbeatRequest(
-                command.vote, matching, command.leader_commit, self._lease_ms, reverted.get(target)
-            )
-            calls.start(client, "heartbeat", request, self._timeout, partial(self._answered, command, target))
+        """To every peer of ``command``."""
+        for target, _ in command.peers:
+            self.send_to(target, command, client_of)
 
-    def _answered(self, command: SendHeartbeat, target: NodeId, future: asyncio.Future[Any]) -> None:
-        if future.cancelled():
+    def send_to(
+        self, target: NodeId, command: SendHeartbeat, client_of: Callable[[NodeId], RaftNetwork | None]
+    ) -> None:
+        """To one peer of ``command``."""
+        client = client_of(target)
+        calls = self._calls.get(target)
+        if calls is None:
+            calls = self._calls[target] = PeerCalls(self._stalls)
+        if client is None or len(calls) >= MAX_INFLIGHT:
             return
-        error = future.exception()
+        matching = dict(command.peers)[target]
+        reverted = dict(command.reverted).get(target)
+        request = HeartbeatRequest(command.vote, matching, command.leader_commit, self._lease_ms, reverted)
+        calls.start(client, "heartbeat", request, self._timeout, partial(self._answered, command, target))
+
+    def _answered(self, command: SendHeartbeat, target: NodeId, answer: Answer) -> None:
+        if answer.cancelled():
+            return
+        error = answer.exception()
         if error is not None:
             self._peers.failed(target, error)
             return
         self._peers.succeeded(target)
-        self._notify(HeartbeatAnswered(command, target, future.result()))
+        self._notify(HeartbeatAnswered(command, target, answer.result()))
 
     def sweep(self, now: float) -> None:
         """Give up calls the transport should have ended long ago."""

@@ -7,6 +7,7 @@ It drains what is there, calls the engine once per batch of writes, carries out 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,6 +18,7 @@ from raftkit_core.config import Config
 from raftkit_core.engine.engine import Engine
 from raftkit_core.errors import Fatal, Overloaded, RaftError, Stopped
 from raftkit_core.instrument import Instruments
+from raftkit_core.network.reply import Reply
 from raftkit_core.runtime.command_runner import CommandRunner
 from raftkit_core.runtime.log_writer import MAX_BATCH_BYTES, LogWriter
 from raftkit_core.runtime.messages import (
@@ -132,8 +134,14 @@ class RaftCore:
         self._inbox: deque[RaftMsg] = deque()
         self._notifications: deque[Notification] = deque()
         self._balancer = Balancer()
-        self._wakeup: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
+        self._context = contextvars.copy_context()
+        self._is_running = False
+        self._turn_is_due = False
+        """A turn is scheduled or under way, or begins when the frames that are being handed over are all here."""
+        self._is_corked = False
+        self._corks = 0
+        self._stopped: asyncio.Future[None] = self._loop.create_future()
         self.fatal: BaseException | None = None
         """Why the node has stopped; :class:`Stopped` after a shutdown."""
         self.has_ended = False
@@ -169,16 +177,16 @@ class RaftCore:
         self._inbox.append(message)
         self._wake()
 
-    def ask(self, timeout: float, message: Callable[[RequestId], RaftMsg]) -> asyncio.Future[Any]:
-        """Queue a request. The future gives the engine's answer, or RPCTimeout after ``timeout`` seconds.
+    def ask(self, timeout: float, message: Callable[[RequestId], RaftMsg]) -> Reply[Any]:
+        """Queue a request. The reply is the engine's answer, or RPCTimeout after ``timeout`` seconds.
 
         Raises: as :meth:`send`, and then nobody waits for anything.
         """
         self._check_room()
-        request_id, future = self.waiting.new_request(self.clock.monotonic() + timeout)
+        request_id, reply = self.waiting.new_request(self.clock.monotonic() + timeout)
         self._inbox.append(message(request_id))
         self._wake()
-        return future
+        return reply
 
     def _check_room(self) -> None:
         self.check_running()
@@ -197,7 +205,7 @@ class RaftCore:
             self.runner.halt()
             self.worker.halt()
             self.writer.halt()
-            self._wake()
+            self._stop()
 
     def check_running(self) -> None:
         """Raises: Fatal (Stopped) if the node has ended; RuntimeError for a call from elsewhere than its loop."""
@@ -229,7 +237,7 @@ class RaftCore:
         """Stop in an orderly way, bounded in time. Idempotent."""
         if self.fatal is None:
             self.fatal = Stopped(f"{self.engine.config.id} was shut down")
-        self._wake()
+        self._stop()
         if self._task is not None and self._task is not asyncio.current_task():
             await asyncio.wait([self._task])
 
@@ -254,9 +262,30 @@ class RaftCore:
         self.notify(_TICKED)
 
     def _wake(self) -> None:
-        wakeup = self._wakeup
-        if wakeup is not None and not wakeup.done():
-            wakeup.set_result(None)
+        """Something is there: have a turn soon, unless one is coming or under way (which looks again at its end)."""
+        if not self._turn_is_due:
+            self._turn_is_due = True
+            if self._is_running:
+                self._loop.call_soon(self._next_turn, context=self._context)
+
+    def cork(self) -> None:
+        """A transport hands over what came in together: the turn that deals with it waits for :meth:`uncork`."""
+        self._corks += 1
+        if not self._turn_is_due and self._is_running:
+            self._turn_is_due = self._is_corked = True
+
+    def uncork(self) -> None:
+        """All of it is here: have the turn now, in this step of the event loop. One that is scheduled already is left
+        to come: what waits for it may still grow."""
+        self._corks -= 1
+        if self._is_corked and not self._corks:
+            self._is_corked = False
+            self._next_turn()
+
+    def _stop(self) -> None:
+        """Have the main task end everything."""
+        if not self._stopped.done():
+            self._stopped.set_result(None)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -271,32 +300,49 @@ class RaftCore:
             await self._end()
 
     async def _run(self) -> None:
+        """Turns are steps of the event loop, scheduled when something is there; this task owns them and their end."""
         self.runner.run(self.engine.take_commands())
         self.ticker.start()
         self._show()
-        loop = asyncio.get_running_loop()
-        while self.fatal is None:
-            if not self._notifications and not self._inbox:
-                self._wakeup = loop.create_future()
-                await self._wakeup
-                self._wakeup = None
-                continue
+        self._is_running = True
+        self._turn_is_due = True
+        self._next_turn()
+        await self._stopped
+
+    def _next_turn(self) -> None:
+        """A turn, and another soon if it did not take everything: others run in between."""
+        if self.fatal is not None:
+            return
+        try:
             self._turn()
-            # One turn takes everything that is there; let others run before the next.
-            if self._notifications or self._inbox:
-                await asyncio.sleep(0)
+        except Exception as error:
+            self.fail(error)
+            return
+        except BaseException as error:
+            self.fail(error)
+            raise
+        self._turn_is_due = False
+        if self._notifications or self._inbox:
+            self._wake()
 
     def _turn(self) -> None:
-        """One turn: notifications, then API messages, each up to its share."""
+        """One turn: notifications, then API messages, each up to its share, and what finished meanwhile at once."""
         now = self.clock.monotonic()
-        notifications = 0
-        while self._notifications and notifications < self._balancer.notification and self.fatal is None:
-            self._handle_notification(self._notifications.popleft(), now)
-            self._carry_out()
-            notifications += 1
-        raft_msgs = self._drain_inbox(now)
+        notifications = self._take_notifications(now, 0) if self._notifications else 0
+        raft_msgs = self._drain_inbox(now) if self._inbox else 0
+        if self._notifications:
+            notifications = self._take_notifications(now, notifications)
         self._balancer.turned(raft_msgs, notifications)
         self._show()
+
+    def _take_notifications(self, now: float, taken: int) -> int:
+        """Deal with notifications up to this turn's share, of which ``taken`` are used; gives how many are then."""
+        share = self._balancer.notification
+        while self._notifications and taken < share and self.fatal is None:
+            self._handle_notification(self._notifications.popleft(), now)
+            self._carry_out()
+            taken += 1
+        return taken
 
     def _drain_inbox(self, now: float) -> int:
         """API messages in order; consecutive writes become one append, consecutive reads one round."""
@@ -335,7 +381,9 @@ class RaftCore:
         if self.lease_watchers:
             for check in list(self.lease_watchers):
                 check()
-        self.runner.run(self.engine.take_commands())
+        commands = self.engine.take_commands()
+        if commands:
+            self.runner.run(commands)
 
     def _write(self, writes: Sequence[ClientWrite], now: float) -> None:
         """Propose everything that waits as one append; refuse all of it alike."""

@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from raftkit_core.engine.commands import Replicate, ReplicateSnapshot
 from raftkit_core.errors import NetworkError, PayloadTooLarge, RPCError, RPCTimeout, StorageError
 from raftkit_core.network.interface import RaftNetwork
 from raftkit_core.runtime.log_writer import LogWriter
 from raftkit_core.runtime.messages import Notification, ReplicationFailed, ReplicationProgress
-from raftkit_core.runtime.peer_calls import PeerCalls
+from raftkit_core.runtime.peer_calls import Answer, PeerCalls
 from raftkit_core.runtime.peers import PeerTable
 from raftkit_core.runtime.stalls import StallDetector
 from raftkit_core.types.entry import Entry
@@ -164,15 +163,15 @@ class ReplicationStream:
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
-    def _answered(self, future: asyncio.Future[Any], command: Replicate, size_bytes: int) -> None:
+    def _answered(self, answer: Answer, command: Replicate, size_bytes: int) -> None:
         self._inflight_bytes -= size_bytes
         if self._closed:
             return
-        error = NetworkError("the call was cancelled") if future.cancelled() else future.exception()
+        error = NetworkError("the call was cancelled") if answer.cancelled() else answer.exception()
         if error is not None:
             self._on_error(error, command.epoch)
             return
-        response: AppendEntriesResponse = future.result()
+        response: AppendEntriesResponse = answer.result()
         if isinstance(response, Busy):
             self._leave_alone(self._next_delay())
         elif isinstance(response, Success):

@@ -111,6 +111,14 @@ class PeerService:
             raise PeerBusy("this node is starting")
         return self._core
 
+    def cork(self) -> None:
+        if self._core is not None:
+            self._core.cork()
+
+    def uncork(self) -> None:
+        if self._core is not None:
+            self._core.uncork()
+
     # --- identity ---------------------------------------------------------------------------------------------------
 
     def local_hello(self, target: NodeId) -> HelloRequest:

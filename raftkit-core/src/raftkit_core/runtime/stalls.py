@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from raftkit_core.clock import Clock, SystemClock
 from raftkit_core.instrument import Instruments
+from raftkit_core.network.reply import Reply
 
 log = logging.getLogger("raftkit.runtime")
 
@@ -121,13 +122,13 @@ class StallDetector:
         log.warning("node %s: %s%s", self._node_id, text, f" ({more} more since the last warning)" if more else "")
 
 
-_AT_ONCE = frozenset((type(None), list, tuple, asyncio.Future))
+_AT_ONCE = frozenset((type(None), list, tuple, asyncio.Future, Reply))
 """What plugins mostly give, and nobody has to look at twice."""
 
 
 def _must_be_awaited(result: object) -> bool:
     """Whether plugin code runs while ``result`` is awaited; a future runs none."""
-    return inspect.isawaitable(result) and not asyncio.isfuture(result)
+    return inspect.isawaitable(result) and not asyncio.isfuture(result) and not isinstance(result, Reply)
 
 
 def _name(plugin: object, method: str) -> str:

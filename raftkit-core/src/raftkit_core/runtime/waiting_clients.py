@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from raftkit_core.errors import NotApplied, OutcomeUnknown, RaftError, RPCTimeout
+from raftkit_core.network.reply import Reply
 from raftkit_core.types.ids import RequestId
 from raftkit_core.types.log_id import LogId
 
@@ -34,7 +35,7 @@ class WaitingClients:
 
     def __init__(self) -> None:
         self._by_index: dict[int, _Waiter] = {}
-        self._requests: dict[RequestId, tuple[asyncio.Future[Any], float]] = {}
+        self._requests: dict[RequestId, tuple[Reply[Any], float]] = {}
         self._request_id = 0
         self._swept_at = float("-inf")
 
@@ -81,17 +82,17 @@ class WaitingClients:
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
-    def new_request(self, deadline: float) -> tuple[RequestId, asyncio.Future[Any]]:
-        """A request id for the engine, and the future its answer goes to; ``RPCTimeout`` if none comes in time."""
+    def new_request(self, deadline: float) -> tuple[RequestId, Reply[Any]]:
+        """A request id for the engine, and where its answer goes; ``RPCTimeout`` if none comes in time."""
         self._request_id += 1
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._requests[self._request_id] = (future, deadline)
-        return self._request_id, future
+        reply: Reply[Any] = Reply()
+        self._requests[self._request_id] = (reply, deadline)
+        return self._request_id, reply
 
     def respond(self, request_id: RequestId, response: Any) -> None:
         """Answer a request; an error is raised there. Unknown ids were answered or given up before."""
         waiting = self._requests.pop(request_id, None)
-        if waiting is None or waiting[0].done():
+        if waiting is None:
             return
         if isinstance(response, BaseException):
             waiting[0].set_exception(response)
@@ -103,10 +104,8 @@ class WaitingClients:
         if now - self._swept_at < SWEEP_SECONDS:
             return
         self._swept_at = now
-        for request_id in [key for key, (future, due) in self._requests.items() if due <= now or future.done()]:
-            future, _ = self._requests.pop(request_id)
-            if not future.done():
-                future.set_exception(RPCTimeout("no answer within the deadline"))
+        for request_id in [key for key, (reply, due) in self._requests.items() if due <= now or reply.done()]:
+            self._requests.pop(request_id)[0].set_exception(RPCTimeout("no answer within the deadline"))
         for index in [index for index, waiter in self._by_index.items() if self._is_over(waiter, now)]:
             del self._by_index[index]
 
@@ -133,13 +132,12 @@ class WaitingClients:
     def fail_all(self, make_error: Callable[[], RaftError]) -> None:
         """The node has stopped. Requests get its error; a write whose entry is in the log may still be applied, here
         after a restart or by the others: its outcome is unknown."""
-        requests = [future for future, _ in self._requests.values()]
+        requests = [reply for reply, _ in self._requests.values()]
         writes = list(self._by_index.values())
         self._requests.clear()
         self._by_index.clear()
-        for future in requests:
-            if not future.done():
-                future.set_exception(make_error())
+        for reply in requests:
+            reply.set_exception(make_error())
         for head in writes:
             waiter: _Waiter | None = head
             while waiter is not None:

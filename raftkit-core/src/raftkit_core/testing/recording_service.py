@@ -65,6 +65,12 @@ class RecordingService:
         """How often ``kind`` arrived."""
         return sum(1 for known, _, _ in self.calls if known == kind)
 
+    def cork(self) -> None:
+        """Nothing to gather: every call is recorded as it comes."""
+
+    def uncork(self) -> None:
+        """See :meth:`cork`."""
+
     # --- Hello ------------------------------------------------------------------------------------------------------
 
     def local_hello(self, target: NodeId) -> HelloRequest:
