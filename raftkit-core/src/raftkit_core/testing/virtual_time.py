@@ -8,14 +8,19 @@ turn later, as a thread would leave the caller one turn to go on.
 from __future__ import annotations
 
 import asyncio
+import heapq
 import selectors
 from collections.abc import Callable, Coroutine, Mapping
+from contextvars import Context, ContextVar
 from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 
 WALL_START = 1_700_000_000.0
 """Wall time, in seconds since the epoch, at virtual time 0."""
+
+OWNER: ContextVar[str | None] = ContextVar("raftkit_owner", default=None)
+"""Whose callbacks and timers these are: what :meth:`VirtualTimeLoop.freeze` tells apart."""
 
 
 class VirtualDeadlock(RuntimeError):
@@ -27,12 +32,72 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def __init__(self, start: float = 0.0) -> None:
         self._virtual_now = start
+        self._frozen: dict[str, list[asyncio.Handle]] = {}
         self._virtual_selector = _TimeSelector(self)
         super().__init__(self._virtual_selector)
         self._virtual_selector.is_closed_to_files = True  # the loop's own wake-up pipe is in
 
     def time(self) -> float:
         return self._virtual_now
+
+    # --- stopping one owner's part of the program --------------------------------------------------------------------
+
+    def freeze(self, owner: str) -> None:
+        """Stop everything whose context has :data:`OWNER` ``owner``, as SIGSTOP stops a process: no callback and no
+        timer of it runs until :meth:`thaw`. What is in the middle of a step finishes that step."""
+        if owner in self._frozen:
+            return
+        kept = self._frozen[owner] = []
+        ready = self._ready  # type: ignore[attr-defined]
+        for place, handle in enumerate(ready):
+            if _context_of(handle).get(OWNER) == owner:
+                kept.append(handle)
+                ready[place] = asyncio.Handle(_nothing, (), self)  # the loop has counted what is ready
+        timers = self._scheduled  # type: ignore[attr-defined]
+        mine = [timer for timer in timers if _context_of(timer).get(OWNER) == owner]
+        if mine:
+            timers[:] = [timer for timer in timers if _context_of(timer).get(OWNER) != owner]
+            heapq.heapify(timers)
+            for timer in sorted(mine):
+                timer._scheduled = False
+                kept.append(timer)
+
+    def thaw(self, owner: str) -> None:
+        """Let it go on: overdue timers fire at once, each one time."""
+        for handle in self._frozen.pop(owner, ()):
+            if handle.cancelled():
+                continue
+            if isinstance(handle, asyncio.TimerHandle):
+                heapq.heappush(self._scheduled, handle)  # type: ignore[attr-defined]
+                handle._scheduled = True  # type: ignore[attr-defined]
+            else:
+                self._ready.append(handle)  # type: ignore[attr-defined]
+
+    def is_frozen(self, owner: str) -> bool:
+        return owner in self._frozen
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        self._check_closed()  # type: ignore[attr-defined]
+        handle = asyncio.Handle(callback, args, self, context)
+        if self._frozen and (kept := self._frozen.get(_context_of(handle).get(OWNER))) is not None:  # type: ignore[arg-type]
+            kept.append(handle)
+        else:
+            self._ready.append(handle)  # type: ignore[attr-defined]
+        return handle
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        self._check_closed()  # type: ignore[attr-defined]
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        if self._frozen and (kept := self._frozen.get(_context_of(timer).get(OWNER))) is not None:  # type: ignore[arg-type]
+            kept.append(timer)
+            return timer
+        heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
+        timer._scheduled = True  # type: ignore[attr-defined]
+        return timer
 
     def jump(self, timeout: float | None) -> None:
         """Called by the selector when nothing is ready: ``timeout`` seconds until the next timer, None if none is.
@@ -111,6 +176,14 @@ class _TimeSelector(selectors.BaseSelector):
 
     def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
         return self._keys
+
+
+def _context_of(handle: asyncio.Handle) -> Context:
+    return handle._context  # type: ignore[attr-defined,no-any-return]
+
+
+def _nothing() -> None:
+    pass
 
 
 def _refuse_files() -> NoReturn:

@@ -1,0 +1,410 @@
+"""Watches one simulation from outside: what is durable, what leaves a node, what is applied. Never asks an engine.
+
+Every check has the number of the rule it proves (S1 … S30, docs/simulation.md). A check looks only at what one step
+changed; what was promised is remembered for the whole run, across crashes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from zlib import crc32
+
+from raftkit_core.network.wire import Kind
+from raftkit_core.testing.simulation.sim_disk import SimDisk
+from raftkit_core.testing.simulation.trace import Trace
+from raftkit_core.types.entry import MEMBERSHIP, NORMAL, Entry, decode_membership
+from raftkit_core.types.identity import StoreIdentity
+from raftkit_core.types.ids import NodeId
+from raftkit_core.types.log_id import LogId, index_of, log_id_le, log_id_lt
+from raftkit_core.types.membership import Membership
+from raftkit_core.types.messages import Success, VoteRequest, VoteResponse
+from raftkit_core.types.snapshot import SnapshotMeta
+from raftkit_core.types.vote import LeaderId, Vote, vote_ge
+
+
+class Breach:
+    """A rule that did not hold."""
+
+    def __init__(self, rule: str, node: NodeId, detail: str, at: float) -> None:
+        self.rule = rule
+        self.node = node
+        self.detail = detail
+        self.at = at
+
+    def __str__(self) -> str:
+        return f"{self.rule} at {self.node} after {self.at:.3f} s: {self.detail}"
+
+
+class Oracle:
+    """Remembers the whole run. ``breaches`` is empty as long as every rule held."""
+
+    def __init__(
+        self,
+        disks: Mapping[NodeId, SimDisk],
+        trace: Trace,
+        *,
+        single_term_leader: bool,
+        effective: Callable[[NodeId], Membership],
+    ) -> None:
+        self._disks = disks
+        self._trace = trace
+        self._single_term_leader = single_term_leader
+        self._effective = effective
+        self.breaches: list[Breach] = []
+        self.leaders: dict[LeaderId, NodeId] = {}
+        self.grants: dict[LeaderId, dict[NodeId, None]] = {}
+        self.chain: dict[LogId, tuple[LogId | None, int]] = {}
+        self.committed: dict[int, tuple[LogId, bytes]] = {}
+        self.committed_index = -1
+        self.digests: dict[int, int] = {}
+        self.states: dict[int, str] = {}
+        self.acks: dict[NodeId, dict[LeaderId, int]] = {}
+        self._commit_told_last: tuple[NodeId, LogId] | None = None
+
+    def breach(self, rule: str, node: NodeId, detail: str) -> None:
+        self._trace.event("breach", node, f"{rule} {detail}")
+        self.breaches.append(Breach(rule, node, detail, self._trace.now()))
+
+    # --- elections --------------------------------------------------------------------------------------------------
+
+    def _established(self, node: NodeId, vote: Vote) -> None:
+        """The first message under a granted vote leaves ``node``. S1, S2, S7."""
+        leader_id = vote.leader_id
+        self.leaders[leader_id] = node
+        self._trace.event("leads", node, leader_id)
+        self._trace.seen("election.won")
+        if leader_id.node_id != node:
+            self.breach("S1", node, f"speaks as the leader {leader_id}")
+        if self._single_term_leader:
+            others = [other for other in self.leaders if other.term == leader_id.term and other != leader_id]
+            if others:
+                self.breach("S1", node, f"term {leader_id.term} has leaders {leader_id} and {others[0]}")
+        disk = self._disks[node]
+        if disk.held_vote.leader_id != leader_id:
+            self.breach("S2", node, f"leads under {vote} while its disk holds {disk.vote}")
+        voters = [*self.grants.get(leader_id, {}), node]
+        members = self._effective(node)
+        if not members.is_quorum(voters):
+            self.breach("S2", node, f"leads with the votes of {sorted(voters)} only, of {members.configs}")
+        purged = index_of(disk.last_purged)
+        covered = max(purged, index_of(disk.snapshot_last))
+        for index in range(max(covered, -1) + 1, self.committed_index + 1):
+            known = self.committed.get(index)
+            held = disk.entry_at(index)
+            if known is not None and (held is None or held.log_id != known[0]):
+                at = None if held is None else held.log_id
+                self.breach("S7", node, f"leads as {leader_id} with {at} where {known[0]} is committed")
+                return
+
+    # --- the disk ---------------------------------------------------------------------------------------------------
+
+    def disk_vote(self, disk: SimDisk, vote: Vote) -> None:
+        """S3: a durable vote never falls. S4: it counts as granted only if somebody won it."""
+        if not vote_ge(vote, disk.held_vote, self._single_term_leader):
+            self.breach("S3", disk.node_id, f"its vote falls from {disk.vote} to {vote}")
+        if vote.committed and vote.node_id != disk.node_id and vote.leader_id not in self.leaders:
+            self.breach("S4", disk.node_id, f"holds {vote} for granted, which nobody won")
+        self._trace.event("disk", disk.node_id, ("vote", str(vote)))
+
+    def disk_truncate(self, disk: SimDisk, since: int) -> None:
+        """S10, S11, S17: never what is committed, never by the leader itself, never what was acknowledged under a
+        leader that is not superseded."""
+        node = disk.node_id
+        self._trace.event("disk", node, ("truncate", since))
+        last = index_of(disk.last_log_id)
+        if since <= last:
+            self._trace.seen("log.truncated")
+        if since <= index_of(disk.last_purged):
+            self.breach("S11", node, f"truncates {since}, purged up to {disk.last_purged}")
+        snapshot = index_of(disk.snapshot_last)
+        for index in range(max(since, snapshot + 1), last + 1):
+            known, held = self.committed.get(index), disk.entry_at(index)
+            if known is not None and held is not None and held.log_id == known[0]:
+                self.breach("S11", node, f"truncates the committed {held.log_id}")
+                break
+        vote = disk.held_vote
+        if vote.committed and self.leaders.get(vote.leader_id) == node and since <= last:
+            self.breach("S10", node, f"truncates {since} while it leads as {vote.leader_id}")
+        acks = self.acks.get(node)
+        for leader_id in list(acks or ()):
+            assert acks is not None
+            acked = acks[leader_id]
+            if acked >= since and acked > snapshot:
+                if leader_id >= vote.leader_id and since <= last:
+                    self.breach("S17", node, f"loses {since}, acknowledged to {leader_id} up to {acked}, under {vote}")
+                acks[leader_id] = since - 1
+
+    def disk_purge(self, disk: SimDisk, upto: LogId) -> None:
+        """S25, S13: only what a durable snapshot or a durable machine stands for."""
+        self._trace.event("disk", disk.node_id, ("purge", str(upto)))
+        self._trace.seen("log.purged")
+        if disk.last_log_id == upto:
+            self._trace.seen("log.purged_to_the_tip")
+        covered = index_of(disk.snapshot_last)
+        if disk.machine is not None:
+            covered = max(covered, index_of(disk.machine.applied))
+        if upto.index > covered:
+            self.breach("S25", disk.node_id, f"purges up to {upto}, its snapshot ends at {disk.snapshot_last}")
+
+    def disk_append(self, disk: SimDisk, entry: Entry) -> None:
+        """S8: a log id names one entry after one entry, everywhere and for ever. S9: no hole, no older leader."""
+        at, prev = entry.log_id, disk.last_log_id
+        if at.index != index_of(prev) + 1:
+            self.breach("S9", disk.node_id, f"{at} follows {prev}")
+        elif prev is not None and at.leader_id < prev.leader_id:
+            self.breach("S9", disk.node_id, f"{at} follows {prev} of a later leader")
+        if at.leader_id > disk.held_vote.leader_id:
+            self.breach("S9", disk.node_id, f"{at} under the vote {disk.vote}")
+        stamp = crc32(entry.payload, entry.kind)
+        known = self.chain.get(at)
+        if known is None:
+            self.chain[at] = (prev, stamp)
+        elif known != (prev, stamp):
+            self.breach("S8", disk.node_id, f"{at} after {prev}, elsewhere after {known[0]}, or with another payload")
+        if entry.kind == MEMBERSHIP and at.index > 0:
+            self._membership_appended(disk, entry)
+        self._trace.event("disk", disk.node_id, at, f"{at}{stamp}")
+
+    def _membership_appended(self, disk: SimDisk, entry: Entry) -> None:
+        """S18: one step at a time, and each shares a configuration with the one before."""
+        if disk.memberships:
+            before_id, before = disk.memberships[-1]
+        elif disk.snapshot is not None:
+            before_id, before = disk.snapshot[0].membership.log_id, disk.snapshot[0].membership.membership
+        else:
+            return
+        after = decode_membership(entry.payload)
+        if not after.configs or not all(after.configs):
+            self.breach("S18", disk.node_id, f"{entry.log_id} leaves no voter")
+        elif not any(config in before.configs for config in after.configs):
+            self.breach("S18", disk.node_id, f"{entry.log_id} changes {before.configs} to {after.configs} at once")
+        if before_id is not None and before_id.index not in self.committed and before_id.index > 0:
+            self.breach("S18", disk.node_id, f"{entry.log_id} while the change {before_id} is not committed")
+        if len(after.configs) > 1:
+            self._trace.seen("membership.joint")
+        elif len(before.configs) > 1:
+            self._trace.seen("membership.joint_left")
+
+    def disk_committed(self, disk: SimDisk, committed: LogId) -> None:
+        """S6, S13, S14."""
+        if log_id_lt(committed, disk.committed):
+            self.breach("S14", disk.node_id, f"saves {committed} as committed after {disk.committed}")
+        if committed.index > index_of(disk.last_log_id):
+            self.breach("S13", disk.node_id, f"saves {committed} as committed, its log ends at {disk.last_log_id}")
+        known = self.committed.get(committed.index)
+        if known is not None and known[0] != committed:
+            self.breach("S6", disk.node_id, f"saves {committed} as committed, elsewhere it is {known[0]}")
+
+    def disk_identity(self, disk: SimDisk, identity: StoreIdentity) -> None:
+        self._trace.event("disk", disk.node_id, identity)
+        if identity.retired:
+            self._trace.seen("store.retired")
+
+    def disk_snapshot(self, disk: SimDisk, meta: SnapshotMeta) -> None:
+        """S14, S6, S24."""
+        self._trace.event("disk", disk.node_id, ("snapshot", str(meta.last_log_id)))
+        last = meta.last_log_id
+        if log_id_lt(last, disk.snapshot_last):
+            self.breach("S14", disk.node_id, f"its snapshot falls from {disk.snapshot_last} to {last}")
+        known = self.committed.get(index_of(last))
+        if known is not None and known[0] != last:
+            self.breach("S24", disk.node_id, f"publishes a snapshot at {last}, committed is {known[0]}")
+        held = disk.entry_at(index_of(last))
+        if last is not None and held is None and last.index > index_of(disk.last_log_id):
+            self._trace.seen("snapshot.beyond_the_log")
+        elif held is not None and held.log_id != last:
+            self._trace.seen("snapshot.over_a_conflict")
+
+    # --- the wire ---------------------------------------------------------------------------------------------------
+
+    def asks(self, src: NodeId, dst: NodeId, kind: Kind, message: Any) -> None:
+        disk = self._disks[src]
+        if kind is Kind.APPEND_ENTRIES or kind is Kind.HEARTBEAT:
+            self._leader_speaks(src, disk, message.vote)
+            if message.leader_commit is not None:
+                self._commit_told(src, message.vote, message.leader_commit)
+            if kind is Kind.HEARTBEAT and message.prev_log_id is not None:
+                acked = self.acks.get(dst, {}).get(message.vote.leader_id, -1)
+                if message.prev_log_id.index > acked:
+                    self.breach("S26", src, f"believes that {dst} holds {message.prev_log_id}, it said {acked}")
+        elif kind is Kind.VOTE:
+            self._candidate_speaks(src, disk, message)
+        elif kind is Kind.PRE_VOTE:
+            self._trace.seen("prevote.asked")
+        elif kind is Kind.INSTALL_SNAPSHOT:
+            self._leader_speaks(src, disk, message.vote)
+            self._trace.seen("snapshot.sent")
+
+    def _leader_speaks(self, src: NodeId, disk: SimDisk, vote: Vote) -> None:
+        """S15: nothing leaves under a vote that is not durable. S28: nothing leaves after a failed write."""
+        if vote.leader_id not in self.leaders:
+            self._established(src, vote)
+        elif self.leaders[vote.leader_id] != src:
+            self.breach("S1", src, f"speaks as {vote.leader_id}, which {self.leaders[vote.leader_id]} is")
+        if not vote.committed or not vote_ge(disk.held_vote, vote.as_uncommitted(), self._single_term_leader):
+            self.breach("S15", src, f"leads under {vote}, its disk holds {disk.vote}")
+        self._check_alive(src, disk, "leads")
+
+    def _candidate_speaks(self, src: NodeId, disk: SimDisk, message: VoteRequest) -> None:
+        self._trace.seen("election.transfer" if message.transfer_of is not None else "election.asked")
+        if not vote_ge(disk.held_vote, message.vote, self._single_term_leader):
+            self.breach("S15", src, f"asks for {message.vote}, its disk holds {disk.vote}")
+        if not self._effective(src).is_voter(src):
+            self.breach("S19", src, "campaigns without being a voter")
+        self._check_alive(src, disk, "campaigns")
+
+    def _check_alive(self, node: NodeId, disk: SimDisk, what: str) -> None:
+        if disk.failed is not None:
+            self.breach("S28", node, f"{what} after a write failed: {disk.failed}")
+
+    def answers(self, src: NodeId, dst: NodeId, kind: Kind, request: Any, answer: Any) -> None:
+        disk = self._disks[src]
+        if kind is Kind.VOTE:
+            self._voted(src, dst, disk, request, answer)
+        elif kind is Kind.APPEND_ENTRIES or kind is Kind.HEARTBEAT:
+            if type(answer) is Success:
+                self._acknowledged(src, disk, request.vote, answer.matching)
+            else:
+                self._trace.seen(f"append.{type(answer).__name__.lower()}")
+        elif kind is Kind.INSTALL_SNAPSHOT and answer.vote == request.vote:
+            last = request.meta.last_log_id
+            self._trace.seen("snapshot.installed")
+            self._acknowledged(src, disk, request.vote, last)
+
+    def _voted(self, src: NodeId, dst: NodeId, disk: SimDisk, request: VoteRequest, answer: VoteResponse) -> None:
+        """A grant leaves ``src``. S3, S15."""
+        if not answer.granted:
+            greater = answer.vote != request.vote and vote_ge(answer.vote, request.vote, self._single_term_leader)
+            reason = "vote" if greater else "log" if log_id_lt(request.last_log_id, answer.last_log_id) else "lease"
+            self._trace.seen(f"vote.rejected_by_{reason}")
+            return
+        if answer.vote != request.vote:
+            return
+        self._trace.seen("vote.granted")
+        vote = request.vote
+        durable = disk.held_vote
+        if not vote_ge(durable, vote, self._single_term_leader):
+            self.breach("S15", src, f"grants {vote}, its disk holds {durable}")
+        if durable.leader_id == vote.leader_id:
+            for last in (disk.last_log_id, disk.snapshot_last):
+                if log_id_lt(request.last_log_id, last):
+                    self.breach("S3", src, f"grants {vote} whose log ends at {request.last_log_id}, its own at {last}")
+        self._check_alive(src, disk, "grants a vote")
+        self.grants.setdefault(vote.leader_id, {})[src] = None
+
+    def _acknowledged(self, src: NodeId, disk: SimDisk, vote: Vote, matching: LogId | None) -> None:
+        """``src`` says that it holds everything up to ``matching``. S15."""
+        durable = disk.held_vote
+        if not vote_ge(durable, vote, self._single_term_leader):
+            self.breach("S15", src, f"answers under {vote}, its disk holds {durable}")
+        self._check_alive(src, disk, "acknowledges")
+        if matching is None:
+            return
+        if durable.leader_id == vote.leader_id and not disk.holds(matching):
+            self.breach("S15", src, f"acknowledges {matching}, which is not on its disk")
+        acks = self.acks.setdefault(src, {})
+        if matching.index > acks.get(vote.leader_id, -1):
+            acks[vote.leader_id] = matching.index
+
+    # --- commit and apply -------------------------------------------------------------------------------------------
+
+    def _commit_told(self, leader: NodeId, vote: Vote, commit: LogId) -> None:
+        """A leader tells others what is committed. S5, S6."""
+        if self._commit_told_last == (leader, commit):
+            return
+        self._commit_told_last = (leader, commit)
+        known = self.committed.get(commit.index)
+        if known is not None:
+            if known[0] != commit:
+                self.breach("S6", leader, f"commits {commit}, elsewhere {known[0]} is committed")
+            return
+        self._check_quorum(leader, vote.leader_id, commit)
+
+    def _check_quorum(self, leader: NodeId, leader_id: LeaderId, commit: LogId) -> None:
+        """S5: an entry of the leader's own term, durable on a quorum."""
+        if commit.leader_id != leader_id:
+            self.breach("S5", leader, f"{leader_id} commits {commit} of another leader")
+        holders = [
+            node
+            for node, disk in self._disks.items()
+            if disk.holds(commit) or (node != leader and self.acks.get(node, {}).get(leader_id, -1) >= commit.index)
+        ]
+        if not self._effective(leader).is_quorum(holders):
+            self.breach("S5", leader, f"commits {commit}, durable only at {holders}")
+        for node in holders:
+            entry = self._disks[node].entry_at(commit.index)
+            if entry is not None and entry.log_id == commit:
+                for index in range(self.committed_index + 1, commit.index + 1):
+                    below = self._disks[node].entry_at(index)
+                    if below is not None:
+                        self._committed(leader, below)
+                return
+
+    def _committed(self, node: NodeId, entry: Entry) -> None:
+        """``node`` takes ``entry`` for committed. S6: for ever, and everywhere."""
+        index = entry.log_id.index
+        known = self.committed.get(index)
+        if known is None:
+            self.committed[index] = (entry.log_id, entry.payload)
+            self.committed_index = max(self.committed_index, index)
+        elif known[0] != entry.log_id or known[1] != entry.payload:
+            self.breach("S6", node, f"commits {entry.log_id}, elsewhere {known[0]} is committed")
+
+    def applying(self, node: NodeId, before: int, log: Sequence[Entry], results: Mapping[int, Any]) -> None:
+        """The machine of ``node``, which stood at index ``before``, applied ``log``. S6, S12, S15.
+
+        What lies between is allowed to be what machines never see: blank and membership entries.
+        """
+        disk = self._disks[node]
+        for index in range(before + 1, log[0].log_id.index):
+            skipped = disk.entry_at(index)
+            if skipped is None or skipped.kind == NORMAL:
+                self.breach("S12", node, f"skips index {index}: {skipped and skipped.log_id}")
+            else:
+                self._committed(node, skipped)
+        expected = max(before + 1, log[0].log_id.index)
+        digest = self._digest_at(before)
+        self.digests.setdefault(expected - 1, digest)
+        for entry in log:
+            at = entry.log_id
+            index = at.index
+            if index != expected:
+                self.breach("S12", node, f"applies {at} where {expected} was due")
+            expected = index + 1
+            if not disk.holds(at):
+                self.breach("S15", node, f"applies {at}, which is not on its disk")
+            self._committed(node, entry)
+            if entry.kind == NORMAL:
+                result = results.get(index)
+                shown = str(result) if isinstance(result, Exception) else repr(result)
+                digest = crc32(shown.encode(), crc32(entry.payload, digest))
+            first = self.digests.setdefault(index, digest)
+            if first != digest:
+                self.breach("S12", node, f"its results up to {at} differ from those of another node")
+        self._trace.event("apply", node, log[-1].log_id, f"{log[-1].log_id} {digest}")
+
+    def _digest_at(self, index: int) -> int:
+        """What was applied up to ``index``; blank and membership entries change nothing."""
+        while index >= 0 and index not in self.digests:
+            index -= 1
+        return self.digests.get(index, 0)
+
+    def applied(self, node: NodeId, at: LogId, state: str | None) -> None:
+        """The machine of ``node`` stands at ``at`` in ``state`` (a digest). S12, S24."""
+        if state is None:
+            return
+        first = self.states.setdefault(at.index, state)
+        if first != state:
+            self.breach("S12", node, f"its state at {at} differs from that of another node")
+
+    def check_pointers(self, node: NodeId) -> None:
+        """S13 on the disk."""
+        disk = self._disks[node]
+        covered = index_of(disk.snapshot_last)
+        if disk.machine is not None:
+            covered = max(covered, index_of(disk.machine.applied))
+        if index_of(disk.last_purged) > covered:
+            self.breach("S13", node, f"purged {disk.last_purged} beyond its snapshot {disk.snapshot_last}")
+        if not log_id_le(disk.last_purged, disk.last_log_id):
+            self.breach("S13", node, f"purged {disk.last_purged} beyond its log {disk.last_log_id}")

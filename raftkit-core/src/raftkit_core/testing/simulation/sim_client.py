@@ -1,0 +1,106 @@
+"""Clients of a simulated cluster: what they asked, when, and what they were told."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from raftkit_core.config import ReadPolicy
+from raftkit_core.errors import RaftError, Stopped
+from raftkit_core.types.ids import NodeId
+from raftkit_core.types.kv import CompareAndSet, Delete, Get, KeyValue, Put
+
+if TYPE_CHECKING:
+    from raftkit_core.testing.simulation.simulation import Simulation
+
+TIMEOUT = 2.0
+
+
+class Recorder(list[dict[str, Any]]):
+    """Calls in the order they were made."""
+
+
+class SimClient:
+    """Asks a node it chooses anew each time (or ``node``), and never twice: a lost answer is an unknown outcome."""
+
+    def __init__(self, sim: Simulation, name: str, random: Random) -> None:
+        self._sim = sim
+        self.name = name
+        self._random = random
+
+    async def put(self, key: str, value: bytes | str, *, node: NodeId | None = None, timeout: float = TIMEOUT) -> Any:
+        """Raises: RaftError."""
+        return await self._call("put", key, Put(key, _bytes(value)), node, timeout, value=_bytes(value))
+
+    async def delete(self, key: str, *, node: NodeId | None = None, timeout: float = TIMEOUT) -> Any:
+        return await self._call("delete", key, Delete(key), node, timeout)
+
+    async def cas(
+        self,
+        key: str,
+        expected: bytes | str | None,
+        value: bytes | str,
+        *,
+        node: NodeId | None = None,
+        timeout: float = TIMEOUT,
+    ) -> Any:
+        """Set ``key`` if it holds ``expected`` (None: if it does not exist). Raises: PreconditionFailed, RaftError."""
+        before = None if expected is None else _bytes(expected)
+        command = CompareAndSet(key, before, _bytes(value))
+        return await self._call("cas", key, command, node, timeout, value=_bytes(value), expected=before)
+
+    async def get(
+        self,
+        key: str,
+        policy: ReadPolicy = ReadPolicy.READ_INDEX,
+        *,
+        node: NodeId | None = None,
+        timeout: float = TIMEOUT,
+    ) -> bytes | None:
+        """The value, or None. Raises: RaftError."""
+        found: KeyValue | None = await self._call("get", key, Get(key), node, timeout, policy=policy)
+        return None if found is None else found.value
+
+    async def _call(
+        self, kind: str, key: str, command: Any, node: NodeId | None, timeout: float, *, policy: Any = None, **told: Any
+    ) -> Any:
+        sim = self._sim
+        await sim.start()
+        asked = node if node is not None else self._choose()
+        record: dict[str, Any] = {
+            "client": self.name, "kind": kind, "key": key, "called": sim.now, "returned": None, "outcome": "unknown",
+            "policy": None if policy is None else policy.value, "node": asked, **told,
+        }  # fmt: skip
+        sim.history.append(record)
+        sim.trace.event("call", self.name, (kind, key, asked), f"{kind} {key} {asked}")
+        try:
+            if asked is None or asked not in sim.running:
+                raise Stopped(f"{asked} is down", outcome="not_applied")
+            raft = sim.raft(asked)
+            if kind == "get":
+                result = await raft.read(command, policy, timeout=timeout)
+                record["found"] = result
+            else:
+                done = await raft.write(command, timeout=timeout)
+                record["log_id"] = done.log_id
+                result = record["result"] = done.data
+        except RaftError as error:
+            record["outcome"] = {"not_applied": "failed", "applied": "refused", "unknown": "unknown"}[error.outcome]
+            record["error"] = error
+            record["returned"] = sim.now if record["outcome"] != "unknown" else None
+            sim.trace.event("told", self.name, f"{kind} {key} {type(error).__name__}")
+            sim.trace.seen(f"client.{record['outcome']}")
+            raise
+        record["outcome"] = "ok"
+        record["returned"] = sim.now
+        sim.trace.event("told", self.name, f"{kind} {key} {result}")
+        sim.trace.seen("client.ok")
+        return result
+
+    def _choose(self) -> NodeId | None:
+        running = self._sim.running
+        return self._random.choice(running) if running else None
+
+
+def _bytes(value: bytes | str) -> bytes:
+    return value.encode() if isinstance(value, str) else value
