@@ -16,28 +16,35 @@ if TYPE_CHECKING:
     from raftkit_core.testing.conformance.state_machine import StateMachineConformance
     from raftkit_core.testing.power import UnsyncedFiles
     from raftkit_core.testing.recording_service import BytesSource, RecordingService
-    from raftkit_core.testing.virtual_time import VirtualTimeLoop
+    from raftkit_core.testing.simulation.simulation import InvariantBroken, Simulation
+    from raftkit_core.testing.virtual_time import VirtualTimeLoop, run_virtual
 
 __all__ = [
     "BytesSource",
+    "InvariantBroken",
     "LogStorageConformance",
     "NetworkConformance",
     "RecordingService",
+    "Simulation",
     "SnapshotStorageConformance",
     "StateMachineConformance",
     "UnsyncedFiles",
     "VirtualTimeLoop",
+    "run_virtual",
 ]
 
 _HOMES = {
     "BytesSource": "recording_service",
+    "InvariantBroken": "simulation.simulation",
     "LogStorageConformance": "conformance.log_storage",
     "NetworkConformance": "conformance.network",
     "RecordingService": "recording_service",
+    "Simulation": "simulation.simulation",
     "SnapshotStorageConformance": "conformance.snapshot_storage",
     "StateMachineConformance": "conformance.state_machine",
     "UnsyncedFiles": "power",
     "VirtualTimeLoop": "virtual_time",
+    "run_virtual": "virtual_time",
 }
 
 

@@ -56,6 +56,8 @@ class Oracle:
         self.grants: dict[LeaderId, dict[NodeId, None]] = {}
         self.chain: dict[LogId, tuple[LogId | None, int]] = {}
         self.committed: dict[int, tuple[LogId, bytes]] = {}
+        self.committed_under: dict[int, LeaderId] = {}
+        """The leader that was followed where an index was first seen to be committed: at least the one that did it."""
         self.committed_index = -1
         self.digests: dict[int, int] = {}
         self.states: dict[int, str] = {}
@@ -92,7 +94,9 @@ class Oracle:
         for index in range(max(covered, -1) + 1, self.committed_index + 1):
             known = self.committed.get(index)
             held = disk.entry_at(index)
-            if known is not None and (held is None or held.log_id != known[0]):
+            if known is None or self.committed_under[index] >= leader_id:
+                continue  # a leader that is late, and lower, need not hold what a greater one committed
+            if held is None or held.log_id != known[0]:
                 at = None if held is None else held.log_id
                 self.breach("S7", node, f"leads as {leader_id} with {at} where {known[0]} is committed")
                 return
@@ -347,6 +351,7 @@ class Oracle:
         known = self.committed.get(index)
         if known is None:
             self.committed[index] = (entry.log_id, entry.payload)
+            self.committed_under[index] = self._disks[node].held_vote.leader_id
             self.committed_index = max(self.committed_index, index)
         elif known[0] != entry.log_id or known[1] != entry.payload:
             self.breach("S6", node, f"commits {entry.log_id}, elsewhere {known[0]} is committed")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from raftkit_core.config import ReadPolicy
 from raftkit_core.errors import RaftError, Stopped
+from raftkit_core.testing.linearizability import Kind
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.kv import CompareAndSet, Delete, Get, KeyValue, Put
 
@@ -14,10 +15,6 @@ if TYPE_CHECKING:
     from raftkit_core.testing.simulation.simulation import Simulation
 
 TIMEOUT = 2.0
-
-
-class Recorder(list[dict[str, Any]]):
-    """Calls in the order they were made."""
 
 
 class SimClient:
@@ -62,16 +59,20 @@ class SimClient:
         return None if found is None else found.value
 
     async def _call(
-        self, kind: str, key: str, command: Any, node: NodeId | None, timeout: float, *, policy: Any = None, **told: Any
+        self,
+        kind: Kind,
+        key: str,
+        command: Any,
+        node: NodeId | None,
+        timeout: float,
+        *,
+        policy: ReadPolicy = ReadPolicy.READ_INDEX,
+        **told: Any,
     ) -> Any:
         sim = self._sim
         await sim.start()
         asked = node if node is not None else self._choose()
-        record: dict[str, Any] = {
-            "client": self.name, "kind": kind, "key": key, "called": sim.now, "returned": None, "outcome": "unknown",
-            "policy": None if policy is None else policy.value, "node": asked, **told,
-        }  # fmt: skip
-        sim.history.append(record)
+        call = sim.history.call(self.name, kind, key, now=sim.now, consistency=policy.value, **told)
         sim.trace.event("call", self.name, (kind, key, asked), f"{kind} {key} {asked}")
         try:
             if asked is None or asked not in sim.running:
@@ -79,20 +80,17 @@ class SimClient:
             raft = sim.raft(asked)
             if kind == "get":
                 result = await raft.read(command, policy, timeout=timeout)
-                record["found"] = result
             else:
-                done = await raft.write(command, timeout=timeout)
-                record["log_id"] = done.log_id
-                result = record["result"] = done.data
+                result = (await raft.write(command, timeout=timeout)).data
         except RaftError as error:
-            record["outcome"] = {"not_applied": "failed", "applied": "refused", "unknown": "unknown"}[error.outcome]
-            record["error"] = error
-            record["returned"] = sim.now if record["outcome"] != "unknown" else None
+            if kind == "get":
+                call.failed(sim.now, error.code)
+            else:
+                call.raised(sim.now, error)
             sim.trace.event("told", self.name, f"{kind} {key} {type(error).__name__}")
-            sim.trace.seen(f"client.{record['outcome']}")
+            sim.trace.seen(f"client.{error.outcome}")
             raise
-        record["outcome"] = "ok"
-        record["returned"] = sim.now
+        call.ok(sim.now, result)
         sim.trace.event("told", self.name, f"{kind} {key} {result}")
         sim.trace.seen("client.ok")
         return result

@@ -14,14 +14,20 @@ from typing import Any, Protocol
 
 from raftkit_core.errors import StorageCorrupt, StorageError, StorageFull
 from raftkit_core.storage.interface import LogBatch, LogState, SnapshotSink
-from raftkit_core.storage.memory import MemoryDisk, MemoryLogStorage, MemorySnapshotStorage, _check_container, _MemorySink
+from raftkit_core.storage.memory import (
+    MemoryDisk,
+    MemoryLogStorage,
+    MemorySnapshotStorage,
+    _check_container,
+    _MemorySink,
+)
 from raftkit_core.types.adapter import AdapterContext
 from raftkit_core.types.entry import MEMBERSHIP, Entry, decode_membership
 from raftkit_core.types.identity import StoreIdentity
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.log_id import LogId, index_of, log_id_lt, next_index
 from raftkit_core.types.membership import Membership
-from raftkit_core.types.snapshot import SnapshotMeta, SnapshotSource
+from raftkit_core.types.snapshot import SnapshotMeta
 from raftkit_core.types.vote import ZERO_VOTE, Vote
 
 Part = tuple[str, Any]
@@ -66,7 +72,9 @@ class Pending:
 class SimDisk(MemoryDisk):
     """What one node keeps. Faults are attributes, to be set at any time; ``random`` decides everything else."""
 
-    def __init__(self, node_id: NodeId = "", random: Random | None = None, observer: DiskObserver | None = None) -> None:
+    def __init__(
+        self, node_id: NodeId = "", random: Random | None = None, observer: DiskObserver | None = None
+    ) -> None:
         super().__init__(node_id)
         self.node_id = node_id
         self.random = Random(0) if random is None else random

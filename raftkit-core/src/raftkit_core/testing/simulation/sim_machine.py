@@ -87,7 +87,9 @@ class WatchedMachine:
 class DurableState:
     """What :class:`DurableKv` keeps on its disk, replaced as a whole: that is its transaction."""
 
-    def __init__(self, cells: dict[str, Any], applied: LogId | None, membership: Any, records: dict[bytes, bytes]) -> None:
+    def __init__(
+        self, cells: dict[str, Any], applied: LogId | None, membership: Any, records: dict[bytes, bytes]
+    ) -> None:
         self.cells = cells
         self.applied = applied
         self.membership = membership

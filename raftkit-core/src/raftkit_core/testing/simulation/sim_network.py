@@ -1,17 +1,18 @@
 """A network that can fail, under the real frames, lanes and hellos of the in-process transport.
 
-Every frame is judged on its way: lost, late, doubled, overtaken, damaged, or held until somebody lets it go; requests and
-answers alike, so that an answer may be lost after its effect is durable. Frames of one connection keep their order
+Every frame is judged on its way: lost, late, doubled, overtaken, damaged, or held until somebody lets it go; requests
+and answers alike, so that an answer may be lost after its effect is durable. Frames of one connection keep their order
 unless ``reorder`` says otherwise.
 
-A damaged frame ends its connection, whether the codec notices or not: bytes that were changed *and* still decode are what
-the checksums of TCP and TLS are for, and no such frame is ever believed here.
+A damaged frame ends its connection, whether the codec notices or not: bytes that were changed *and* still decode are
+what the checksums of TCP and TLS are for, and no such frame is ever believed here.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context
 from random import Random
 from typing import Any, Protocol
@@ -95,10 +96,9 @@ class SimHub(MemoryHub):
 
     def delays(self, src: NodeId, dst: NodeId, *, answer: bool, twice: bool) -> tuple[float, ...]:
         """After how many seconds a frame arrives: never (), once, or twice."""
-        if self._cuts or self._isolated:
-            if self.fault(src, dst) is not None:
-                self.trace.seen("net.answer_cut" if answer else "net.cut")
-                return ()
+        if (self._cuts or self._isolated) and self.fault(src, dst) is not None:
+            self.trace.seen("net.answer_cut" if answer else "net.cut")
+            return ()
         weather, draw = self.weather, self.random.random
         loss = weather.loss if not answer else max(weather.loss, weather.answer_loss)
         if loss and draw() < loss:
@@ -118,7 +118,9 @@ class SimHub(MemoryHub):
 class _Direction:
     """Frames of one connection, one way."""
 
-    def __init__(self, hub: SimHub, src: NodeId, dst: NodeId, deliver: Callable[[bytes], None], *, answer: bool) -> None:
+    def __init__(
+        self, hub: SimHub, src: NodeId, dst: NodeId, deliver: Callable[[bytes], None], *, answer: bool
+    ) -> None:
         self._hub = hub
         self._src = src
         self._dst = dst
@@ -196,7 +198,9 @@ class SimLink(_MemoryLink):
         if weather.corrupt and hub.random.random() < weather.corrupt:
             hub.trace.seen("net.corrupt")
             place = hub.random.randrange(len(frame))
-            return _GARBAGE + frame[:place] + bytes([frame[place] ^ (1 << hub.random.randrange(8))]) + frame[place + 1 :]
+            return (
+                _GARBAGE + frame[:place] + bytes([frame[place] ^ (1 << hub.random.randrange(8))]) + frame[place + 1 :]
+            )
         if weather.resets and hub.random.random() < weather.resets:
             hub.trace.seen("net.reset")
             asyncio.get_running_loop().call_soon(self.lose, NetworkError("the connection was reset"))
@@ -240,10 +244,8 @@ class SimLink(_MemoryLink):
             decode_frame(damaged)
         except FrameError:
             self._hub.trace.seen("net.corrupt_found_by_codec")
-            try:
+            with suppress(FrameError):
                 receive(damaged)
-            except FrameError:
-                pass
         self.lose(NetworkError(f"{self._dst} closed the connection: damaged bytes"))
 
 

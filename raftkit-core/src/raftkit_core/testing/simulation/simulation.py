@@ -14,26 +14,35 @@ from contextvars import Context, copy_context
 from random import Random
 from typing import Any
 
+import msgspec
+
 from raftkit_core.config import Config
 from raftkit_core.errors import RaftError, Stopped, StorageError, WaitTimeout
 from raftkit_core.instrument import Instrument, Instruments
 from raftkit_core.raft import Raft
 from raftkit_core.state_machine.interface import RaftStateMachine
 from raftkit_core.state_machine.kv import KvStateMachine
+from raftkit_core.state_machine.kv_codec import KvCodec
 from raftkit_core.storage.interface import RaftLogStorage
+from raftkit_core.testing.linearizability import DurableWrite, History, judge
+from raftkit_core.testing.linearizability.history import Header, text_of
 from raftkit_core.testing.simulation.oracle import Oracle
-from raftkit_core.testing.simulation.sim_client import Recorder, SimClient
+from raftkit_core.testing.simulation.sim_client import SimClient
 from raftkit_core.testing.simulation.sim_disk import SimDisk, SimLogStorage, SimSnapshotStorage
 from raftkit_core.testing.simulation.sim_machine import WatchedMachine
 from raftkit_core.testing.simulation.sim_network import SimHub, SimNetworkFactory
 from raftkit_core.testing.simulation.trace import Trace
 from raftkit_core.testing.virtual_time import OWNER, WALL_START, VirtualTimeLoop
+from raftkit_core.types.entry import decode_envelope
 from raftkit_core.types.ids import NodeId
+from raftkit_core.types.kv import KV_MACHINE, Delete
 from raftkit_core.types.log_id import index_of
 from raftkit_core.types.membership import Membership, Node
 
 logger = logging.getLogger("raftkit.simulation")
 
+SEARCH_BUDGET = 400_000
+"""Steps of the linearizability search for one key."""
 POLL_SECONDS = 0.02
 """How often a condition is looked at, in virtual seconds."""
 
@@ -83,7 +92,7 @@ class Simulation:
     """``nodes`` is a number (n1, n2, …) or ids; all are voters unless ``initialize`` is False: then nothing is done.
 
     ``storage`` makes a log storage for a :class:`SimDisk`, ``machine`` a state machine for one. ``faults`` is called
-    with the simulation before anything starts, to set weather and disks. Every source of chance has a stream of its own.
+    with the simulation before anything starts, to set weather and disks. Every source of chance has its own stream.
     """
 
     def __init__(
@@ -102,7 +111,8 @@ class Simulation:
         self.ids = [f"n{number}" for number in range(1, nodes + 1)] if isinstance(nodes, int) else list(nodes)
         self.voters = self.ids[: len(self.ids) if voters is None else voters]
         self.config = Config() if config is None else config
-        self.history = Recorder()
+        self.history = History(header=Header(seed=seed))
+        """What clients asked and were told."""
         self.trace = Trace(lambda: 0.0 if self._loop is None else self._loop.time())
         self.disks: dict[NodeId, SimDisk] = {}
         self.oracle = Oracle(
@@ -254,12 +264,12 @@ class Simulation:
         except asyncio.CancelledError:
             raise StorageError(f"{node_id} was killed while it started") from None
         except BaseException as error:
+            self.trace.event("failed", node_id, type(error).__name__)
+            self._judge_fatal(life, error)
             if self._lives.get(node_id) is life:
                 del self._lives[node_id]
                 network.crash(reset=True)
                 disk.crash()
-            self.trace.event("failed", node_id, type(error).__name__)
-            self._judge_fatal(life, error)
             raise
         if self._lives.get(node_id) is not life:  # killed in its last moment
             self._bury(raft)
@@ -275,10 +285,12 @@ class Simulation:
     def _judge_fatal(self, life: _Life, error: BaseException) -> None:
         """A node may end because of its disk; of anything else it must not."""
         disk = self.disk(life.node)
+        while isinstance(error.__cause__, StorageError):
+            error = error.__cause__
         name = type(error).__name__
-        if isinstance(error, StorageError) and (disk.failed or disk.rotten or disk.rotten_vote):
-            self.trace.seen(f"fatal.{name}")
-        elif isinstance(error, RaftError) and name in _EXPECTED:
+        if (isinstance(error, StorageError) and (disk.failed or disk.rotten or disk.rotten_vote)) or (
+            isinstance(error, RaftError) and name in _EXPECTED
+        ):
             self.trace.seen(f"fatal.{name}")
         else:
             self.oracle.breach("assert", life.node, f"ended by {name}: {error}")
@@ -447,6 +459,36 @@ class Simulation:
             if applied is not None and index_of(applied) == life.machine.index:
                 self.oracle.applied(node_id, applied, life.machine.digest())
         self.require_unbroken()
+        report = judge(self.history, durable=self.final_log(), budget=SEARCH_BUDGET)
+        if report.findings:
+            rule = "S23" if report.findings[0].check == "durability" else "S21"
+            raise InvariantBroken(f"{rule} {report.findings[0]} (seed {self.seed})")
+
+    def final_log(self) -> list[DurableWrite]:
+        """The key-value commands that were committed, purged ones included."""
+        found = []
+        for index, (_, payload) in sorted(self.oracle.committed.items()):
+            write = durable_write(index, payload)
+            if write is not None:
+                found.append(write)
+        return found
 
 
+def durable_write(index: int, payload: bytes) -> DurableWrite | None:
+    """The key-value command in a committed entry; None if it is none."""
+    try:
+        envelope = decode_envelope(payload)
+        if envelope.machine != KV_MACHINE:
+            return None
+        command = _CODEC.decode_command(envelope.body)
+    except (msgspec.MsgspecError, ValueError, RaftError):
+        return None
+    kind: Any = command.__struct_config__.tag
+    more = {} if isinstance(command, Delete) else {"value": text_of(command.value)}
+    return DurableWrite(
+        index=index, kind=kind, key=command.key, session=envelope.session, serial=envelope.serial, **more
+    )
+
+
+_CODEC = KvCodec()
 _EXPECTED = frozenset({"Stopped", "NeedsRejoin"})

@@ -1,0 +1,223 @@
+"""What happens to a simulated cluster, written down before it runs: weather, disks, and every action at its time.
+
+A scenario is drawn from a seed; while it runs, every other chance has a random stream of its own. Leaving out an action
+leaves the rest as it is, so a failing scenario can be made short, saved and replayed.
+"""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any, Literal
+
+import msgspec
+
+from raftkit_core.config import Config, LogsSinceLast
+
+ActionKind = Literal[
+    "put", "get", "lease_get", "cas", "delete",
+    "crash", "power_loss", "wipe", "pause", "partition", "isolate", "cut", "hold", "flap",
+    "storm", "slow_disk", "hang_disk", "full_disk", "failing_disk", "rot",
+    "transfer", "elect", "snapshot", "purge", "add", "remove", "swap",
+]  # fmt: skip
+
+LEADER = "@leader"
+"""Stands for whoever leads when the time has come."""
+
+
+class Action(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One thing done at ``at_s``, undone ``for_s`` later. ``node`` may be :data:`LEADER`; ``pick`` decides what is
+    open, the same way each time."""
+
+    at_s: float
+    kind: ActionKind
+    node: str = ""
+    for_s: float = 0.0
+    pick: int = 0
+    client: str = ""
+    key: str = ""
+    value: str = ""
+
+
+class Weather(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The network outside of storms: shares of frames, and times in seconds."""
+
+    latency: tuple[float, float] = (0.0005, 0.003)
+    tail: float = 0.0
+    loss: float = 0.0
+    answer_loss: float = 0.0
+    duplicate: float = 0.0
+    reorder: float = 0.0
+    corrupt: float = 0.0
+    resets: float = 0.0
+
+
+class Disks(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Disks outside of their faults. ``at_once`` is the share of writes that are finished when they return."""
+
+    at_once: float = 0.5
+    latency: tuple[float, float] = (0.0002, 0.01)
+    atomic: bool = False
+
+
+class RuntimeScenario(msgspec.Struct, frozen=True, omit_defaults=True):
+    """``seconds`` of actions; then all faults end, and the cluster must recover by itself.
+
+    ``ending`` says who is there then: everybody, or a random quorum while the others are dead for ever, can only send,
+    or can only hear.
+    """
+
+    seed: int
+    voters: int
+    actions: list[Action]
+    spares: int = 0
+    seconds: float = 10.0
+    profile: str = ""
+    weather: Weather = Weather()
+    disks: Disks = Disks()
+    machine: Literal["kv", "durable-kv"] = "kv"
+    config: dict[str, Any] = {}
+    """Settings other than the defaults."""
+    ending: Literal["all", "core_dead", "core_mute", "core_deaf"] = "all"
+    quiet: bool = False
+    """After the faults no client writes anything until all members hold the same."""
+
+    @property
+    def node_ids(self) -> list[str]:
+        return [f"n{number}" for number in range(1, self.voters + self.spares + 1)]
+
+    def make_config(self) -> Config:
+        settings = {"snapshot_policy": LogsSinceLast(40), "max_in_snapshot_log_to_keep": 5, "purge_batch_size": 1}
+        keep = dict(self.config)
+        every = keep.pop("snapshot_every", None)
+        if every is not None:
+            settings["snapshot_policy"] = LogsSinceLast(every)
+        return Config(**{**settings, **keep})
+
+
+PROFILES = ("mixed", "swarm", "network", "disk", "members", "calm")
+"""``swarm`` leaves out half of the kinds of faults and draws the rates of the others; ``mixed`` takes turns."""
+
+_TURNS = ("swarm", "network", "swarm", "disk", "swarm", "members")
+_OPERATIONS: dict[str, float] = {"put": 10.0, "get": 8.0, "lease_get": 2.0, "cas": 4.0, "delete": 1.0}
+"""A second, over all clients."""
+_NETWORK = {"partition": 0.15, "isolate": 0.1, "cut": 0.2, "hold": 0.15, "flap": 0.05, "storm": 0.1}
+_PROCESS = {"crash": 0.25, "power_loss": 0.1, "pause": 0.12}
+_DISK = {"slow_disk": 0.15, "hang_disk": 0.08, "full_disk": 0.04, "failing_disk": 0.05, "rot": 0.02, "wipe": 0.02}
+_CALLS = {"transfer": 0.12, "elect": 0.05, "snapshot": 0.1, "purge": 0.05}
+_MEMBERS = {"add": 0.12, "remove": 0.08, "swap": 0.1}
+_ALL = {**_NETWORK, **_PROCESS, **_DISK, **_CALLS, **_MEMBERS}
+_RATES: dict[str, dict[str, float]] = {
+    "network": {**_NETWORK, "crash": 0.05, **_CALLS},
+    "disk": {**_DISK, **_PROCESS, "crash": 0.4, "snapshot": 0.2, "cut": 0.05},
+    "members": {**_MEMBERS, "add": 0.3, "remove": 0.2, "swap": 0.3, "crash": 0.1, "cut": 0.1, "transfer": 0.2},
+    "calm": {},
+}
+
+
+def plan(seed: int, profile: str = "mixed", *, seconds: float = 10.0) -> RuntimeScenario:
+    """The scenario of ``seed``."""
+    draw = Random(f"runtime plan {profile} {seed}")
+    kind = _TURNS[seed % len(_TURNS)] if profile == "mixed" else profile
+    if kind == "swarm":
+        factor = draw.choice((0.5, 1.0, 2.0))
+        rates = {name: rate * draw.choice((0.5, 1, 3)) * factor for name, rate in _ALL.items() if draw.random() < 0.5}
+        weather, disks = _some_weather(draw), _some_disks(draw)
+    elif kind == "calm":
+        rates, weather, disks = {}, Weather(), Disks()
+    else:
+        rates = _RATES[kind]
+        weather = _some_weather(draw) if kind == "network" else Weather()
+        disks = _some_disks(draw)
+    voters = draw.choice((3, 3, 4, 5)) if kind != "calm" else 5
+    spares = draw.randint(0, 2) if any(name in rates for name in _MEMBERS) else 0
+    ids = [f"n{number}" for number in range(1, voters + spares + 1)]
+    actions = [
+        _fault(draw, name, ids, seconds) for name, rate in rates.items() for _ in range(_count(draw, rate * seconds))
+    ]
+    actions += _operations(draw, seconds, busy=draw.choice((0.5, 1.0, 2.0)))
+    actions.sort(key=lambda action: action.at_s)
+    config: dict[str, Any] = {
+        "single_term_leader": draw.random() < 0.25,
+        "pre_vote": draw.random() < 0.8,
+        "snapshot_every": draw.choice((15, 40, 40, 200)),
+        "max_in_snapshot_log_to_keep": draw.choice((0, 0, 5, 50)),
+        "max_payload_entries": draw.choice((1, 7, 4096)),
+        "max_inflight": draw.choice((1, 4, 16)),
+    }
+    endings: list[Any] = ["all", "all", "all", "core_dead", "core_mute"]
+    if config["pre_vote"]:
+        endings.append("core_deaf")
+    return RuntimeScenario(
+        seed=seed,
+        voters=voters,
+        spares=spares,
+        actions=actions,
+        seconds=seconds,
+        profile=profile,
+        weather=weather,
+        disks=disks,
+        machine="durable-kv" if draw.random() < 0.25 else "kv",
+        config=config,
+        ending=draw.choice(endings) if kind != "members" else "all",
+        quiet=draw.random() < 0.5,
+    )
+
+
+def _count(draw: Random, expected: float) -> int:
+    """A whole number that is ``expected`` on average, and sometimes far from it."""
+    return int(draw.uniform(0.5, 1.5) * expected + draw.random())
+
+
+def _some_weather(draw: Random) -> Weather:
+    def some(*values: float) -> float:
+        return 0.0 if draw.random() < 0.5 else draw.choice(values)
+
+    slow = draw.choice((0.003, 0.003, 0.02, 0.08))
+    return Weather(
+        latency=(0.0005, slow),
+        tail=some(0.005, 0.03),
+        loss=some(0.01, 0.05, 0.2),
+        answer_loss=some(0.02, 0.1, 0.3),
+        duplicate=some(0.02, 0.2),
+        reorder=some(0.05, 0.3),
+        corrupt=some(0.002, 0.01),
+        resets=some(0.002, 0.02),
+    )
+
+
+def _some_disks(draw: Random) -> Disks:
+    return Disks(
+        at_once=draw.choice((0.0, 0.5, 0.9)),
+        latency=(0.0002, draw.choice((0.002, 0.01, 0.05, 0.15))),
+        atomic=draw.random() < 0.5,
+    )
+
+
+def _fault(draw: Random, kind: Any, ids: list[str], seconds: float) -> Action:
+    node = LEADER if draw.random() < 0.35 else draw.choice(ids)
+    scale = draw.choice((0.15, 0.6, 1.5, 4.0))  # tenths of an election timeout, up to several
+    for_s = round(draw.uniform(0.3, 1.5) * scale, 3)
+    return Action(round(draw.uniform(0.2, seconds), 3), kind, node, for_s, draw.randrange(1 << 30))
+
+
+def _operations(draw: Random, seconds: float, busy: float) -> list[Action]:
+    """Every client does one thing at a time; each value is written once, so that who reads it knows which write it
+    was."""
+    clients = [f"c{number}" for number in range(1, draw.randint(2, 5) + 1)]
+    keys = [f"k{number}" for number in range(1, draw.randint(2, 6) + 1)]
+    found = []
+    number = 0
+    for kind, rate in _OPERATIONS.items():
+        for _ in range(int(rate * busy * seconds)):
+            number += 1
+            found.append(
+                Action(
+                    round(draw.uniform(0.1, seconds), 3),
+                    kind,  # type: ignore[arg-type]
+                    client=draw.choice(clients),
+                    key=draw.choice(keys),
+                    value=f"v{number}" if kind in ("put", "cas") else "",
+                    pick=draw.randrange(1 << 30),
+                )
+            )
+    return found
