@@ -212,7 +212,7 @@ class SimLink(_MemoryLink):
         if frame.startswith(_GARBAGE):
             self._garbage_arrived(frame, lambda damaged: self.served.received(damaged))
             return
-        self._deliver(frame)
+        self._deliver([frame])
 
     def _send_answer(self, frame: bytes) -> None:
         if self._aborted or self._server.dead:
@@ -235,7 +235,7 @@ class SimLink(_MemoryLink):
         if frame.startswith(_GARBAGE):
             self._garbage_arrived(frame, self._connection.received)
             return
-        self._answer(frame)
+        self._answer([frame])
 
     def _garbage_arrived(self, frame: bytes, receive: Callable[[bytes], None]) -> None:
         """Damaged bytes meet the real decoder; whether it notices or a checksum would have, the connection is over."""
