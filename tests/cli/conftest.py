@@ -188,6 +188,8 @@ class FakeClient(ClusterClient):
     async def kv_delete(self, key: str, *, if_revision: int | None = None) -> WriteResult:
         cluster = self._called("kv_delete", key)
         before = self._revision(key)
+        if if_revision is not None and if_revision != before:
+            raise errors.PreconditionFailed(f"{key} has revision {before}, not {if_revision}")
         cluster.index += 1
         found = cluster.keys.pop(key, None)
         return WriteResult(revision=cluster.index, previous_revision=before, changed=found is not None)

@@ -45,6 +45,8 @@ SUCCESS = {
     "kv cas": ["known", "value", "other"],
     "kv list": [],
     "kv watch": ["--limit", "1"],
+    "check linearizable": ["--operations", "20"],
+    "check history": [str(Path(__file__).parents[1] / "golden" / "raftkit-history-1.jsonl")],
     "plugins list": [],
     "plugins show": ["core"],
     "plugins trace": [],

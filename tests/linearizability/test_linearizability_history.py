@@ -89,3 +89,11 @@ def test_what_is_no_history_is_refused(text: str, message: str, tmp_path: Path) 
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         History.load(path)
+
+
+def test_the_format_is_pinned_by_a_file(tmp_path: Path) -> None:
+    golden = Path(__file__).resolve().parents[1] / "golden" / "raftkit-history-1.jsonl"
+    history = History.load(golden)
+    assert judge(history).is_pass
+    history.save(tmp_path / "again.jsonl")
+    assert (tmp_path / "again.jsonl").read_bytes() == golden.read_bytes()

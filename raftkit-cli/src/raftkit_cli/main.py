@@ -32,6 +32,7 @@ class Root(LazyGroup):
         "member": ("raftkit_cli.verbs.member:member", "List, add, promote and remove members."),
         "leader": ("raftkit_cli.verbs.leader:leader", "Show or hand over leadership."),
         "kv": ("raftkit_cli.verbs.kv:kv", "Read and write keys."),
+        "check": ("raftkit_cli.verbs.check:check", "Record what clients see, and judge whether it was right."),
         "plugins": ("raftkit_cli.verbs.plugins:plugins", "What is installed and what it provides."),
         "version": ("raftkit_cli.verbs.version:version", "Versions of raftkit and its parts."),
     }
