@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
+import ssl
 import zlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import pytest
 from aiohttp import web
 
 from raftkit_core.errors import ConfigError
+from raftkit_http import listener as listener_module
 from raftkit_http import server as server_module
 from raftkit_http.server import HttpServer
 from raftkit_http.settings import Address
+from raftkit_http.tls import TlsContexts
 
 
 async def echo(request: web.Request) -> web.Response:
@@ -60,9 +66,43 @@ async def test_a_body_that_does_not_arrive_ends_in_408(monkeypatch: pytest.Monke
 
 
 async def test_half_a_header_does_not_hold_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "KEEPALIVE_TIMEOUT", 0.05)
+    monkeypatch.setattr(listener_module, "HEADER_DEADLINE", 0.05)
     async with listening() as server:
         assert await exchange(server, HEAD) == b""
+        assert await exchange(server) == b""
+        # Bytes one by one move no deadline, and a request that was answered before buys no second one.
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi")
+        await asyncio.wait_for(reader.readuntil(b"hi"), 5)
+        trickling = asyncio.create_task(trickle(writer))
+        await asyncio.wait_for(reader.read(), 5)
+        trickling.cancel()
+        await asyncio.wait([trickling])
+        writer.close()
+
+
+async def trickle(writer: asyncio.StreamWriter) -> None:
+    for byte in HEAD * 100:
+        writer.write(bytes([byte]))
+        await writer.drain()
+        await asyncio.sleep(0.005)
+
+
+async def test_an_idle_connection_is_closed_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "KEEPALIVE_TIMEOUT", 0.05)
+    async with listening() as server:
+        kept = HEAD.replace(b"Connection: close\r\n", b"") + b"Content-Length: 2\r\n\r\nhi"
+        assert (await exchange(server, kept)).endswith(b"hi")
+
+
+async def test_a_header_is_bounded_in_lines_and_bytes(caplog: pytest.LogCaptureFixture) -> None:
+    async with listening() as server:
+        for lines in (b"A: " + b"x" * 9000 + b"\r\n", b"A: b\r\n" * 65):
+            assert (await exchange(server, HEAD + lines + b"Content-Length: 0\r\n\r\n")).startswith(b"HTTP/1.0 400")
+        assert b"GGG" not in await exchange(server, b"G" * 100_000)
+        assert server.listener is not None
+        assert server.listener.malformed == 3
+    assert not caplog.records, "a stranger must not be able to fill the log"
 
 
 async def test_a_compressed_body_is_refused() -> None:
@@ -78,18 +118,95 @@ async def test_a_body_beyond_the_limit_is_refused(monkeypatch: pytest.MonkeyPatc
         assert (await exchange(server, HEAD + b"Content-Length: 11\r\n\r\n", bytes(11))).startswith(b"HTTP/1.1 413")
 
 
-async def test_connections_beyond_the_limit_are_closed_as_they_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "CONNECTIONS_MAX", 1)
+async def opened(server: HttpServer, stack: AsyncExitStack) -> asyncio.StreamReader:
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    stack.callback(writer.close)
+    assert server.listener is not None
+    seen = server.listener.connections + server.listener.dropped
+    async with asyncio.timeout(5):
+        while server.listener.connections + server.listener.dropped <= seen - 1:  # noqa: ASYNC110 (plain data)
+            await asyncio.sleep(0)
+    return reader
+
+
+@pytest.mark.parametrize("limit", ["CONNECTIONS_MAX", "CONNECTIONS_PER_ADDRESS_MAX"])
+async def test_a_connection_beyond_the_limit_displaces_the_oldest_idle_one_of_whoever_has_most_but_never_a_peer(
+    monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(listener_module, limit, 3)
+    async with listening() as server, AsyncExitStack() as stack:
+        assert server.listener is not None
+        first = await opened(server, stack)
+        await until(lambda: server.listener and server.listener.connections == 1)
+        for accepted in server.listener._open:
+            accepted.handler.is_peer = True
+        second = await opened(server, stack)
+        await opened(server, stack)
+        await opened(server, stack)
+        await until(lambda: server.listener and server.listener.dropped == 1)
+        assert await asyncio.wait_for(second.read(), 5) == b""
+        assert not first.at_eof()
+        assert server.listener.connections == 3
+        # The one that came last is served.
+        assert (await exchange(server, HEAD + b"Content-Length: 2\r\n\r\n", b"hi")).endswith(b"hi")
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 (what is waited for is plain data)
+            await asyncio.sleep(0)
+
+
+async def test_a_client_that_does_not_read_its_answer_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener_module, "SWEEP_INTERVAL", 0.02)
+    monkeypatch.setattr(listener_module, "STALL_DEADLINE", 0.05)
+
+    async def much(request: web.Request) -> web.Response:
+        return web.Response(body=bytes(16 * 1024 * 1024))
+
+    server = HttpServer(Address("127.0.0.1", 0))
+    server.add_routes([web.get("/much", much)])
+    await server.start()
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
+        writer.write(b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n")
+        await until(lambda: server.listener and server.listener.connections == 1)
+        await until(lambda: server.listener and server.listener.connections == 0)
+        writer.close()
+    finally:
+        await server.close()
+
+
+async def test_without_descriptors_the_listener_waits_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener_module, "ACCEPT_PAUSE", 0.01)
+    loop = asyncio.get_running_loop()
+    accept = loop.sock_accept
+    refusals = [errno.EMFILE, errno.ENFILE, errno.ECONNABORTED]
+
+    async def short_of_descriptors(sock: socket.socket) -> Any:
+        if refusals:
+            raise OSError(refusals.pop(), "no")
+        return await accept(sock)
+
+    monkeypatch.setattr(loop, "sock_accept", short_of_descriptors)
     async with listening() as server:
-        _, first = await asyncio.open_connection("127.0.0.1", server.port)
-        try:
-            reader, second = await asyncio.open_connection("127.0.0.1", server.port)
-            try:
-                assert await asyncio.wait_for(reader.read(), 5) == b""
-            finally:
-                second.close()
-        finally:
-            first.close()
+        assert (await exchange(server, HEAD + b"Content-Length: 2\r\n\r\n", b"hi")).endswith(b"hi")
+    assert not refusals
+
+
+async def test_a_handshake_that_is_not_finished_ends(authority: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener_module, "HANDSHAKE_DEADLINE", 0.05)
+    tls = TlsContexts(authority.node("n1")).server(ssl.CERT_NONE)
+    server = HttpServer(Address("127.0.0.1", 0, "https"), tls)
+    await server.start()
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+        assert server.listener is not None
+        assert server.listener.connections == 0
+    finally:
+        await server.close()
 
 
 async def test_closing_runs_the_callbacks_once_and_is_idempotent() -> None:

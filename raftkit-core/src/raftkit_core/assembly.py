@@ -21,6 +21,7 @@ from raftkit_core.raft import Raft
 from raftkit_core.types.adapter import AdapterContext
 from raftkit_core.types.ids import DEFAULT_GROUP, NodeId
 from raftkit_core.types.membership import Node
+from raftkit_core.types.security import Security
 
 log = logging.getLogger("raftkit")
 
@@ -47,6 +48,7 @@ async def open_raft(
     clock: Clock | None = None,
     entropy: Random | None = None,
     instruments: Sequence[Instrument] = (),
+    security: Security | None = None,
 ) -> AsyncIterator[Raft]:
     """A running node, shut down at the end of the block.
 
@@ -54,7 +56,7 @@ async def open_raft(
     ``config_file`` is a ``raftkit.toml`` whose values stand in for whatever is not given here. Without ``snapshots``
     they are kept where the storage keeps them, or as files in ``data_dir`` (default ``raftkit-data/ID``).
     ``initial_cluster`` is read by a pristine store only: its lowest id initializes the cluster, the others wait for it.
-    ``plugins`` are further plugin objects, or an already loaded set.
+    ``plugins`` are further plugin objects, or an already loaded set. ``security`` names certificates and tokens.
 
     Raises: ConfigError, PluginError, StorageError, IdentityError, NeedsRejoin, AddressInUse.
     """
@@ -95,6 +97,7 @@ async def open_raft(
         assert folder is not None, "chosen above"
         snapshot_storage = loaded.snapshot_storage(f"file:{(folder / 'snapshots').resolve()}", context)
     machine = loaded.state_machine(state_machine or file.state_machine or "kv", context)
+    context.security = security or file.security
     transport = loaded.network(network, context)
     raft = await Raft.start(
         node_id,

@@ -9,11 +9,13 @@
     [raft]           heartbeat_interval_ms = "100ms"  max_entry_bytes = "1MiB"  snapshot_policy = "logs:5000"
     [bootstrap]      initial_cluster = { n1 = "https://n1:7401", n2 = "https://n2:7401" }
     [plugins]        allow = ["sqlite", "http"]  disable = []
-    [client]         endpoints = ["https://n1:7401"]  token_file = "token"
+    [security]       ca = "certs/ca.pem"  cert = "certs/n1.pem"  key = "certs/n1.key"  tokens = "tokens"
+    [client]         endpoints = ["https://n1:7401"]  token_file = "token"  ca = "certs/ca.pem"
 
 Keys of ``[raft]`` are the fields of :class:`~raftkit_core.config.Config`. ``*_ms`` take ``250ms``, ``5s``, ``2m`` or
-an integer of milliseconds, ``*_bytes`` take ``64MiB`` or an integer of bytes. ``data_dir`` and ``token_file`` are
-relative to the folder of the file, so that it means the same wherever a command is run; URLs are left to the adapters.
+an integer of milliseconds, ``*_bytes`` take ``64MiB`` or an integer of bytes. ``data_dir``, ``token_file`` and the
+files of ``[security]`` are relative to the folder of the file, so that it means the same wherever a command is run;
+URLs are left to the adapters.
 A node of ``initial_cluster`` is its peer address, or a table with ``peer``, ``client`` and ``tags``.
 """
 
@@ -31,6 +33,7 @@ from raftkit_core.config import AnySnapshotPolicy, Config, LogBytesSinceLast, Lo
 from raftkit_core.errors import ConfigError
 from raftkit_core.types.ids import is_node_id
 from raftkit_core.types.membership import Node
+from raftkit_core.types.security import Security
 from raftkit_core.types.units import parse_duration_ms, parse_size_bytes
 
 T = TypeVar("T")
@@ -53,6 +56,8 @@ class NodeFile(msgspec.Struct, frozen=True, kw_only=True):
     plugins_disable: list[str] = []
     endpoints: list[str] = []
     token_file: Path | None = None
+    client_ca: Path | None = None
+    security: Security = Security()
 
     def config(self, overrides: Mapping[str, Any] | None = None) -> Config:
         """The ``Config`` of ``[raft]`` and ``[node] cluster``.
@@ -107,6 +112,17 @@ class _PluginsSection(msgspec.Struct, frozen=True):
 class _ClientSection(msgspec.Struct, frozen=True):
     endpoints: list[str] = []
     token_file: str | None = None
+    ca: str | None = None
+
+
+class _SecuritySection(msgspec.Struct, frozen=True):
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    tokens: str | None = None
+    insecure: bool = False
+    allowed_hosts: list[str] = []
+    peer_networks: list[str] = []
 
 
 SECTIONS: dict[str, type[msgspec.Struct]] = {
@@ -117,6 +133,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "raft": Config,
     "bootstrap": _BootstrapSection,
     "plugins": _PluginsSection,
+    "security": _SecuritySection,
     "client": _ClientSection,
 }
 
@@ -173,7 +190,7 @@ class _Reader:
             origin=origin,
             node_id=node.id,
             cluster=node.cluster,
-            data_dir=None if node.data_dir is None else self._path("[node] data_dir", node.data_dir),
+            data_dir=self._optional_path("[node] data_dir", node.data_dir),
             storage=_not_empty("[storage] url", storage.url),
             snapshots=_not_empty("[storage] snapshots", storage.snapshots),
             network=_not_empty("[network] url", self._section("network", _NetworkSection).url),
@@ -183,7 +200,9 @@ class _Reader:
             plugins_allow=plugins.allow,
             plugins_disable=plugins.disable,
             endpoints=client.endpoints,
-            token_file=None if client.token_file is None else self._path("[client] token_file", client.token_file),
+            token_file=self._optional_path("[client] token_file", client.token_file),
+            client_ca=self._optional_path("[client] ca", client.ca),
+            security=self._security(),
         )
 
     def _check_names(self) -> None:
@@ -214,6 +233,22 @@ class _Reader:
         if not text or "\x00" in text:
             raise ConfigError(f"{key} names no path: {text!r}")
         return self._folder / Path(text).expanduser()
+
+    def _optional_path(self, key: str, text: str | None) -> Path | None:
+        return None if text is None else self._path(key, text)
+
+    def _security(self) -> Security:
+        section = self._section("security", _SecuritySection)
+        files = {
+            name: self._optional_path(f"[security] {name}", getattr(section, name))
+            for name in ("ca", "cert", "key", "tokens")
+        }
+        return Security(
+            **files,
+            insecure=section.insecure,
+            allowed_hosts=tuple(section.allowed_hosts),
+            peer_networks=tuple(section.peer_networks),
+        )
 
     def _state_machine(self) -> str | None:
         section = self._section("state_machine", _StateMachineSection)

@@ -720,6 +720,10 @@ class Raft:
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
+    def reload(self) -> None:
+        """Have the transport read its certificates and tokens again, as after SIGHUP. Connections stay open."""
+        self._network.reload()
+
     async def shutdown(self) -> None:
         """Hand leadership over if there is somebody to take it, stop, close everything. Idempotent, bounded in time."""
         self._core.check_loop()

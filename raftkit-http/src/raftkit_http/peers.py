@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import aiohttp
 from aiohttp import web
 
+from raftkit_core.errors import AccessDenied
 from raftkit_core.network.interface import RaftService
 from raftkit_core.network.serving import ServedConnection
 from raftkit_core.network.wire import CONTROL_KINDS, DATA_KINDS, FrameError
-from raftkit_core.types.ids import MAX_FRAME_BYTES
+from raftkit_core.types.identity import PeerIdentity
+from raftkit_core.types.ids import MAX_FRAME_BYTES, NodeId
+from raftkit_http.listener import GuardedHandler
 from raftkit_http.snapshots import SnapshotReceiver
 from raftkit_http.sockets import FrameWriter
+from raftkit_http.tls import certified_ids
 
 logger = logging.getLogger(__name__)
 
@@ -35,15 +40,38 @@ STOP_TIMEOUT = 2.0
 LANES = {"control": (CONTROL_KINDS, CONTROL_FRAME_BYTES), "data": (DATA_KINDS, MAX_FRAME_BYTES)}
 
 
-class PeerEndpoint:
-    """Accepts peers for every group served by one listener."""
+class PeerAdmission:
+    """Judges hellos and requests for votes on one connection. With ``certified`` a name is worth what its certificate
+    says; without, it is what was claimed, and listening beyond this machine was somebody's explicit wish."""
 
-    def __init__(self) -> None:
+    def __init__(self, request: web.Request, *, certified: bool) -> None:
+        self._request = request
+        self._certified = certified
+
+    def check(self, node_id: NodeId, service: RaftService) -> None:
+        if self._certified:
+            known = certified_ids(_certificate_of(self._request))
+            if node_id not in known:
+                raise AccessDenied(
+                    f"the certificate is that of {', '.join(sorted(known)) or 'no node'}, not of {node_id}",
+                    hint="give each node its own certificate: raftkit certs dev",
+                )
+            if not service.admits(node_id):
+                raise AccessDenied(f"{node_id} is no member", hint="add it: raftkit member add")
+        if isinstance(self._request.protocol, GuardedHandler):
+            self._request.protocol.is_peer = True  # from now on it is not dropped when others need room
+
+
+class PeerEndpoint:
+    """Accepts peers for every group served by one listener. With ``certified`` they must show a node's certificate."""
+
+    def __init__(self, *, certified: bool = False) -> None:
+        self.certified = certified
         self.services: dict[str, RaftService] = {}
         self.refused_frames = 0
         """Connections closed for sending garbage."""
         self._accepted: dict[_Accepted, None] = {}
-        self._snapshots = SnapshotReceiver(self.services.get)
+        self._snapshots = SnapshotReceiver(self.services.get, self._admit)
 
     def routes(self) -> list[web.RouteDef]:
         """What the listener must serve."""
@@ -66,6 +94,8 @@ class PeerEndpoint:
         if "Origin" in request.headers:
             # WebSockets know no same-origin rule: any web page in a browser on this machine could be the caller.
             return web.Response(status=403, text="peers do not come from browsers\n")
+        if self.certified and not _certificate_of(request):
+            return web.Response(status=403, text="peers must show a certificate\n")
         if len(self._accepted) >= CONNECTIONS_MAX:
             return web.Response(status=503, text="too many peer connections\n")
         accepted = _Accepted(request, self)
@@ -76,6 +106,10 @@ class PeerEndpoint:
             del self._accepted[accepted]
             if not accepted.ended.done():
                 accepted.ended.set_result(None)
+
+    def _admit(self, request: web.Request, peer: PeerIdentity, service: RaftService) -> None:
+        """Whether a request beside the connection is of that peer too. Raises: AccessDenied."""
+        PeerAdmission(request, certified=self.certified).check(peer.node_id, service)
 
 
 class _Accepted:
@@ -103,6 +137,7 @@ class _Accepted:
             refused=self._writer.end,
             offer=lambda message, peer: endpoint._snapshots.announce(self.group, message, peer),
             max_frame_bytes=max_frame_bytes,
+            admission=PeerAdmission(request, certified=endpoint.certified),
         )
 
     def abort(self) -> None:
@@ -155,6 +190,11 @@ class _Accepted:
 
     def _peer_name(self) -> str:
         return f"peer {self._served.peer.node_id}" if self._served.peer is not None else "an unknown peer"
+
+
+def _certificate_of(request: web.Request) -> Mapping[str, Any] | None:
+    certificate: Mapping[str, Any] | None = request.get_extra_info("peercert")
+    return certificate
 
 
 def _reason(error: FrameError) -> bytes:

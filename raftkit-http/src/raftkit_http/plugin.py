@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from raftkit_core.errors import ConfigError
 from raftkit_core.plugins.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 @hookimpl
 def raftkit_register_network(registry: NetworkRegistry) -> None:
     registry.add("http", _make_network)
-    registry.add("https", _refuse_tls)
+    registry.add("https", _make_network)
 
 
 @hookimpl
@@ -31,17 +30,10 @@ def raftkit_register_clients(registry: ClientRegistry) -> None:
 def _make_network(url: AdapterUrl, context: AdapterContext) -> RaftNetworkFactory:
     from raftkit_http.settings import HttpSettings
 
-    settings = HttpSettings.parse(url.text)
+    settings = HttpSettings.parse(url.text, context.security)
     from raftkit_http.network import HttpNetworkFactory
 
     return HttpNetworkFactory(settings)
-
-
-def _refuse_tls(url: AdapterUrl, context: AdapterContext) -> RaftNetworkFactory:
-    raise ConfigError(
-        "TLS between peers is not supported yet",
-        hint="use http:// on loopback, or http://…?insecure=true on a network you trust",
-    )
 
 
 def _make_client(endpoints: list[str], options: Mapping[str, Any]) -> ClusterClient:

@@ -1,4 +1,4 @@
-"""The one listener of a node: an aiohttp application that peers and clients share.
+"""A listener of a node: an aiohttp application, for peers, for clients or for both.
 
 Routes are added before :meth:`HttpServer.start` and then fixed. aiohttp's defaults are those of a web site; what is
 changed here, and why, is said beside each setting. Nothing here knows about Raft.
@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import ssl
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
 
 from aiohttp import web
 
 from raftkit_core.errors import AddressInUse, ConfigError
+from raftkit_http.listener import GuardedHandler, Listener
 from raftkit_http.settings import Address
 
 logger = logging.getLogger(__name__)
@@ -25,11 +28,11 @@ CLIENT_BODY_BYTES_MAX = 24 * 1024 * 1024
 BODY_DEADLINE = 20.0
 """Seconds a client may take to send a body: aiohttp has no deadline of its own on a slow one."""
 KEEPALIVE_TIMEOUT = 60.0
-"""Seconds a connection may idle or hold a half-sent header (aiohttp: 3630). Our clients idle shorter."""
+"""Seconds a connection may idle between requests (aiohttp: 3630). Our clients idle shorter."""
 SHUTDOWN_TIMEOUT = 2.0
 """Seconds for handlers under way at :meth:`HttpServer.close` (aiohttp: 60)."""
-CONNECTIONS_MAX = 4096
-"""Open connections; more are closed as they arrive, so that descriptors remain for storage and peers."""
+HEADERS_MAX = 64
+HEADER_LINE_BYTES_MAX = 8190
 
 STREAMED_PREFIX = ("/raft/", "/v1/")
 """Below these, handlers read their body themselves, chunk by chunk, each with its own deadline."""
@@ -42,9 +45,11 @@ class HttpServer:
     closing, while the listener no longer accepts: the place to end long-lived responses.
     """
 
-    def __init__(self, listen: Address) -> None:
+    def __init__(self, listen: Address, tls: ssl.SSLContext | None = None) -> None:
         self.listen = listen
         self.app = web.Application(client_max_size=CLIENT_BODY_BYTES_MAX, middlewares=[_body_guard], logger=logger)
+        self.listener: Listener | None = None
+        self._tls = tls
         self._runner: web.AppRunner | None = None
         self._on_close: list[Callable[[], Awaitable[None]]] = []
         self._port: int | None = None
@@ -61,7 +66,7 @@ class HttpServer:
 
     @property
     def url(self) -> str:
-        return Address(self.listen.host, self.port).url
+        return Address(self.listen.host, self.port, self.listen.scheme).url
 
     def add_routes(self, routes: Iterable[web.AbstractRouteDef]) -> None:
         """Add routes (``web.get("/v1/status", handler)``, …). Raises: ConfigError once the server has started."""
@@ -79,26 +84,29 @@ class HttpServer:
             raise ConfigError("the HTTP server was closed and cannot start again")
         if self._runner is not None:
             return
-        runner = web.AppRunner(
-            self.app,
-            handle_signals=False,
-            access_log=None,  # a line per heartbeat would drown the log
-            keepalive_timeout=KEEPALIVE_TIMEOUT,
-            shutdown_timeout=SHUTDOWN_TIMEOUT,
-            lingering_time=1.0,  # reading on after a refused body only keeps slow senders busy
-            auto_decompress=False,  # a few KiB of gzip must not become GiB
-        )
+        options: dict[str, Any] = {
+            "access_log": None,  # a line per heartbeat would drown the log
+            "keepalive_timeout": KEEPALIVE_TIMEOUT,
+            "lingering_time": 1.0,  # reading on after a refused body only keeps slow senders busy
+            "auto_decompress": False,  # a few KiB of gzip must not become GiB
+            "max_headers": HEADERS_MAX,
+            "max_line_size": HEADER_LINE_BYTES_MAX,
+            "max_field_size": HEADER_LINE_BYTES_MAX,
+        }
+        runner = web.AppRunner(self.app, handle_signals=False, shutdown_timeout=SHUTDOWN_TIMEOUT, **options)
         await runner.setup()
-        self._limit_connections(runner)
-        site = web.TCPSite(runner, self.listen.host, self.listen.port, reuse_address=True)
+        server = runner.server
+        assert server is not None, "setup() makes the server"
+        loop = asyncio.get_running_loop()
+        listener = Listener(lambda: GuardedHandler(server, loop=loop, logger=logger, **options), self._tls)
         try:
-            await site.start()
+            await listener.start(self.listen.host, self.listen.port)
         except OSError as error:
             await runner.cleanup()
             raise _listen_error(self.listen, error) from error
+        self.listener = listener
         self._runner = runner
-        addresses = runner.addresses
-        self._port = int(addresses[0][1])
+        self._port = listener.port
 
     async def close(self) -> None:
         """Stop accepting, run the ``on_close`` callbacks, give handlers ``SHUTDOWN_TIMEOUT``. Idempotent."""
@@ -106,24 +114,12 @@ class HttpServer:
         runner, self._runner = self._runner, None
         if runner is None:
             return
-        for site in list(runner.sites):
-            await site.stop()
+        assert self.listener is not None, "it was started with the runner"
+        await self.listener.stop_accepting()
         for callback in self._on_close:
             await callback()
         await runner.cleanup()
-
-    @staticmethod
-    def _limit_connections(runner: web.AppRunner) -> None:
-        server = runner.server
-        assert server is not None, "setup() makes the server"
-        accept = server.connection_made
-
-        def limited(handler: web.RequestHandler, transport: asyncio.Transport) -> None:
-            accept(handler, transport)
-            if len(server.connections) > CONNECTIONS_MAX:
-                asyncio.get_running_loop().call_soon(transport.abort)  # aiohttp must first take note of it
-
-        server.connection_made = limited  # type: ignore[method-assign]
+        await self.listener.close()
 
 
 def _listen_error(listen: Address, error: OSError) -> Exception:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 
@@ -60,8 +61,13 @@ class _Announced:
 class SnapshotReceiver:
     """The serving side: tickets, and the handler of the PUT."""
 
-    def __init__(self, find_service: Callable[[str], RaftService | None]) -> None:
+    def __init__(
+        self,
+        find_service: Callable[[str], RaftService | None],
+        admit: Callable[[web.Request, PeerIdentity, RaftService], None],
+    ) -> None:
         self._find_service = find_service
+        self._admit = admit
         self._announced: dict[str, _Announced] = {}
         self._running: dict[asyncio.Task[InstallSnapshotResponse], str] = {}
 
@@ -87,6 +93,10 @@ class SnapshotReceiver:
         offset_text = request.query.get("offset", "")
         if service is None:
             return _refusal(404, f"group {group} is not served here")
+        try:
+            self._admit(request, announced.peer, service)
+        except RaftError as error:
+            return _refusal(403, error.message)
         if not (offset_text.isascii() and offset_text.isdigit() and len(offset_text) < 19):
             return _refusal(400, "offset must be a number of bytes")
         body = _Body(request.content, announced.request.meta.size_bytes, int(offset_text))
@@ -190,6 +200,8 @@ async def send_snapshot(
     source: SnapshotSource,
     offer: SnapshotOffer,
     progressed: Callable[[], None],
+    *,
+    tls: ssl.SSLContext | None = None,
 ) -> InstallSnapshotResponse:
     """Stream the bytes from ``offer.offset`` on and give the answer.
 
@@ -211,7 +223,12 @@ async def send_snapshot(
     headers = {TICKET_HEADER: offer.ticket, "Content-Type": "application/octet-stream", "Accept-Encoding": "identity"}
     try:
         async with session.put(
-            url, params={"offset": str(offer.offset)}, data=body(), headers=headers, allow_redirects=False
+            url,
+            params={"offset": str(offer.offset)},
+            data=body(),
+            headers=headers,
+            allow_redirects=False,
+            ssl=True if tls is None else tls,
         ) as response:
             answer = await _read_answer(response, name, progressed)
             if response.status != 200:

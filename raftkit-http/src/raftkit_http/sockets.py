@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
 
@@ -11,6 +12,7 @@ import aiohttp
 
 from raftkit_core.errors import NetworkError, Unreachable
 from raftkit_core.network.calls import Connection, Link
+from raftkit_http.tls import certified_ids
 
 logger = logging.getLogger(__name__)
 
@@ -157,13 +159,23 @@ class SocketLink(Link):
 
 
 async def dial_socket(
-    session: aiohttp.ClientSession, url: str, connection: Connection, name: str, *, max_message_bytes: int
+    session: aiohttp.ClientSession,
+    url: str,
+    connection: Connection,
+    name: str,
+    *,
+    max_message_bytes: int,
+    tls: ssl.SSLContext | None = None,
 ) -> SocketLink:
-    """Open a WebSocket to a peer. Raises: Unreachable."""
+    """Open a WebSocket to the peer ``name``; with ``tls`` only if its certificate is that of ``name``.
+
+    Raises: Unreachable.
+    """
     try:
         socket = await session.ws_connect(
             url,
             compress=0,
+            ssl=True if tls is None else tls,
             autoclose=False,
             max_msg_size=max_message_bytes + 1,  # aiohttp refuses from this size on
             headers={"Accept-Encoding": "identity"},
@@ -172,7 +184,17 @@ async def dial_socket(
         raise Unreachable(
             f"{name} at {url} answered with HTTP status {error.status}", hint="is this the peer address of a node?"
         ) from error
+    except aiohttp.ClientSSLError as error:
+        raise Unreachable(
+            f"no TLS with {name} at {url}: {error}", hint="one CA must have signed both certificates, for these hosts"
+        ) from error
     except (aiohttp.ClientError, OSError) as error:
         raise Unreachable(f"cannot connect to {name} at {url}: {error}") from error
     assert isinstance(socket, PeerSocket), "the session makes PeerSockets"
+    if tls is not None and name not in (known := certified_ids(socket.get_extra_info("peercert"))):
+        socket.abort()
+        raise Unreachable(
+            f"the certificate at {url} is that of {', '.join(sorted(known)) or 'no node'}, not of {name}",
+            hint="check the addresses: raftkit member list",
+        )
     return SocketLink(socket, connection, name)

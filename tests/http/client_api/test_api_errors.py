@@ -217,7 +217,8 @@ async def test_a_body_over_the_limit_is_refused_before_it_is_read(api_node: Any)
     async with api_node() as node:
         reader, writer = await asyncio.open_connection("127.0.0.1", node.server.port)
         writer.write(
-            b"POST /v1/members HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 300000\r\n\r\n"
+            b"POST /v1/members HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 300000\r\n\r\n"
         )
         head = await asyncio.wait_for(reader.readline(), 5)
         writer.write(b" " * 300000)
@@ -242,7 +243,8 @@ async def test_a_slow_body_ends_at_its_deadline(api_node: Any, monkeypatch: pyte
     async with api_node() as node:
         reader, writer = await asyncio.open_connection("127.0.0.1", node.server.port)
         writer.write(
-            b"POST /v1/read HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n{"
+            b"POST /v1/read HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 10\r\n\r\n{"
         )
         head = await asyncio.wait_for(reader.readline(), 5)
         writer.write(b" " * 9)
@@ -268,7 +270,7 @@ async def test_a_client_that_goes_away_does_not_stop_its_change_half_way(api_nod
     async with api_node() as node:
         node.raft.hold = asyncio.Event()
         body = b'{"voters":["n1"]}'
-        head = f"POST /v1/members/change HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n".encode()
+        head = f"POST /v1/members/change HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n".encode()
         _, writer = await asyncio.open_connection("127.0.0.1", node.server.port)
         writer.write(head + b"Content-Type: application/json\r\n\r\n" + body)
         await asyncio.wait_for(node.raft.arrived.wait(), 5)

@@ -134,6 +134,10 @@ class Engine:
         """The first entry of this leadership; None if not the leader."""
         return None if self._parts.leader is None else self._parts.leader.noop_log_id
 
+    def hears_leader(self, now: float) -> bool:
+        """Whether a leader is at work here: this node with a quorum, or one whose lease it acknowledged."""
+        return now < self._parts.state.hold_until or self._vote.leads_with_quorum(now)
+
     def read_lease_until(self, now: float) -> float:
         """Until when reads by lease are safe: from the *send* time of what a quorum answered, shortened by drift."""
         leader = self._parts.leader

@@ -62,6 +62,11 @@ class RaftService(Protocol):
         """Judge who connects, and answer. Raises: IdentityError, and the connection must be closed."""
         ...
 
+    def admits(self, node_id: NodeId) -> bool:
+        """Whether ``node_id``, whose certificate was checked, may speak here now. Asked at a hello and at every vote,
+        by transports that know who connects: one whose name is only claimed gains nothing by a refusal."""
+        ...
+
     def append_entries(self, request: AppendEntriesRequest, peer: PeerIdentity) -> Awaitable[AppendEntriesResponse]: ...
 
     def heartbeat(self, request: HeartbeatRequest, peer: PeerIdentity) -> Awaitable[AppendEntriesResponse]: ...
@@ -175,6 +180,10 @@ class RaftNetworkFactory(ABC):
 
     def validate_address(self, peer: str) -> None:
         """Raises: ConfigError if ``peer`` is no address of this transport. Called before a membership is written."""
+        return
+
+    def reload(self) -> None:
+        """Read certificates and the like again, because somebody changed their files. Connections stay open."""
         return
 
     @abstractmethod

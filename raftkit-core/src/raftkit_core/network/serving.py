@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from raftkit_core.errors import ErrorInfo, IdentityError, RaftError, to_info
 from raftkit_core.network.deadlines import Deadlines
@@ -27,10 +27,19 @@ from raftkit_core.network.wire import (
     request_kind,
 )
 from raftkit_core.types.identity import PeerIdentity
-from raftkit_core.types.ids import MAX_FRAME_BYTES
+from raftkit_core.types.ids import MAX_FRAME_BYTES, NodeId
 from raftkit_core.types.messages import HelloRequest, HelloResponse, InstallSnapshotRequest
 
 logger = logging.getLogger(__name__)
+
+
+class Admission(Protocol):
+    """What a transport knows about who is at the other end, beyond what a hello claims."""
+
+    def check(self, node_id: NodeId, service: RaftService) -> None:
+        """Whether the other end may speak as ``node_id`` now. Raises: AccessDenied, and the connection is closed."""
+        ...
+
 
 HANDLER_TIMEOUT = 60.0
 """Seconds after which no answer is waited for, whatever the caller said."""
@@ -43,7 +52,8 @@ class ServedConnection:
     """One accepted connection.
 
     ``find_service`` gives the service of ``group`` or None; ``send`` queues a frame; ``refused`` is called after an
-    error answer to a hello was sent: close when it has left. ``offer`` makes the ticket of a snapshot stream.
+    error answer to a hello was sent: close when it has left. ``offer`` makes the ticket of a snapshot stream;
+    ``admission`` judges who says hello and who asks for votes.
     """
 
     def __init__(
@@ -56,6 +66,7 @@ class ServedConnection:
         refused: Callable[[], None],
         offer: Callable[[InstallSnapshotRequest, PeerIdentity], str],
         max_frame_bytes: int = MAX_FRAME_BYTES,
+        admission: Admission | None = None,
     ) -> None:
         self.group = group
         self.peer: PeerIdentity | None = None
@@ -65,6 +76,7 @@ class ServedConnection:
         self._refused = refused
         self._offer = offer
         self._max_frame_bytes = max_frame_bytes
+        self._admission = admission
         self._running: dict[int, tuple[asyncio.Future[Any] | Reply[Any], int, int]] = {}
         self._running_bytes = 0
         self._next_serial = 1
@@ -149,6 +161,8 @@ class ServedConnection:
                 raise _not_served(self.group)
             if request.group != self.group:
                 raise IdentityError(f"a hello of group {request.group!r} on a connection of group {self.group!r}")
+            if self._admission is not None:
+                self._admission.check(request.node_id, service)
             response = await service.hello(request)
         except BaseException:
             self.peer = None
@@ -162,10 +176,10 @@ class ServedConnection:
             return service.append_entries(message, peer)
         if kind is Kind.HEARTBEAT:
             return service.heartbeat(message, peer)
-        if kind is Kind.VOTE:
-            return service.vote(message, peer)
-        if kind is Kind.PRE_VOTE:
-            return service.pre_vote(message, peer)
+        if kind is Kind.VOTE or kind is Kind.PRE_VOTE:
+            if self._admission is not None:
+                self._admission.check(peer.node_id, service)  # it may have been removed since it said hello
+            return service.vote(message, peer) if kind is Kind.VOTE else service.pre_vote(message, peer)
         if kind is Kind.READ_INDEX:
             return service.read_index(message, peer)
         if kind is Kind.FORWARD:

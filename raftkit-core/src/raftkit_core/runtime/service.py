@@ -46,6 +46,11 @@ PEER_DEADLINE = 60.0
 """The longest a peer's request may wait here; the transport's own deadline is shorter."""
 
 
+TERM_JUMP_MAX = 2**40
+"""Elections in a life of a cluster, many times over: whoever is further ahead than that is broken, and would use up
+the terms."""
+
+
 class Identity:
     """This store's identity: kept in the store, changed only through here."""
 
@@ -100,6 +105,7 @@ class PeerService:
         self._forward = forward
         self._core: RaftCore | None = None
         self._receiving: set[str] = set()
+        self._alarmed: set[NodeId] = set()
 
     def attach(self, core: RaftCore) -> None:
         """From now on there is a node to ask."""
@@ -184,6 +190,18 @@ class PeerService:
         me = self._identity.current
         return HelloResponse(me.cluster, me.cluster_id, me.group, me.node_id, me.store_id, me.single_term_leader)
 
+    def admits(self, node_id: NodeId) -> bool:
+        """Members; and others only while no leader is at work here.
+
+        A node that lags may not know the newest members yet, one of which leads: shut out for ever it could not catch
+        up. But whoever is no member cannot disturb a leader that works.
+        """
+        core = self._core
+        if core is None:
+            return True  # nothing but a hello is answered yet
+        members = core.engine.effective.nodes
+        return not members or node_id in members or not core.engine.hears_leader(core.clock.monotonic())
+
     def _check_common(
         self,
         peer: NodeId,
@@ -216,12 +234,17 @@ class PeerService:
                 hint="upgrade the older node",
             )
 
-    def _check_sender(self, claimed: NodeId, peer: PeerIdentity) -> RaftCore:
+    def _check_sender(self, claimed: NodeId, peer: PeerIdentity, term: int = 0) -> RaftCore:
         """Only the store the membership names may speak for a node; a node without a cluster believes nobody."""
         core = self.core
         core.check_running()
         if claimed != peer.node_id:
             raise IdentityError(f"{peer.node_id} speaks for {claimed}")
+        if term - core.engine.vote.term > TERM_JUMP_MAX:
+            if peer.node_id not in self._alarmed:
+                self._alarmed.add(peer.node_id)  # members only come this far, so it stays small
+                log.error("%s names term %d, here it is %d: refused", peer.node_id, term, core.engine.vote.term)
+            raise IdentityError(f"{peer.node_id} names term {term}, which no election can have led to")
         if self._identity.current.cluster_id is None:
             raise PeerBusy("this node belongs to no cluster yet")
         if core.engine.is_foreign_store(peer.node_id, peer.store_id):
@@ -234,11 +257,11 @@ class PeerService:
     # --- messages ---------------------------------------------------------------------------------------------------
 
     def append_entries(self, request: AppendEntriesRequest, peer: PeerIdentity) -> Awaitable[AppendEntriesResponse]:
-        core = self._check_sender(request.vote.node_id, peer)
+        core = self._check_sender(request.vote.node_id, peer, request.vote.term)
         return core.ask(PEER_DEADLINE, lambda request_id: AppendEntriesArrived(request_id, request))
 
     def heartbeat(self, request: HeartbeatRequest, peer: PeerIdentity) -> Awaitable[AppendEntriesResponse]:
-        core = self._check_sender(request.vote.node_id, peer)
+        core = self._check_sender(request.vote.node_id, peer, request.vote.term)
         return core.ask(PEER_DEADLINE, lambda request_id: HeartbeatArrived(request_id, request))
 
     def vote(self, request: VoteRequest, peer: PeerIdentity) -> Awaitable[VoteResponse]:
@@ -248,11 +271,11 @@ class PeerService:
         return self._vote(request, peer, is_pre_vote=True)
 
     def _vote(self, request: VoteRequest, peer: PeerIdentity, *, is_pre_vote: bool) -> Awaitable[VoteResponse]:
-        core = self._check_sender(request.vote.node_id, peer)
+        core = self._check_sender(request.vote.node_id, peer, request.vote.term)
         return core.ask(PEER_DEADLINE, lambda request_id: VoteArrived(request_id, request, peer.store_id, is_pre_vote))
 
     def transfer_leader(self, request: TransferLeaderRequest, peer: PeerIdentity) -> Awaitable[TransferLeaderResponse]:
-        core = self._check_sender(request.vote.node_id, peer)
+        core = self._check_sender(request.vote.node_id, peer, request.vote.term)
         return core.ask(PEER_DEADLINE, lambda request_id: TransferArrived(request_id, request))
 
     def read_index(self, request: ReadIndexRequest, peer: PeerIdentity) -> Awaitable[ReadIndexResponse]:
@@ -266,7 +289,7 @@ class PeerService:
     # --- snapshots --------------------------------------------------------------------------------------------------
 
     async def snapshot_offset(self, request: InstallSnapshotRequest, peer: PeerIdentity) -> int:
-        self._check_sender(request.vote.node_id, peer)
+        self._check_sender(request.vote.node_id, peer, request.vote.term)
         self._check_receiving(request)
         try:
             sink = await self._snapshots.sink(request.meta.snapshot_id, resume=True)
@@ -288,7 +311,7 @@ class PeerService:
     async def install_snapshot(
         self, request: InstallSnapshotRequest, offset: int, chunks: AsyncIterator[bytes], peer: PeerIdentity
     ) -> InstallSnapshotResponse:
-        core = self._check_sender(request.vote.node_id, peer)
+        core = self._check_sender(request.vote.node_id, peer, request.vote.term)
         self._check_receiving(request)
         self._receiving.add(request.meta.snapshot_id)
         try:

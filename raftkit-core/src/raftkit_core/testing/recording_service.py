@@ -60,6 +60,8 @@ class RecordingService:
         self.reactions: dict[str, Reaction] = {}
         self.snapshot_bytes: dict[str, bytearray] = {}
         self.stream_errors: list[BaseException] = []
+        self.shut_out: set[NodeId] = set()
+        """Whom :meth:`admits` refuses."""
 
     def count(self, kind: str) -> int:
         """How often ``kind`` arrived."""
@@ -70,6 +72,9 @@ class RecordingService:
 
     def uncork(self) -> None:
         """See :meth:`cork`."""
+
+    def admits(self, node_id: NodeId) -> bool:
+        return node_id not in self.shut_out
 
     # --- Hello ------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from raftkit_core.types.ids import DEFAULT_GROUP, NodeId
+from raftkit_core.types.security import Security
 
 if TYPE_CHECKING:
     from raftkit_core.clock import Clock
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 class AdapterContext:
     """Who an adapter is made for. Factories do no IO with it.
 
-    ``data_dir`` is the node's own folder, or None for a node that keeps nothing on disk.
+    ``data_dir`` is the node's own folder, or None for a node that keeps nothing on disk. ``security`` is for
+    transports.
     """
 
     def __init__(
@@ -25,9 +27,11 @@ class AdapterContext:
         cluster: str = "default",
         group: str = DEFAULT_GROUP,
         data_dir: Path | None = None,
+        security: Security | None = None,
     ) -> None:
         self.node_id = node_id
         self.cluster = cluster
         self.group = group
         self.data_dir = data_dir
         self.clock = clock
+        self.security = Security() if security is None else security

@@ -10,12 +10,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
 
 from raftkit_core import errors
+from raftkit_http.access import ANYONE, NOBODY, Access, Caller, RouteRole, TooManyFailures, Unauthenticated, audit
 from raftkit_http.api.decode import BodyTooSlow, Query, UnsupportedBody, decode_json, read_body, require_type
 from raftkit_http.api.envelope import failure, status_of
 from raftkit_http.api.handle import RaftHandle
@@ -25,8 +26,8 @@ from raftkit_http.api.schema import JSON_TYPE
 T = TypeVar("T")
 log = logging.getLogger("raftkit_http.api")
 
-Role = Literal["open", "read", "write", "admin"]
-"""What a caller must be allowed. ``open`` routes say nothing about data and are never refused for load."""
+Role = RouteRole
+"""What a caller must be allowed. ``open`` routes say nothing about data."""
 
 SMALL_BODY_BYTES = 256 * 1024
 """Every body but a command's."""
@@ -61,6 +62,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     role: Role
     handler: Callable[[Call], Awaitable[web.StreamResponse]]
     query: tuple[str, ...] = ()
+    light: bool = False
+    """Reads what is published and never waits: never refused for load."""
     long_lived: bool = False
     """No deadline and no place in the count of requests: what comes over it has its own."""
 
@@ -69,12 +72,20 @@ class Call:
     """One request on its way: what it asks, and until when."""
 
     def __init__(
-        self, api: ClientApi, request: web.Request, query: Query, deadline: float, *, owned: bool = False
+        self,
+        api: ClientApi,
+        request: web.Request,
+        query: Query,
+        deadline: float,
+        *,
+        owned: bool = False,
+        caller: Caller = ANYONE,
     ) -> None:
         self.api = api
         self.raft = api.raft
         self.request = request
         self.query = query
+        self.caller = caller
         self.changing = False
         """Whether a change has been handed to the Raft: from then on a lost answer is an unknown outcome."""
         self._deadline = deadline
@@ -106,8 +117,9 @@ class Call:
 class ClientApi:
     """The client API of one node."""
 
-    def __init__(self, raft: RaftHandle, limits: ApiLimits | None = None) -> None:
+    def __init__(self, raft: RaftHandle, limits: ApiLimits | None = None, access: Access | None = None) -> None:
         self.raft = raft
+        self.access = Access() if access is None else access
         self.limits = ApiLimits() if limits is None else limits
         self.metrics = ApiMetrics()
         self.closing = False
@@ -145,20 +157,28 @@ class ClientApi:
         """``route``'s handler as aiohttp wants it: every outcome is an answer."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            response = await self._answer(route, request)
+            caller = NOBODY
+            response: web.StreamResponse | None = None
+            try:
+                caller = self.access.check(request, route.role, asyncio.get_running_loop().time())
+            except errors.AccessDenied as error:
+                response = _refused(request, error)
+            if response is None:
+                response = await self._answer(route, request, caller)
             self.metrics.request(route.path, response.status)
+            if route.role == "admin":
+                audit(caller, request, response.status)
             return response
 
         return handle
 
-    async def _answer(self, route: Route, request: web.Request) -> web.StreamResponse:
+    async def _answer(self, route: Route, request: web.Request, caller: Caller) -> web.StreamResponse:
         call: Call | None = None
         try:
-            check_origin(request)
-            call = self._call(route, request)
+            call = self._call(route, request, caller)
             if route.long_lived:
                 return await route.handler(call)
-            with self.admitted(count=route.role != "open"):
+            with self.admitted(count=route.role != "open" and not route.light):
                 async with asyncio.timeout(call.remaining + GRACE_SECONDS):
                     return await route.handler(call)
         except BodyTooSlow as error:
@@ -173,13 +193,13 @@ class ClientApi:
             log.exception("%s %s failed", route.method, route.path)
             return failure(request, error, status=status_of(error))
 
-    def _call(self, route: Route, request: web.Request) -> Call:
+    def _call(self, route: Route, request: web.Request, caller: Caller) -> Call:
         query = Query(request, *route.query)
         limits = self.limits
         asked_ms = query.integer("timeout_ms", minimum=1, maximum=2**31)
         usual = limits.admin_timeout if route.role == "admin" else limits.default_timeout
         timeout = usual if asked_ms is None else min(asked_ms / 1000, limits.max_timeout)
-        return Call(self, request, query, asyncio.get_running_loop().time() + timeout)
+        return Call(self, request, query, asyncio.get_running_loop().time() + timeout, caller=caller)
 
     @contextmanager
     def admitted(self, *, count: bool = True) -> Iterator[None]:
@@ -212,8 +232,14 @@ class ClientApi:
         )
 
 
-def check_origin(request: web.Request) -> None:
-    """A page of another site must not drive a node through its reader's browser. Raises: AccessDenied."""
-    origin = request.headers.get("Origin")
-    if origin is not None and origin.partition("://")[2] != request.headers.get("Host", ""):
-        raise errors.AccessDenied("requests from pages of another origin are refused")
+def _refused(request: web.Request, error: errors.AccessDenied) -> web.Response:
+    """401 for who is not known, 403 for who may not, 429 for who tries too often. The body is not read for them."""
+    status = 401 if isinstance(error, Unauthenticated) else 429 if isinstance(error, TooManyFailures) else 403
+    response = failure(request, error, status=status)
+    if status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    if status == 429:
+        response.headers["Retry-After"] = "1"
+    if request.can_read_body or status == 429:
+        response.force_close()
+    return response

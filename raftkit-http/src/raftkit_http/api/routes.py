@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from aiohttp import hdrs, web
 
 from raftkit_core.errors import BadRequest, NotFound
+from raftkit_http.access import Access
 from raftkit_http.api import cluster, health, kv, socket, watch, write
 from raftkit_http.api.decode import quoted
 from raftkit_http.api.envelope import failure, success
@@ -25,7 +26,14 @@ def routes() -> list[Route]:
         *_cluster_routes(),
         Route(method="GET", path="/livez", role="open", summary="Is the node alive", handler=health.get_livez),
         Route(method="GET", path="/readyz", role="open", summary="Can it serve now", handler=health.get_readyz),
-        Route(method="GET", path="/metrics", role="open", summary="Prometheus metrics", handler=health.get_metrics),
+        Route(
+            method="GET",
+            path="/metrics",
+            role="read",
+            summary="Prometheus metrics",
+            handler=health.get_metrics,
+            light=True,
+        ),
     ]
 
 
@@ -73,7 +81,7 @@ def _data_routes() -> list[Route]:
         Route(
             method="GET",
             path="/v1/ws",
-            role=write_,
+            role="read",  # and each write on it needs more
             summary="WebSocket for pipelining",
             handler=socket.get_socket,
             long_lived=True,
@@ -87,13 +95,28 @@ def _cluster_routes() -> list[Route]:
         Route(
             method="GET",
             path="/v1/status",
-            role="open",
+            role="read",
+            light=True,
             summary="This node about itself",
             handler=cluster.get_status,
             query=("digest",),
         ),
-        Route(method="GET", path="/v1/members", role="open", summary="Members", handler=cluster.get_members),
-        Route(method="GET", path="/v1/leader", role="open", summary="Who leads", handler=cluster.get_leader),
+        Route(
+            method="GET",
+            path="/v1/members",
+            role="read",
+            summary="Members",
+            handler=cluster.get_members,
+            light=True,
+        ),
+        Route(
+            method="GET",
+            path="/v1/leader",
+            role="read",
+            summary="Who leads",
+            handler=cluster.get_leader,
+            light=True,
+        ),
         Route(
             method="POST",
             path="/v1/initialize",
@@ -164,9 +187,11 @@ def route_defs(api: ClientApi) -> list[web.RouteDef]:
     return [web.route(route.method, route.path, api.guarded(route)) for route in [*routes(), last]]
 
 
-def attach(server: HttpServer, raft: RaftHandle, limits: ApiLimits | None = None) -> ClientApi:
+def attach(
+    server: HttpServer, raft: RaftHandle, limits: ApiLimits | None = None, *, access: Access | None = None
+) -> ClientApi:
     """Serve the client API of ``raft`` on ``server``, which must not have started. The server closes it."""
-    api = ClientApi(raft, limits)
+    api = ClientApi(raft, limits, access)
     server.add_routes(route_defs(api))
     server.on_close(api.close)
     return api

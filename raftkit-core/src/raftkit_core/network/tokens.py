@@ -1,0 +1,152 @@
+"""Access tokens: who may do what over a client API, kept as hashes in a file.
+
+One line per token: ``NAME ROLE sha256:HEX``; ``#`` begins a comment. Deleting a line revokes its token. A token is
+256 random bits, so one round of SHA-256 keeps it: there is nothing to guess that a slower hash would slow down.
+
+Roles: ``read`` reads data and status, ``write`` also writes, ``admin`` also changes the cluster.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import re
+import secrets
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal, get_args
+
+import msgspec
+
+from raftkit_core.errors import ConfigError
+
+Role = Literal["read", "write", "admin"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+PREFIX = "raftkit_"
+"""Begins every token, so that tools which look for leaked secrets find them."""
+TOKENS_MAX = 1000
+FILE_BYTES_MAX = 1024 * 1024
+SECRET_CHARS_MAX = 512
+"""Longer ones are not even hashed."""
+
+_LINE = re.compile(
+    r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,62})\s+(?P<role>read|write|admin)\s+sha256:(?P<hash>[0-9a-f]{64})"
+)
+
+
+class Token(msgspec.Struct, frozen=True):
+    """One line: whose token it is, what it allows, and the SHA-256 of it."""
+
+    name: str
+    role: Role
+    digest: bytes
+
+    def allows(self, role: Role) -> bool:
+        return ROLES.index(self.role) >= ROLES.index(role)
+
+    def __repr__(self) -> str:
+        return f"Token({self.name!r}, {self.role!r})"
+
+
+class TokenTable:
+    """The tokens of one file. Immutable: a changed file is read into a new one."""
+
+    def __init__(self, tokens: tuple[Token, ...]) -> None:
+        self.tokens = tokens
+
+    def find(self, secret: str) -> Token | None:
+        """The token that ``secret`` is. Compares with every one in constant time: how long it takes tells nothing."""
+        if not 0 < len(secret) <= SECRET_CHARS_MAX:
+            return None
+        digest = sha256(secret.encode("utf-8", "surrogateescape")).digest()
+        found = None
+        for token in self.tokens:
+            if hmac.compare_digest(token.digest, digest):
+                found = token
+        return found
+
+
+def parse_tokens(text: str, *, origin: str = "tokens") -> TokenTable:
+    """Raises: ConfigError naming the line, never showing it: somebody may have put the token itself there."""
+    tokens: list[Token] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise ConfigError(
+                f"{origin} line {number} is not NAME ROLE sha256:HEX",
+                hint="raftkit token new writes such a line; the token itself does not belong into this file",
+            )
+        role: Role = match["role"]  # type: ignore[assignment]  # the pattern allows no other
+        if any(token.name == match["name"] for token in tokens):
+            raise ConfigError(f"{origin} line {number}: there is a token {match['name']!r} already")
+        tokens.append(Token(match["name"], role, bytes.fromhex(match["hash"])))
+    if len(tokens) > TOKENS_MAX:
+        raise ConfigError(f"{origin} holds {len(tokens)} tokens, more than {TOKENS_MAX}")
+    return TokenTable(tuple(tokens))
+
+
+def read_tokens(path: Path) -> TokenTable:
+    """Raises: ConfigError."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+        text = data.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the tokens file {path} cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}",
+            hint="raftkit token new makes one",
+        ) from None
+    if len(data) > FILE_BYTES_MAX:
+        raise ConfigError(f"the tokens file {path} is larger than {FILE_BYTES_MAX} bytes")
+    return parse_tokens(text, origin=str(path))
+
+
+def new_token(path: Path, name: str, role: Role) -> str:
+    """Make a token, add its hash to the file at ``path`` (made with mode 0600 if it is not there), give the secret.
+
+    Raises: ConfigError: the name is malformed or taken, or the file cannot be read or written.
+    """
+    secret = PREFIX + secrets.token_urlsafe(32)
+    line = f"{name} {role} sha256:{sha256(secret.encode()).hexdigest()}"
+    before = ""
+    if path.exists():
+        read_tokens(path)
+        before = path.read_text()
+    text = before + ("" if not before or before.endswith("\n") else "\n") + line + "\n"
+    try:
+        parse_tokens(text, origin=str(path))
+    except ConfigError as error:
+        if not _LINE.fullmatch(line):
+            raise ConfigError(
+                f"{name[:80]!r} is no name for a token", hint="use 1 to 63 of A-Z a-z 0-9 . _ -"
+            ) from None
+        raise error from None
+    try:
+        write_private(path, text)
+    except OSError as error:
+        raise ConfigError(f"the tokens file {path} cannot be written: {error.strerror or error}") from None
+    return secret
+
+
+def write_private(path: Path, text: str, *, replace: bool = True) -> None:
+    """Write ``text`` so that only the owner can read it, and readers see the old file or the new one.
+
+    Raises: OSError; FileExistsError if it is there and must not be replaced.
+    """
+    if not replace and path.exists():
+        raise FileExistsError(17, "File exists", str(path))
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,314 @@
+"""Accepting connections: bounded in number and in every stage of their life, whoever opens them.
+
+aiohttp's own sites leave that to asyncio, which accepts what comes. Here a connection has a record as soon as it is
+accepted, before TLS has said a word. When there are too many, the address that holds most loses its oldest idle one; a
+connection whose peer has proved who it is, is never taken for that. So a flood displaces itself, and a peer that comes
+back always finds a place.
+
+=============  ===============================  ======================================================
+stage          ends after                       then
+=============  ===============================  ======================================================
+TLS handshake  :data:`HANDSHAKE_DEADLINE`       closed
+header         :data:`HEADER_DEADLINE`          closed
+body           its handler's deadline           408
+answer         :data:`STALL_DEADLINE` without   closed
+               the client reading a byte
+idle           aiohttp's keep-alive timeout     closed
+=============  ===============================  ======================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any, cast
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestHandler
+
+logger = logging.getLogger(__name__)
+
+HANDSHAKE_DEADLINE = 5.0
+HEADER_DEADLINE = 5.0
+"""Seconds from the first byte of a request (or from the connection's beginning) to the end of its header."""
+HEADER_BYTES_MAX = 64 * 1024
+STALL_DEADLINE = 30.0
+"""Seconds an answer may lie here without the other side taking any of it."""
+SWEEP_INTERVAL = 5.0
+CONNECTIONS_MAX = 4096
+"""Open connections: descriptors must remain for storage, and for calling peers."""
+CONNECTIONS_PER_ADDRESS_MAX = 1024
+BACKLOG = 512
+ACCEPT_PAUSE = 0.2
+"""Seconds without accepting after the system refused another descriptor."""
+_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_IDLE_LOOKED_AT = 64
+
+
+class GuardedHandler(RequestHandler):
+    """aiohttp's protocol of one connection, with a deadline and a limit for headers."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.is_peer = False
+        """Whether a node of this cluster has said hello here: such a connection is never dropped for others."""
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._header_bytes = 0
+        self._on_lost: Callable[[], None] | None = None
+        self._on_malformed: Callable[[], None] | None = None
+        self._held: asyncio.Transport | None = None  # aiohttp forgets its own as soon as it begins to close it
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._held = cast(asyncio.Transport, transport)
+        self._start_header_timer()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._header_ended()
+        self._held = None
+        super().connection_lost(exc)
+        if self._on_lost is not None:
+            self._on_lost()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.is_idle and data:
+            # Still waiting for a request although something came: the header is not complete.
+            self._header_bytes += len(data)
+            if self._header_bytes > HEADER_BYTES_MAX:
+                self.drop()
+            elif self._header_timer is None:
+                self._start_header_timer()
+        elif self._header_timer is not None:
+            self._header_ended()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """aiohttp logs what is no HTTP with a traceback and sends it back: a stranger could fill the log."""
+        if not isinstance(exc, HttpProcessingError):
+            return super().handle_error(request, status, exc, message)
+        if self._on_malformed is not None:
+            self._on_malformed()
+        response = web.Response(status=400, text="this is no valid HTTP request\n")
+        response.force_close()
+        return response
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is under way."""
+        waiter = self._waiter
+        return waiter is not None and not waiter.done()
+
+    def drop(self) -> None:
+        """Close at once."""
+        if self._held is not None:
+            self._held.abort()
+
+    @property
+    def unread_bytes(self) -> int:
+        """Written, and not taken by the other side yet."""
+        return 0 if self._held is None else self._held.get_write_buffer_size()
+
+    def _start_header_timer(self) -> None:
+        self._header_timer = asyncio.get_running_loop().call_later(HEADER_DEADLINE, self.drop)
+
+    def _header_ended(self) -> None:
+        self._header_bytes = 0
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+
+class _Accepted:
+    """One connection from its first moment: a socket, then a handler."""
+
+    def __init__(self, host: str, handler: GuardedHandler, sock: socket.socket) -> None:
+        self.host = host
+        self.handler = handler
+        self.socket = sock
+        self.opening: asyncio.Task[None] | None = None
+        self.unread = 0
+        self.stalled_since: float | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        return self.opening is not None or self.handler.is_idle
+
+    def drop(self) -> None:
+        if self.opening is not None:
+            self.opening.cancel()
+        self.handler.drop()
+
+
+class Listener:
+    """Sockets that accept for ``make_handler`` (aiohttp's ``web.Server`` with our handlers)."""
+
+    def __init__(self, make_handler: Callable[[], GuardedHandler], tls: ssl.SSLContext | None) -> None:
+        self._make_handler = make_handler
+        self._tls = tls
+        self._sockets: list[socket.socket] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._open: dict[_Accepted, None] = {}
+        self._by_host: dict[str, dict[_Accepted, None]] = {}
+        self.dropped = 0
+        """Connections closed to make room for others."""
+        self.malformed = 0
+        """Requests that were no valid HTTP."""
+
+    @property
+    def port(self) -> int:
+        return int(self._sockets[0].getsockname()[1])
+
+    @property
+    def connections(self) -> int:
+        return len(self._open)
+
+    async def start(self, host: str, port: int) -> None:
+        """Listen on every address of ``host``. Raises: OSError."""
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        try:
+            for family, kind, protocol, _, address in dict.fromkeys(found):
+                sock = socket.socket(family, kind, protocol)
+                self._sockets.append(sock)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sock.setblocking(False)
+                if port == 0 and len(self._sockets) > 1:
+                    address = (address[0], self.port, *address[2:])
+                sock.bind(address)
+                sock.listen(BACKLOG)
+        except OSError:
+            self._close_sockets()
+            raise
+        self._tasks = [loop.create_task(self._accept(sock), name="accept") for sock in self._sockets]
+        self._tasks.append(loop.create_task(self._sweep(), name="sweep connections"))
+
+    async def stop_accepting(self) -> None:
+        """Close the sockets that listen. Idempotent."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._close_sockets()
+
+    async def close(self) -> None:
+        """Drop what is still open: handlers had their time. Idempotent."""
+        await self.stop_accepting()
+        opening = [accepted.opening for accepted in self._open if accepted.opening is not None]
+        for accepted in list(self._open):
+            accepted.drop()
+        if opening:
+            await asyncio.wait(opening)
+
+    def _close_sockets(self) -> None:
+        for sock in self._sockets:
+            sock.close()
+        self._sockets = self._sockets[:0]
+
+    async def _accept(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        complained = False
+        while True:
+            try:
+                connection, address = await loop.sock_accept(sock)
+            except OSError as error:
+                if error.errno not in _OUT_OF_DESCRIPTORS:
+                    continue  # that connection was gone before it was accepted
+                if not complained:
+                    logger.error("cannot accept connections: %s", error.strerror)
+                    complained = True
+                self._make_room(next(iter(self._by_host), ""))
+                await asyncio.sleep(ACCEPT_PAUSE)
+                continue
+            complained = False
+            self._arrived(connection, str(address[0]))
+
+    def _arrived(self, connection: socket.socket, host: str) -> None:
+        if len(self._by_host.get(host, ())) >= CONNECTIONS_PER_ADDRESS_MAX:
+            self._make_room(host)
+        elif len(self._open) >= CONNECTIONS_MAX:
+            self._make_room(max(self._by_host, key=lambda known: len(self._by_host[known])))
+        connection.setblocking(False)
+        accepted = _Accepted(host, self._make_handler(), connection)
+        self._open[accepted] = None
+        self._by_host.setdefault(host, {})[accepted] = None
+        accepted.handler._on_lost = lambda: self._forget(accepted)
+        accepted.handler._on_malformed = self._count_malformed
+        accepted.opening = asyncio.get_running_loop().create_task(self._connect(accepted), name="open connection")
+
+    async def _connect(self, accepted: _Accepted) -> None:
+        made = False
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: accepted.handler,
+                accepted.socket,
+                ssl=self._tls,
+                ssl_handshake_timeout=HANDSHAKE_DEADLINE if self._tls is not None else None,
+                ssl_shutdown_timeout=1.0 if self._tls is not None else None,
+            )
+            made = True
+        except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
+            logger.debug("a connection from %s was not opened: %s", accepted.host, error)
+        finally:
+            accepted.opening = None
+            if not made:
+                accepted.socket.close()
+                self._forget(accepted)
+
+    def _forget(self, accepted: _Accepted) -> None:
+        self._open.pop(accepted, None)
+        same = self._by_host.get(accepted.host)
+        if same is not None:
+            same.pop(accepted, None)
+            if not same:
+                del self._by_host[accepted.host]
+
+    def _make_room(self, host: str) -> None:
+        """Drop the oldest idle connection of ``host``, or its oldest if all are at work; peers stay."""
+        oldest: _Accepted | None = None
+        looked_at = 0
+        for accepted in self._by_host.get(host, ()):
+            if accepted.handler.is_peer:
+                continue
+            oldest = accepted if oldest is None else oldest
+            looked_at += 1
+            if accepted.is_idle or looked_at >= _IDLE_LOOKED_AT:
+                oldest = accepted if accepted.is_idle else oldest
+                break
+        if oldest is not None:
+            self.dropped += 1
+            oldest.drop()
+            self._forget(oldest)
+
+    def _count_malformed(self) -> None:
+        self.malformed += 1
+
+    async def _sweep(self) -> None:
+        """Drop connections whose other side does not read what was written for it."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(SWEEP_INTERVAL)
+            for accepted in list(self._open):
+                self._check_stall(accepted, loop.time())
+
+    @staticmethod
+    def _check_stall(accepted: _Accepted, now: float) -> None:
+        unread = accepted.handler.unread_bytes
+        if not unread or unread < accepted.unread or accepted.stalled_since is None:
+            accepted.stalled_since = now if unread else None
+        elif now - accepted.stalled_since >= STALL_DEADLINE:
+            accepted.drop()
+        accepted.unread = unread
