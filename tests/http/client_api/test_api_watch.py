@@ -112,7 +112,7 @@ async def test_a_reader_that_does_not_read_is_cut_off_and_holds_no_place(api_nod
     limits = ApiLimits(watch_write_seconds=0.2, max_watches=1)
     async with api_node(limits=limits) as node:
         reader, writer = await asyncio.open_connection("127.0.0.1", node.server.port)
-        writer.write(b"GET /v1/watch?from_revision=1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write(b"GET /v1/watch?from_revision=1 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await reader.readuntil(b"progress")
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         for number in range(60):
