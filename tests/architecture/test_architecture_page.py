@@ -129,6 +129,19 @@ async def test_a_write_goes_through_its_table_in_this_order() -> None:
 
 
 @pytest.mark.virtual_time
+async def test_a_write_under_a_session_goes_through_its_table() -> None:
+    async with cluster("session") as nodes:
+        with followed() as seen:
+            async with nodes["n2"].open_session(ttl=1) as session:
+                await session.write(Put("k", b"3"))
+                await asyncio.sleep(1)
+            nodes["n1"]._core.worker.system.seal()  # what a durable machine calls
+    wanted = "A write that may be sent twice"
+    assert len(places(wanted)) > 9
+    assert not not_called(wanted, seen)
+
+
+@pytest.mark.virtual_time
 async def test_a_read_goes_through_its_table() -> None:
     async with cluster("read") as nodes:
         with followed() as seen:

@@ -57,7 +57,10 @@ class Remembering(RaftStateMachine):
 
     def apply(self, batch: ApplyBatch) -> list[Any]:
         self.seen += [entry.command for entry in batch.entries]
-        return [None] * len(batch.entries)
+        results = [None] * len(batch.entries)
+        if self.durable:
+            batch.seal(results)
+        return results
 
     async def snapshot_of(self, seen: list[int]) -> AsyncIterator[bytes]:
         yield msgspec.msgpack.encode(seen)

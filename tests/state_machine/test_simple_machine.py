@@ -182,15 +182,15 @@ def test_cluster_time_never_falls() -> None:
 def test_the_system_machine_comes_back_from_a_snapshot_and_from_records() -> None:
     system, restored, recovered = SystemMachine(), SystemMachine(), SystemMachine()
     system.observe(77)
-    records = {key: value for key, value in system.seal([]) if value is not None}
+    records = {key: value for key, value in system.seal() if value is not None}
     assert list(records) == [TIME_RECORD]
-    assert list(system.seal([])) == []
+    assert list(system.seal()) == []
 
     restored.restore(system.encode())
     recovered.restore_records(records)
     assert restored.time_ms == recovered.time_ms == 77
     assert restored.encode() == recovered.encode() == system.encode()
-    assert list(restored.seal([])) == list(recovered.seal([])) == []
+    assert list(restored.seal()) == list(recovered.seal()) == []
     restored.restore(b"")
     recovered.restore_records({})
     assert restored.time_ms == recovered.time_ms == 0

@@ -161,9 +161,40 @@ class Compacted(RaftError):
 
 
 class SessionExpired(RaftError):
-    """The client session is unknown or expired; the write was refused at apply."""
+    """The client session is closed, expired, or of another cluster; this attempt changed nothing."""
 
     code = "SESSION_EXPIRED"
+    default_hint = "open a new session"
+
+
+class TooManySessions(RaftError):
+    """The cluster keeps as many client sessions as it can; none was opened."""
+
+    code = "TOO_MANY_SESSIONS"
+    default_hint = "close sessions that are not used, or wait until they expire"
+
+
+class SessionFull(RaftError):
+    """The session has as many remembered results as it may: acknowledge earlier ones first. Nothing was changed."""
+
+    code = "SESSION_FULL"
+    default_retryable = True
+
+
+class SerialReused(RaftError):
+    """The serial belongs to another command of this session; this one was refused."""
+
+    code = "SERIAL_REUSED"
+    default_hint = "give every new command of a session the next serial"
+
+
+class ResultForgotten(RaftError):
+    """The write is not carried out again and its result is not remembered: the client acknowledged it (``unknown``), or
+    it was too large to keep (``applied``)."""
+
+    code = "RESULT_FORGOTTEN"
+    default_outcome = "unknown"
+    default_hint = "read the state"
 
 
 # --- Membership -----------------------------------------------------------------------------------------------------

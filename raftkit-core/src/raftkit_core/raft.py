@@ -28,7 +28,9 @@ from raftkit_core.errors import (
 )
 from raftkit_core.instrument import Instruments
 from raftkit_core.network.client import NodeStatus
+from raftkit_core.network.client_session import ClientSession
 from raftkit_core.network.interface import RaftNetworkFactory
+from raftkit_core.network.repeating import Attempts
 from raftkit_core.runtime.command_runner import CommandRunner
 from raftkit_core.runtime.leadership import LeadershipTerm, hold_leadership
 from raftkit_core.runtime.limits import within
@@ -51,6 +53,7 @@ from raftkit_core.runtime.raft_core import ClientWriteResponse, RaftCore, bounde
 from raftkit_core.runtime.reads import LinearizableReads
 from raftkit_core.runtime.recovery import recover
 from raftkit_core.runtime.service import Identity, PeerService
+from raftkit_core.runtime.session_service import OpeningSession, Session, SessionService
 from raftkit_core.runtime.stalls import StallDetector
 from raftkit_core.runtime.state_machine_worker import StateMachineWorker
 from raftkit_core.runtime.status import node_status
@@ -84,13 +87,18 @@ from raftkit_core.types.metrics import RaftDataMetrics, RaftMetrics, RaftServerM
 from raftkit_core.types.operations import (
     AddLearner,
     ChangeMembership,
+    CloseSession,
+    KeepSession,
     MembershipDone,
+    OpenSession,
     Operation,
+    SessionOpened,
     TransferDone,
     TransferLeader,
     Write,
     WriteDone,
 )
+from raftkit_core.types.session import DEFAULT_TTL_MS, SessionSerial
 from raftkit_core.types.snapshot import SnapshotSource
 from raftkit_core.types.vote import Vote
 
@@ -131,6 +139,9 @@ class Raft:
         self._forwarder = Forwarder(core, self._run_operation)
         self._reads = LinearizableReads(core)
         self._members = MembershipChanges(core, identity, service, network, self.wait)
+        self._sessions = SessionService(core, self._reads, lambda: identity.current.cluster_id)
+        self._held: list[Session] = []
+        """Sessions of this application."""
         self._view = NodeView(core, identity)
         self._metrics: Watch[RaftMetrics] = Watch(self._view.metrics)
         self._data_metrics: Watch[RaftDataMetrics] = Watch(self._view.data_metrics)
@@ -478,30 +489,73 @@ class Raft:
         return payload
 
     def _propose(
-        self, body: bytes, timeout: float, condition: WriteCondition | None = None
+        self, body: bytes, timeout: float, condition: WriteCondition | None = None, once: SessionSerial | None = None
     ) -> asyncio.Future[ClientWriteResponse]:
         future: asyncio.Future[ClientWriteResponse] = asyncio.get_running_loop().create_future()
         deadline = self._core.clock.monotonic() + timeout
-        payload = self._envelope(body)
+        if once is None:
+            payload = self._envelope(body)
+        else:
+            self._sessions.heard(once)
+            payload = self._envelope(body, once.session.id, once.serial, once.acknowledged_floor)
         self._core.send(ClientWrite((payload,), (future,), deadline, len(payload), condition))
         return future
 
     async def write(
-        self, command: Any, *, session: Any | None = None, timeout: float = WRITE_TIMEOUT
+        self, command: Any, *, session: ClientSession | SessionSerial | None = None, timeout: float = WRITE_TIMEOUT
     ) -> ClientWriteResponse:
         """Like :meth:`client_write`, from any node: forwards to the leader, and waits for one until the deadline.
 
-        Raises: as client_write; QuorumNotEnough if no leader was found in time; OutcomeUnknown if an answer was lost.
+        With a ``session`` (of :meth:`open_session`) it is sent again where an answer was lost, with one effect. A
+        :class:`SessionSerial` says who carries the session, for those who keep serials themselves.
+
+        Raises: as client_write; QuorumNotEnough if no leader was found in time; OutcomeUnknown if an answer was lost;
+        SessionExpired, SerialReused, SessionFull, ResultForgotten under a session.
         """
         self._core.check_running()
+        if isinstance(session, SessionSerial):
+            return await self._write_once(command, lambda: session, timeout)
         if session is not None:
-            raise ConfigError("client sessions are not available in this version", hint="write without session=")
+            done: ClientWriteResponse = await session.write(command, timeout=timeout)
+            return done
         if self._core.engine.is_leader:
             with suppress(ForwardToLeader, QuorumNotEnough):
                 return await self.client_write(command, timeout=timeout)
         body = self.machine.codec.encode_command(command)
-        done: WriteDone = await self._forwarder.call(Write(body), timeout)
-        return ClientWriteResponse(done.log_id, self.machine.codec.decode_result(done.body))
+        return self._response(await self._forwarder.call(Write(body), timeout))
+
+    async def _write_once(self, command: Any, once: Callable[[], SessionSerial], timeout: float) -> ClientWriteResponse:
+        """Send until it is settled; each attempt carries what ``once`` gives."""
+        body = self.machine.codec.encode_command(command)
+
+        async def here(operation: Write, timeout: float) -> ClientWriteResponse:
+            return await self._propose(operation.body, timeout, once=operation.once)
+
+        serial = once()
+        attempts = Attempts(f"write {serial.serial} of the session {serial.session.id}")
+        done = await self._forwarder.call_again(lambda: Write(body, once()), timeout, here, attempts)
+        return self._response(done)
+
+    def _response(self, done: ClientWriteResponse | WriteDone) -> ClientWriteResponse:
+        if isinstance(done, WriteDone):
+            return ClientWriteResponse(done.log_id, self.machine.codec.decode_result(done.body))
+        return done
+
+    def open_session(self, ttl: float = DEFAULT_TTL_MS / 1000, *, timeout: float = WRITE_TIMEOUT) -> OpeningSession:
+        """A client session that lasts until it is closed, or ``ttl`` seconds after its last keep-alive.
+
+        ``async with raft.open_session() as session: await session.write(command)``; or await it, and close it yourself.
+
+        Raises: TooManySessions, BadRequest, and what a write raises.
+        """
+        return OpeningSession(lambda: self._open_session(ttl, timeout))
+
+    async def _open_session(self, ttl: float, timeout: float) -> Session:
+        sent_at = self._core.clock.monotonic()
+        opened: SessionOpened = await self.call(OpenSession(round(ttl * 1000)), timeout=timeout)
+        session = Session(self.call, self._write_once, opened, self.config, self._core.clock, sent_at=sent_at)
+        self._held = [held for held in self._held if not held.is_closed] + [session]
+        return session
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -589,7 +643,7 @@ class Raft:
         match operation:
             case Write():
                 self.machine.codec.decode_command(operation.body)
-                done = await self._propose(operation.body, timeout)
+                done = await self._propose(operation.body, timeout, once=operation.once)
                 return WriteDone(done.log_id, self.machine.codec.encode_result(done.data))
             case AddLearner():
                 added = await self.add_learner(
@@ -607,6 +661,12 @@ class Raft:
                 return _membership_done(changed)
             case TransferLeader():
                 return TransferDone(await self.transfer_leader(operation.to, timeout=timeout))
+            case OpenSession():
+                return await self._sessions.open(operation, timeout)
+            case KeepSession():
+                return await self._sessions.keep(operation, timeout)
+            case CloseSession():
+                return await self._sessions.close(operation, timeout)
 
     async def add_learner(
         self,
@@ -732,6 +792,8 @@ class Raft:
         await asyncio.shield(self._closing)
 
     async def _shutdown(self) -> None:
+        for session in self._held:
+            await session.abandon()
         with suppress(RaftError):
             if self._core.fatal is None and self._core.engine.is_leader:
                 others = [voter for voter in self._core.engine.effective.voter_ids if voter != self.id]

@@ -146,6 +146,10 @@ class Engine:
         acked = self._vote.last_quorum_acked(now)
         return acked + self._parts.config.leader_lease * (1 - self._parts.config.max_clock_drift)
 
+    def quorum_lease_until(self, now: float) -> float:
+        """Until when a quorum's answers let this node propose; minus infinity if it does not lead."""
+        return float("-inf") if self._parts.leader is None else self._vote.quorum_lease_until(now)
+
     def is_foreign_store(self, node_id: NodeId, store_id: str) -> bool:
         """Whether the membership binds ``node_id`` to another store than ``store_id``."""
         return self._parts.is_foreign_store(node_id, store_id)

@@ -57,6 +57,9 @@ PreHook = Callable[[NodeId, NodeId, str, Any], float | str | None]
 """``(src, dst, kind, message)`` for every request, ``kind`` as in ``Kind``, lower case. Gives None to let it pass,
 seconds to delay it and what follows on its lane, or :data:`DROP`; an ``RPCError`` it raises is what the caller gets."""
 
+PostHook = Callable[[NodeId, NodeId, str], str | None]
+"""``(src, dst, kind)`` of the request that was answered. Gives None to let the answer pass, or :data:`DROP`."""
+
 _hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, MemoryHub]] = WeakKeyDictionary()
 
 
@@ -69,6 +72,8 @@ class MemoryHub:
     def __init__(self, name: str) -> None:
         self.name = name
         self.pre_hook: PreHook | None = None
+        self.post_hook: PostHook | None = None
+        """Judges answers to requests that were sent since it was set."""
         self.latency = 0.0
         self.counts: Counter[str] = Counter()
         self.serving: dict[NodeId, MemoryNetworkFactory] = {}
@@ -194,6 +199,8 @@ class _MemoryLink(Link):
         self._answers = _Pipe(hub, self._answer, loop)
         self._closing: asyncio.Task[None] | None = None
         self._aborted = False
+        self._answered_kinds: dict[int, str] = {}
+        """Kinds of requests, for the post-hook."""
         self.served = ServedConnection(
             group,
             lambda: server.services.get(group),
@@ -212,6 +219,8 @@ class _MemoryLink(Link):
             asyncio.get_running_loop().call_soon(self._connection.fail, request_id, error)
             return
         if not isinstance(verdict, str):
+            if self._hub.post_hook is not None:
+                self._answered_kinds[request_id] = request_kind(decode_frame(frame).kind).name.lower()
             self._requests.push(frame, verdict or 0.0)
 
     def abort(self) -> None:
@@ -243,7 +252,11 @@ class _MemoryLink(Link):
             self.lose(NetworkError(f"{self._dst} closed the connection: {error}"))
 
     def _send_answer(self, frame: bytes) -> None:
-        if not self._aborted and self._hub.fault(self._dst, self._src) is None:
+        if self._aborted or self._hub.fault(self._dst, self._src) is not None:
+            return
+        kind = self._answered_kinds.pop(decode_frame(frame).request_id, None) if self._answered_kinds else None
+        hook = self._hub.post_hook
+        if kind is None or hook is None or hook(self._src, self._dst, kind) != DROP:
             self._answers.push(frame, 0.0)
 
     def _answer(self, frames: Sequence[bytes]) -> None:

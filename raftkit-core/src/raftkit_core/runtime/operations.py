@@ -20,6 +20,7 @@ from raftkit_core.errors import (
     RPCTimeout,
     Unreachable,
 )
+from raftkit_core.network.repeating import Attempts
 from raftkit_core.runtime.limits import within
 from raftkit_core.runtime.raft_core import RaftCore
 from raftkit_core.types.ids import NodeId
@@ -27,8 +28,14 @@ from raftkit_core.types.messages import ForwardRequest, ForwardResponse
 from raftkit_core.types.operations import (
     AddLearner,
     ChangeMembership,
+    CloseSession,
+    KeepSession,
     MembershipDone,
+    OpenSession,
     Operation,
+    SessionClosed,
+    SessionKept,
+    SessionOpened,
     TransferDone,
     TransferLeader,
     Write,
@@ -40,14 +47,28 @@ RESULTS: dict[type[Any], type[Any]] = {
     AddLearner: MembershipDone,
     ChangeMembership: MembershipDone,
     TransferLeader: TransferDone,
+    OpenSession: SessionOpened,
+    KeepSession: SessionKept,
+    CloseSession: SessionClosed,
 }
-NAMES = {"write": Write, "add_learner": AddLearner, "change_membership": ChangeMembership, "transfer": TransferLeader}
+NAMES: dict[str, type[Any]] = {
+    "write": Write,
+    "add_learner": AddLearner,
+    "change_membership": ChangeMembership,
+    "transfer": TransferLeader,
+    "open_session": OpenSession,
+    "keep_session": KeepSession,
+    "close_session": CloseSession,
+}
 _NAME_OF = {operation: name for name, operation in NAMES.items()}
 _encoder = msgspec.msgpack.Encoder()
 
 RETRY_SECONDS = 0.05
 OVERDUE_SECONDS = 0.1
 """How long after its deadline a transport may take to end a call by itself."""
+PATIENCE_SECONDS = 1.0
+"""How long the first attempt at what may be repeated waits for its answer; each further one twice as long."""
+PATIENCE_SECONDS_MAX = 4.0
 
 
 class Forwarder:
@@ -63,22 +84,61 @@ class Forwarder:
         Raises: OutcomeUnknown where an answer was lost; else the leader's own typed error, or ForwardToLeader /
         QuorumNotEnough when the deadline passed without a leader.
         """
+        if isinstance(operation, OpenSession | KeepSession | CloseSession):
+            return await self.call_again(lambda: operation, timeout, self._run)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         while True:
             left = deadline - loop.time()
             try:
-                try:
-                    return await self._run(operation, max(left, 0.001))
-                except ForwardToLeader as error:
-                    if error.leader is None:
-                        raise
-                    return await self._forward(error.leader, operation, max(left, 0.001))
+                return await self._once(operation, max(left, 0.001), self._run)
             except (ForwardToLeader, QuorumNotEnough, Unreachable) as error:
                 # Definite: nothing entered any log. Another leader may be about to be elected.
                 if loop.time() + RETRY_SECONDS >= deadline:
                     raise self._no_leader(error) from error
             await asyncio.sleep(RETRY_SECONDS)
+
+    async def call_again(
+        self,
+        make: Callable[[], Operation],
+        timeout: float,
+        run: Callable[[Any, float], Awaitable[Any]],
+        attempts: Attempts | None = None,
+    ) -> Any:
+        """Like :meth:`call` for what may be sent again after a lost answer: each attempt sends what ``make`` gives, and
+        ``run`` carries it out where this node leads. With ``attempts`` (a write under a session) a refusal is reported
+        as definite only if every attempt was."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        patience = PATIENCE_SECONDS
+        while True:
+            left = deadline - loop.time()
+            try:
+                return await self._once(make(), max(min(left, patience), 0.001), run)
+            except RaftError as error:
+                if attempts is not None:
+                    told = attempts.failed(error)
+                else:
+                    told = None if error.retryable or error.outcome == "unknown" else error
+                if told is error:
+                    raise
+                if told is not None:
+                    raise told from error
+                if loop.time() + RETRY_SECONDS >= deadline:
+                    if isinstance(error, ForwardToLeader | QuorumNotEnough | Unreachable):
+                        error = self._no_leader(error)
+                    raise error if attempts is None else attempts.given_up(error)  # noqa: B904 - it has its own cause
+                patience = min(2 * patience, PATIENCE_SECONDS_MAX)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _once(self, operation: Operation, timeout: float, run: Callable[[Any, float], Awaitable[Any]]) -> Any:
+        """Here, or on the node that is said to lead."""
+        try:
+            return await run(operation, timeout)
+        except ForwardToLeader as error:
+            if error.leader is None:
+                raise
+            return await self._forward(error.leader, operation, timeout)
 
     def _no_leader(self, error: RaftError) -> RaftError:
         if isinstance(error, QuorumNotEnough):

@@ -49,10 +49,13 @@ from raftkit_core.runtime.messages import (
     VoteArrived,
 )
 from raftkit_core.runtime.peers import PeerTable
+from raftkit_core.runtime.session_keeper import SessionKeeper
 from raftkit_core.runtime.stalls import StallDetector
-from raftkit_core.runtime.state_machine_worker import Batch, StateMachineWorker
+from raftkit_core.runtime.state_machine_worker import Batch, Duplicate, StateMachineWorker
 from raftkit_core.runtime.ticker import Ticker
 from raftkit_core.runtime.waiting_clients import WaitingClients
+from raftkit_core.state_machine.system import system_payload
+from raftkit_core.state_machine.system_commands import ExpireSessions
 from raftkit_core.types.ids import RequestId
 from raftkit_core.types.log_id import LogId, index_of
 from raftkit_core.types.membership import Membership
@@ -155,6 +158,7 @@ class RaftCore:
         self._shown_membership: LogId | None = None
         self._stalled_since: float | None = None
         self.lease_watchers: set[Callable[[], None]] = set()
+        self.sessions = SessionKeeper(worker.system)
         self._max_write_bytes = min(MAX_BATCH_BYTES, config.max_uncommitted_bytes)
 
     # --- from outside -----------------------------------------------------------------------------------------------
@@ -407,6 +411,16 @@ class RaftCore:
                 self.waiting.wait_for(LogId(first.leader_id, index), future, write.deadline)
                 index += 1
 
+    def _expire_sessions(self, now: float) -> None:
+        """Propose the end of sessions whose clients were not heard for their time to live."""
+        due = self.sessions.due(self.engine, self.worker.applied, now)
+        if not due:
+            return
+        payload = system_payload(ExpireSessions(due))
+        first = self.engine.handle_client_write([payload], now)
+        if isinstance(first, LogId):
+            self.sessions.proposed(due, first)
+
     def _handle_message(self, message: RaftMsg, now: float) -> None:
         engine = self.engine
         match message:
@@ -464,6 +478,7 @@ class RaftCore:
             case Ticked():
                 if self.tick_enabled:
                     engine.handle_tick(now)
+                    self._expire_sessions(now)
                 self.waiting.sweep(now)
                 self.runner.sweep(now)
                 self._watch_storage(now)
@@ -524,7 +539,8 @@ class RaftCore:
                 resolve(log_id, result if isinstance(result, RaftError) else ClientWriteResponse(log_id, result))
             elif batch.refused and log_id.index in batch.refused:
                 result = batch.refused[log_id.index]
-                resolve(log_id, result if isinstance(result, RaftError) else ClientWriteResponse(log_id, result))
+                first, result = result.outcome() if isinstance(result, Duplicate) else (log_id, result)
+                resolve(log_id, result if isinstance(result, RaftError) else ClientWriteResponse(first, result))
             elif batch.memberships and log_id.index in batch.memberships:
                 resolve(log_id, ClientWriteResponse(log_id, None, batch.memberships[log_id.index]))
             else:

@@ -18,10 +18,12 @@ from raftkit_core.runtime.log_writer import LogWriter
 from raftkit_core.runtime.stalls import StallDetector
 from raftkit_core.state_machine.interface import AppliedEntry, RaftStateMachine
 from raftkit_core.state_machine.kv_watch import ChangeRing
+from raftkit_core.state_machine.sessions import Remembered
 from raftkit_core.state_machine.system import SYSTEM_MACHINE, SystemMachine
+from raftkit_core.state_machine.system_commands import decode_system_result, encode_system_result
 from raftkit_core.storage.interface import RaftSnapshotStorage, SnapshotSink
 from raftkit_core.storage.snapshot_format import SnapshotHeader, encode_snapshot, read_snapshot
-from raftkit_core.types.entry import MEMBERSHIP, NORMAL, Entry, decode_envelope, decode_membership
+from raftkit_core.types.entry import MEMBERSHIP, NORMAL, Entry, Envelope, decode_envelope, decode_membership
 from raftkit_core.types.ids import RequestId
 from raftkit_core.types.kv import KV_MACHINE
 from raftkit_core.types.log_id import LogId, index_of
@@ -36,10 +38,45 @@ JOBS_KEPT = 64
 Found = TypeVar("Found")
 
 
+class Duplicate:
+    """A write under a session that was carried out before: it gets the outcome of the first one."""
+
+    __slots__ = ("_decode", "_remembered")
+
+    def __init__(self, remembered: Remembered, decode: Callable[[bytes], Any]) -> None:
+        self._remembered = remembered
+        self._decode = decode
+
+    def outcome(self) -> tuple[LogId, Any]:
+        """Log id and result of the first one; a refusal is a ``RaftError`` as result. For settled batches."""
+        kept = self._remembered
+        refusal = kept.refusal()
+        if refusal is None:
+            assert kept.body is not None, "neither refused nor forgotten"
+            try:
+                return kept.log_id, self._decode(kept.body)
+            except Exception as error:
+                refusal = RaftError(
+                    f"the write was applied at {kept.log_id}; its result cannot be read: {type(error).__name__}",
+                    outcome="applied",
+                )
+        return kept.log_id, refusal
+
+
 class Batch:
     """The :class:`ApplyBatch` handed to a machine, and where each result belongs."""
 
-    __slots__ = ("_system", "entries", "last_log_id", "log", "membership", "memberships", "refused")
+    __slots__ = (
+        "_system",
+        "entries",
+        "is_sealed",
+        "last_log_id",
+        "log",
+        "membership",
+        "memberships",
+        "positions",
+        "refused",
+    )
 
     def __init__(self, log: Sequence[Entry], system: SystemMachine) -> None:
         self.log = log
@@ -50,10 +87,21 @@ class Batch:
         self.last_log_id = log[-1].log_id
         self.refused: dict[int, Any] = {}
         """Results of entries that never reach the machine, by index."""
+        self.positions: dict[int, int] = {}
+        """Where in ``entries`` a write under a session is, by index."""
+        self.is_sealed = False
         self._system = system
 
     def seal(self, results: Sequence[Any]) -> Sequence[tuple[bytes, bytes | None]]:
-        return self._system.seal(results)
+        self.is_sealed = True
+        self.settle(results)
+        return self._system.seal()
+
+    def settle(self, results: Sequence[Any]) -> None:
+        """The machine's results: what sessions remember of them. Does nothing the second time."""
+        self._system.sessions.settle(
+            lambda index: results[self.positions[index]] if index in self.positions else self.refused[index]
+        )
 
 
 class _Busy:
@@ -279,15 +327,15 @@ class StateMachineWorker:
             if entry.kind == NORMAL:
                 try:
                     envelope = decode_envelope(entry.payload)
-                    if envelope.machine == name:
+                    if envelope.session:
+                        self._prepare_once(batch, entry, envelope)
+                    elif envelope.machine == name:
                         command = decode(envelope.body)
                         batch.entries.append(AppliedEntry(entry.log_id, entry.time_ms, command))
                     elif envelope.machine == SYSTEM_MACHINE:
                         batch.refused[entry.index] = self.system.apply(entry.log_id, entry.time_ms, envelope.body)
                     else:
-                        batch.refused[entry.index] = CommandRejected(
-                            f"entry {entry.log_id} is for the machine {envelope.machine}, this cluster runs {name}"
-                        )
+                        batch.refused[entry.index] = self._no_such_machine(entry, envelope)
                 except (BadCommand, ValueError) as error:
                     batch.refused[entry.index] = BadCommand(f"entry {entry.log_id} is unreadable: {error}")
             elif entry.kind == MEMBERSHIP:
@@ -295,6 +343,41 @@ class StateMachineWorker:
                 batch.membership = StoredMembership(entry.log_id, membership)
                 batch.memberships[entry.index] = membership
         return batch
+
+    def _prepare_once(self, batch: Batch, entry: Entry, envelope: Envelope) -> None:
+        """A write under a session: only a new one reaches its machine. Raises: BadCommand."""
+        codec = self.machine.codec
+        command: Any = None
+        is_for_system = envelope.machine == SYSTEM_MACHINE
+        if envelope.machine == self.machine.name:
+            command = codec.decode_command(envelope.body)
+        elif not is_for_system:
+            batch.refused[entry.index] = self._no_such_machine(entry, envelope)
+            return
+        seen = self.system.sessions.admit(
+            entry.log_id,
+            envelope.session,
+            envelope.serial,
+            envelope.acknowledged_floor,
+            envelope.machine.encode() + b"\x00" + envelope.body,
+            encode_system_result if is_for_system else codec.encode_result,
+            entry.index,
+        )
+        if isinstance(seen, Remembered):
+            decode = decode_system_result if is_for_system else codec.decode_result
+            batch.refused[entry.index] = Duplicate(seen, decode)
+        elif seen is not None:
+            batch.refused[entry.index] = seen
+        elif is_for_system:
+            batch.refused[entry.index] = self.system.apply(entry.log_id, entry.time_ms, envelope.body)
+        else:
+            batch.positions[entry.index] = len(batch.entries)
+            batch.entries.append(AppliedEntry(entry.log_id, entry.time_ms, command))
+
+    def _no_such_machine(self, entry: Entry, envelope: Envelope) -> CommandRejected:
+        return CommandRejected(
+            f"entry {entry.log_id} is for the machine {envelope.machine}, this cluster runs {self.machine.name}"
+        )
 
     def _apply(self, batch: Batch) -> Sequence[Any] | Awaitable[Sequence[Any]]:
         if not batch.entries and not self.machine.durable:
@@ -318,6 +401,14 @@ class StateMachineWorker:
             raise Fatal(
                 f"the state machine {self.machine.name} gave {len(results)} results for {len(batch.entries)} entries"
                 f" up to {batch.last_log_id}"
+            )
+        batch.settle(results)
+        if not self.machine.durable:
+            self.system.sessions.drop_changes()
+        elif not batch.is_sealed:
+            raise Fatal(
+                f"the durable state machine {self.machine.name} stored {batch.last_log_id} without batch.seal(results):"
+                " what sessions remember would be lost at its next start"
             )
         self.applied = batch.last_log_id
         if batch.membership is not None:

@@ -90,7 +90,8 @@ class ApplyBatch(Protocol):
         """Records of the system machine that changed: keyed puts, or deletes (None).
 
         A durable machine calls it once, and stores them in the same transaction as its data and its applied position;
-        it gives all of them back in :class:`AppliedState`. Any thread will do: the toolkit waits for ``apply``.
+        it gives all of them back in :class:`AppliedState`. Any thread will do: the toolkit waits for ``apply``. A node
+        whose machine does not call it is stopped: what client sessions remember would be lost.
         """
         ...
 

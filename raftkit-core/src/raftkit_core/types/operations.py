@@ -7,15 +7,14 @@ import msgspec
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import ChangeMembers, Membership, Node
+from raftkit_core.types.session import DEFAULT_TTL_MS, SessionRef, SessionSerial
 
 
 class Write(msgspec.Struct, frozen=True, array_like=True, tag="write"):
-    """Propose an encoded command. Result: :class:`WriteDone`."""
+    """Propose an encoded command, under a client session if ``once`` is given. Result: :class:`WriteDone`."""
 
     body: bytes
-    session: int = 0
-    serial: int = 0
-    acknowledged_floor: int = 0
+    once: SessionSerial | None = None
 
 
 class WriteDone(msgspec.Struct, frozen=True, array_like=True):
@@ -57,4 +56,35 @@ class TransferDone(msgspec.Struct, frozen=True, array_like=True):
     leader: NodeId
 
 
-Operation = Write | AddLearner | ChangeMembership | TransferLeader
+class OpenSession(msgspec.Struct, frozen=True, array_like=True, tag="open_session"):
+    """Begin a client session. Result: :class:`SessionOpened`. A lost answer leaves one that expires."""
+
+    ttl_ms: int = DEFAULT_TTL_MS
+
+
+class KeepSession(msgspec.Struct, frozen=True, array_like=True, tag="keep_session"):
+    """The client lives: its session lasts a time to live from the *send* of this on. Result: :class:`SessionKept`."""
+
+    session: SessionRef
+
+
+class CloseSession(msgspec.Struct, frozen=True, array_like=True, tag="close_session"):
+    """End a session. Result: :class:`SessionClosed`, also if there is none."""
+
+    session: SessionRef
+
+
+class SessionOpened(msgspec.Struct, frozen=True, array_like=True):
+    session: SessionRef
+    ttl_ms: int
+
+
+class SessionKept(msgspec.Struct, frozen=True, array_like=True):
+    ttl_ms: int
+
+
+class SessionClosed(msgspec.Struct, frozen=True, array_like=True):
+    existed: bool
+
+
+Operation = Write | AddLearner | ChangeMembership | TransferLeader | OpenSession | KeepSession | CloseSession

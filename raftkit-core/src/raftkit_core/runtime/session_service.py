@@ -1,0 +1,151 @@
+"""Sessions on one node: what a leader does for a client's, and sessions an application holds through its node."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any
+
+from raftkit_core.clock import Clock
+from raftkit_core.config import Config, ReadPolicy
+from raftkit_core.errors import BadRequest, ForwardToLeader, SessionExpired
+from raftkit_core.network.client_session import ClientSession
+from raftkit_core.runtime.messages import ClientWrite
+from raftkit_core.runtime.raft_core import ClientWriteResponse, RaftCore
+from raftkit_core.runtime.reads import LinearizableReads
+from raftkit_core.state_machine.system import system_payload
+from raftkit_core.state_machine.system_commands import CloseSession as SystemCloseSession
+from raftkit_core.state_machine.system_commands import OpenSession as SystemOpenSession
+from raftkit_core.state_machine.system_commands import SystemCommand
+from raftkit_core.types.operations import (
+    CloseSession,
+    KeepSession,
+    OpenSession,
+    SessionClosed,
+    SessionKept,
+    SessionOpened,
+)
+from raftkit_core.types.session import MAX_SERIAL, MAX_TTL_MS, MIN_TTL_MS, SessionRef, SessionSerial
+
+CLOSE_TIMEOUT = 2.0
+
+
+class SessionService:
+    """The leader's part. Everything raises ForwardToLeader where this node does not lead."""
+
+    def __init__(self, core: RaftCore, reads: LinearizableReads, cluster_id: Callable[[], str | None]) -> None:
+        self._core = core
+        self._reads = reads
+        self._cluster_id = cluster_id
+
+    def check(self, ref: SessionRef) -> None:
+        """Raises: SessionExpired for a session of another cluster: its number may be somebody else's here."""
+        own = self._cluster_id()
+        if own is not None and ref.cluster_id != own:
+            raise SessionExpired(f"the session {ref.token} is not of this cluster, {own}")
+
+    def heard(self, once: SessionSerial) -> None:
+        """A write under a session is proposed: its client lives. Raises: SessionExpired, BadRequest."""
+        self.check(once.session)
+        if not (1 <= once.serial <= MAX_SERIAL and 0 <= once.acknowledged_floor < once.serial):
+            raise BadRequest(
+                f"serial {once.serial} with acknowledged floor {once.acknowledged_floor}: serials begin with 1, and the"
+                " floor is below the write's own serial"
+            )
+        self._core.sessions.renew(once.session.id, self._core.clock.monotonic())
+
+    async def open(self, operation: OpenSession, timeout: float) -> SessionOpened:
+        """Raises: BadRequest, TooManySessions, and what a write raises."""
+        if not MIN_TTL_MS <= operation.ttl_ms <= MAX_TTL_MS:
+            raise BadRequest(f"a session lives {MIN_TTL_MS} to {MAX_TTL_MS} ms, not {operation.ttl_ms}")
+        done = await self._write(SystemOpenSession(operation.ttl_ms), timeout)
+        cluster_id = self._cluster_id()
+        assert cluster_id is not None, "who commits an entry belongs to a cluster"
+        return SessionOpened(SessionRef(cluster_id, done.data), operation.ttl_ms)
+
+    async def keep(self, operation: KeepSession, timeout: float) -> SessionKept:
+        """Answered under a valid read lease or after a round to a quorum, when the own first entry is applied, and not
+        while an expiry of the session is in the log: another leader must not have ended it, nor this one be about to.
+
+        Raises: SessionExpired, QuorumNotEnough, WaitTimeout.
+        """
+        self.check(operation.session)
+        core, session_id = self._core, operation.session.id
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        leadership = core.engine.session
+        await self._reads.ensure(ReadPolicy.LEASE, timeout)
+        while True:
+            now = core.clock.monotonic()
+            core.check_running()
+            if leadership == 0 or core.engine.session != leadership:
+                raise ForwardToLeader(f"{core.engine.config.id} lost leadership meanwhile")
+            core.sessions.follow(core.engine, core.worker.applied, now)
+            if session_id not in core.worker.system.sessions:
+                raise SessionExpired(f"the session {session_id} is not open")
+            expiry = core.sessions.expiry_of(session_id)
+            if expiry is None:
+                break
+            await self._reads.wait_applied(expiry, max(deadline - loop.time(), 0.001))
+        core.sessions.renew(session_id, now)
+        return SessionKept(core.worker.system.sessions.ttl_ms(session_id))
+
+    async def close(self, operation: CloseSession, timeout: float) -> SessionClosed:
+        self.check(operation.session)
+        done = await self._write(SystemCloseSession(operation.session.id), timeout)
+        return SessionClosed(bool(done.data))
+
+    async def _write(self, command: SystemCommand, timeout: float) -> ClientWriteResponse:
+        payload = system_payload(command)
+        future: asyncio.Future[ClientWriteResponse] = asyncio.get_running_loop().create_future()
+        deadline = self._core.clock.monotonic() + timeout
+        self._core.send(ClientWrite((payload,), (future,), deadline, len(payload)))
+        return await future
+
+
+class Session(ClientSession):
+    """A session of an application that holds a node. Made by ``Raft.open_session``."""
+
+    def __init__(
+        self,
+        call: Callable[..., Awaitable[Any]],
+        write_once: Callable[[Any, Callable[[], SessionSerial], float], Awaitable[ClientWriteResponse]],
+        opened: SessionOpened,
+        config: Config,
+        clock: Clock,
+        *,
+        sent_at: float,
+    ) -> None:
+        self._call = call
+        self._write_once = write_once
+        super().__init__(
+            opened.session, opened.ttl_ms, sent_at=sent_at, max_clock_drift=config.max_clock_drift, clock=clock
+        )
+
+    async def _send_keep_alive(self, timeout: float) -> None:
+        await self._call(KeepSession(self.ref), timeout=timeout)
+
+    async def _send_write(self, command: Any, once: Callable[[], SessionSerial], timeout: float) -> ClientWriteResponse:
+        return await self._write_once(command, once, timeout)
+
+    async def _send_close(self, timeout: float) -> None:
+        await self._call(CloseSession(self.ref), timeout=min(timeout, CLOSE_TIMEOUT))
+
+
+class OpeningSession:
+    """What ``open_session`` gives: await it, or enter it with ``async with``."""
+
+    def __init__(self, opening: Callable[[], Coroutine[Any, Any, Session]]) -> None:
+        self._opening = opening
+        self._session: Session | None = None
+
+    def __await__(self) -> Generator[Any, None, Session]:
+        return self._opening().__await__()
+
+    async def __aenter__(self) -> Session:
+        self._session = await self._opening()
+        return self._session
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._session is not None:
+            await self._session.close()
