@@ -26,10 +26,10 @@ async def within(awaitable: Awaitable[T], seconds: float, what: str) -> T:
         await asyncio.wait([future], timeout=seconds)
     finally:
         late = not future.done()
+        future.add_done_callback(forget)  # also if the caller is cancelled now, at the moment the answer has come
         if late:
             future.cancel()
             await asyncio.wait([future], timeout=GRACE_SECONDS)
-            future.add_done_callback(forget)
     if late:
         raise TimeoutError(f"{what} did not end within {seconds:g} s")
     if future.cancelled():

@@ -55,7 +55,7 @@ class Oracle:
         self.leaders: dict[LeaderId, NodeId] = {}
         self.grants: dict[LeaderId, dict[NodeId, None]] = {}
         self.chain: dict[LogId, tuple[LogId | None, int]] = {}
-        self.committed: dict[int, tuple[LogId, bytes]] = {}
+        self.committed: dict[int, Entry] = {}
         self.committed_under: dict[int, LeaderId] = {}
         """The leader that was followed where an index was first seen to be committed: at least the one that did it."""
         self.committed_index = -1
@@ -96,9 +96,9 @@ class Oracle:
             held = disk.entry_at(index)
             if known is None or self.committed_under[index] >= leader_id:
                 continue  # a leader that is late, and lower, need not hold what a greater one committed
-            if held is None or held.log_id != known[0]:
+            if held is None or held.log_id != known.log_id:
                 at = None if held is None else held.log_id
-                self.breach("S7", node, f"leads as {leader_id} with {at} where {known[0]} is committed")
+                self.breach("S7", node, f"leads as {leader_id} with {at} where {known.log_id} is committed")
                 return
 
     # --- the disk ---------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ class Oracle:
         snapshot = index_of(disk.snapshot_last)
         for index in range(max(since, snapshot + 1), last + 1):
             known, held = self.committed.get(index), disk.entry_at(index)
-            if known is not None and held is not None and held.log_id == known[0]:
+            if known is not None and held is not None and held.log_id == known.log_id:
                 self.breach("S11", node, f"truncates the committed {held.log_id}")
                 break
         vote = disk.held_vote
@@ -172,11 +172,13 @@ class Oracle:
 
     def _membership_appended(self, disk: SimDisk, entry: Entry) -> None:
         """S18: one step at a time, and each shares a configuration with the one before."""
-        if disk.memberships:
-            before_id, before = disk.memberships[-1]
-        elif disk.snapshot is not None:
+        before_id: LogId | None = None
+        before = Membership()
+        if disk.snapshot is not None:
             before_id, before = disk.snapshot[0].membership.log_id, disk.snapshot[0].membership.membership
-        else:
+        if disk.memberships and index_of(disk.memberships[-1][0]) > index_of(before_id):
+            before_id, before = disk.memberships[-1]
+        if not before.configs:
             return
         after = decode_membership(entry.payload)
         if not after.configs or not all(after.configs):
@@ -197,8 +199,8 @@ class Oracle:
         if committed.index > index_of(disk.last_log_id):
             self.breach("S13", disk.node_id, f"saves {committed} as committed, its log ends at {disk.last_log_id}")
         known = self.committed.get(committed.index)
-        if known is not None and known[0] != committed:
-            self.breach("S6", disk.node_id, f"saves {committed} as committed, elsewhere it is {known[0]}")
+        if known is not None and known.log_id != committed:
+            self.breach("S6", disk.node_id, f"saves {committed} as committed, elsewhere it is {known.log_id}")
 
     def disk_identity(self, disk: SimDisk, identity: StoreIdentity) -> None:
         self._trace.event("disk", disk.node_id, identity)
@@ -212,8 +214,8 @@ class Oracle:
         if log_id_lt(last, disk.snapshot_last):
             self.breach("S14", disk.node_id, f"its snapshot falls from {disk.snapshot_last} to {last}")
         known = self.committed.get(index_of(last))
-        if known is not None and known[0] != last:
-            self.breach("S24", disk.node_id, f"publishes a snapshot at {last}, committed is {known[0]}")
+        if known is not None and known.log_id != last:
+            self.breach("S24", disk.node_id, f"publishes a snapshot at {last}, committed is {known.log_id}")
         held = disk.entry_at(index_of(last))
         if last is not None and held is None and last.index > index_of(disk.last_log_id):
             self._trace.seen("snapshot.beyond_the_log")
@@ -254,7 +256,11 @@ class Oracle:
         self._trace.seen("election.transfer" if message.transfer_of is not None else "election.asked")
         if not vote_ge(disk.held_vote, message.vote, self._single_term_leader):
             self.breach("S15", src, f"asks for {message.vote}, its disk holds {disk.vote}")
-        if not self._effective(src).is_voter(src):
+        known = [members for _, members in disk.memberships]
+        if disk.snapshot is not None:
+            known.append(disk.snapshot[0].membership.membership)
+        # A membership without it may have come since the campaign began, while the request waited for a connection.
+        if not self._effective(src).is_voter(src) and not any(members.is_voter(src) for members in known):
             self.breach("S19", src, "campaigns without being a voter")
         self._check_alive(src, disk, "campaigns")
 
@@ -292,7 +298,8 @@ class Oracle:
             self.breach("S15", src, f"grants {vote}, its disk holds {durable}")
         if durable.leader_id == vote.leader_id:
             for last in (disk.last_log_id, disk.snapshot_last):
-                if log_id_lt(request.last_log_id, last):
+                # What the candidate itself wrote since may be durable in the same write as the grant.
+                if log_id_lt(request.last_log_id, last) and last is not None and last.leader_id != vote.leader_id:
                     self.breach("S3", src, f"grants {vote} whose log ends at {request.last_log_id}, its own at {last}")
         self._check_alive(src, disk, "grants a vote")
         self.grants.setdefault(vote.leader_id, {})[src] = None
@@ -320,8 +327,8 @@ class Oracle:
         self._commit_told_last = (leader, commit)
         known = self.committed.get(commit.index)
         if known is not None:
-            if known[0] != commit:
-                self.breach("S6", leader, f"commits {commit}, elsewhere {known[0]} is committed")
+            if known.log_id != commit:
+                self.breach("S6", leader, f"commits {commit}, elsewhere {known.log_id} is committed")
             return
         self._check_quorum(leader, vote.leader_id, commit)
 
@@ -350,11 +357,11 @@ class Oracle:
         index = entry.log_id.index
         known = self.committed.get(index)
         if known is None:
-            self.committed[index] = (entry.log_id, entry.payload)
+            self.committed[index] = entry
             self.committed_under[index] = self._disks[node].held_vote.leader_id
             self.committed_index = max(self.committed_index, index)
-        elif known[0] != entry.log_id or known[1] != entry.payload:
-            self.breach("S6", node, f"commits {entry.log_id}, elsewhere {known[0]} is committed")
+        elif known is not entry and known != entry:
+            self.breach("S6", node, f"commits {entry.log_id}, elsewhere {known.log_id} is committed")
 
     def applying(self, node: NodeId, before: int, log: Sequence[Entry], results: Mapping[int, Any]) -> None:
         """The machine of ``node``, which stood at index ``before``, applied ``log``. S6, S12, S15.
@@ -363,11 +370,11 @@ class Oracle:
         """
         disk = self._disks[node]
         for index in range(before + 1, log[0].log_id.index):
-            skipped = disk.entry_at(index)
-            if skipped is None or skipped.kind == NORMAL:
-                self.breach("S12", node, f"skips index {index}: {skipped and skipped.log_id}")
-            else:
+            skipped = disk.entry_at(index) or self.committed.get(index)
+            if skipped is not None:
                 self._committed(node, skipped)
+                if skipped.kind == NORMAL:
+                    self.breach("S12", node, f"skips {skipped.log_id}")
         expected = max(before + 1, log[0].log_id.index)
         digest = self._digest_at(before)
         self.digests.setdefault(expected - 1, digest)

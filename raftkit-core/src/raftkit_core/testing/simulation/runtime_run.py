@@ -48,7 +48,9 @@ class RuntimeRun:
         self._storms = 0
         self._values: dict[str, str | None] = {}
         self.lost: dict[NodeId, None] = {}
-        """Nodes whose store was wiped or is damaged."""
+        """Nodes whose store was wiped or is damaged, until an operator has let them rejoin."""
+        self.sim.on_end = self._restart_soon
+        self._delays = self.sim.stream("supervisor")
 
     def _set_up(self, sim: Simulation) -> None:
         self._calm_disks()
@@ -72,6 +74,7 @@ class RuntimeRun:
         sim = self.sim
         try:
             await sim.leader()
+            await sim.eventually(lambda: self._calm(list(self.scenario.node_ids), True), "the first calm")
             self._set_weather()
             await self._act()
             await self._recover()
@@ -168,7 +171,7 @@ class RuntimeRun:
             case "wipe":
                 if self._may_lose(node):
                     sim.wipe(node)
-                    self._later(action, lambda: self._start(node))
+                    self._later(action, lambda: self._rejoin(node))
             case "pause":
                 if not sim.is_paused(node):
                     sim.pause(node)
@@ -210,7 +213,8 @@ class RuntimeRun:
             case "rot":
                 if self._may_lose(node) and disk.entries:
                     disk.rotten[random.choice(disk.entries).index] = None
-                    self._kill(action, node)
+                    sim.crash(node) if node in sim._lives else None
+                    self._later(action, lambda: self._rejoin(node))
             case "transfer" | "elect" | "snapshot" | "purge":
                 self._trigger(action, node)
             case "add" | "remove" | "swap":
@@ -232,6 +236,45 @@ class RuntimeRun:
             await sim.restart(node)
         except RaftError as error:
             sim.trace.seen(f"start.{type(error).__name__}")
+
+    def _restart_soon(self, node: NodeId) -> None:
+        """A supervisor starts again what has ended, as long as the run lasts."""
+
+        async def restart() -> None:
+            await asyncio.sleep(self._delays.uniform(0.2, 2.0))
+            if node in self.sim._lives and node not in self.sim.running:
+                await self._start(node)
+                if node not in self.sim._lives:
+                    self._restart_soon(node)
+
+        self._spawn(restart(), f"restart {node}")
+
+    async def _rejoin(self, node: NodeId) -> None:
+        """What the documentation says to do after a store is lost: remove, start empty, add, promote."""
+        sim = self.sim
+        await self._start(node)  # damage may not have been met yet
+        await asyncio.sleep(0.5)
+        sim.wipe(node)
+        await self._start(node)
+        for _ in range(20):
+            leader = sim._leader()
+            if leader is not None and leader != node and node in sim.running:
+                raft = sim.raft(leader)
+                try:
+                    members = raft._core.engine.effective
+                    bound = members.nodes.get(node)
+                    if bound is not None and bound.store_id != sim.raft(node).store_id:
+                        keep = [voter for voter in members.voter_ids if voter != node]
+                        await raft.change_membership(keep, timeout=2)
+                    if node not in raft._core.engine.effective.nodes:
+                        await raft.add_learner(node, sim.address(node), timeout=3)
+                    await raft.change_membership({*raft._core.engine.effective.voter_ids, node}, timeout=3)
+                    self.lost.pop(node, None)
+                    sim.trace.seen("members.rejoined")
+                    return
+                except RaftError as error:
+                    sim.trace.seen(f"rejoin.{type(error).__name__}")
+            await asyncio.sleep(0.3)
 
     def _may_lose(self, node: NodeId) -> bool:
         """One store at a time may be lost for good: more than the cluster must survive is not asked of it."""
@@ -344,6 +387,8 @@ class RuntimeRun:
         if ending == "all" or self.lost:
             return list(sim.ids)
         voters = self._last_voters()
+        if not voters:
+            return list(sim.ids)
         random = Random(f"{self.scenario.seed}/core")
         core = sorted(random.sample(voters, len(voters) // 2 + 1))
         sim.trace.event("fault", "", ("core", core))
@@ -361,13 +406,14 @@ class RuntimeRun:
         return core
 
     def _last_voters(self) -> list[NodeId]:
-        """The voters everybody who is up agrees on; else all nodes."""
-        found = {
-            raft._core.engine.effective.configs
-            for raft in (self.sim.raft(node) for node in self.sim.running)
-        }  # fmt: skip
-        configs = found.pop() if len(found) == 1 else ()
-        return list(configs[0]) if len(configs) == 1 else list(self.sim.ids)
+        """The voters everybody who belongs to the cluster agrees on; empty while they do not."""
+        found: dict[Any, None] = {}
+        for node in self.sim.running:
+            configs = self.sim.raft(node)._core.engine.effective.configs
+            if configs:
+                found[configs] = None
+        configs = next(iter(found), ())
+        return list(configs[0]) if len(found) == len(configs) == 1 else []
 
     def _calm(self, core: list[NodeId], equal: bool) -> NodeId | None:
         """The leader, once it and every member of the core hold the same."""

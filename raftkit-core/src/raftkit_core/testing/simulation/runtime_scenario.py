@@ -119,8 +119,7 @@ def plan(seed: int, profile: str = "mixed", *, seconds: float = 10.0) -> Runtime
     draw = Random(f"runtime plan {profile} {seed}")
     kind = _TURNS[seed % len(_TURNS)] if profile == "mixed" else profile
     if kind == "swarm":
-        factor = draw.choice((0.5, 1.0, 2.0))
-        rates = {name: rate * draw.choice((0.5, 1, 3)) * factor for name, rate in _ALL.items() if draw.random() < 0.5}
+        rates = {name: rate * draw.choice((0.3, 0.6, 1.2)) for name, rate in _ALL.items() if draw.random() < 0.5}
         weather, disks = _some_weather(draw), _some_disks(draw)
     elif kind == "calm":
         rates, weather, disks = {}, Weather(), Disks()
@@ -131,8 +130,9 @@ def plan(seed: int, profile: str = "mixed", *, seconds: float = 10.0) -> Runtime
     voters = draw.choice((3, 3, 4, 5)) if kind != "calm" else 5
     spares = draw.randint(0, 2) if any(name in rates for name in _MEMBERS) else 0
     ids = [f"n{number}" for number in range(1, voters + spares + 1)]
+    bad = _bad_times(draw, seconds)
     actions = [
-        _fault(draw, name, ids, seconds) for name, rate in rates.items() for _ in range(_count(draw, rate * seconds))
+        _fault(draw, name, ids, bad) for name, rate in rates.items() for _ in range(_count(draw, rate * seconds))
     ]
     actions += _operations(draw, seconds, busy=draw.choice((0.5, 1.0, 2.0)))
     actions.sort(key=lambda action: action.at_s)
@@ -172,11 +172,11 @@ def _some_weather(draw: Random) -> Weather:
     def some(*values: float) -> float:
         return 0.0 if draw.random() < 0.5 else draw.choice(values)
 
-    slow = draw.choice((0.003, 0.003, 0.02, 0.08))
+    slow = draw.choice((0.003, 0.003, 0.02, 0.05))
     return Weather(
         latency=(0.0005, slow),
         tail=some(0.005, 0.03),
-        loss=some(0.01, 0.05, 0.2),
+        loss=some(0.01, 0.05, 0.15),
         answer_loss=some(0.02, 0.1, 0.3),
         duplicate=some(0.02, 0.2),
         reorder=some(0.05, 0.3),
@@ -188,16 +188,36 @@ def _some_weather(draw: Random) -> Weather:
 def _some_disks(draw: Random) -> Disks:
     return Disks(
         at_once=draw.choice((0.0, 0.5, 0.9)),
-        latency=(0.0002, draw.choice((0.002, 0.01, 0.05, 0.15))),
+        latency=(0.0002, draw.choice((0.002, 0.01, 0.03, 0.1))),
         atomic=draw.random() < 0.5,
     )
 
 
-def _fault(draw: Random, kind: Any, ids: list[str], seconds: float) -> Action:
+def _bad_times(draw: Random, seconds: float) -> list[tuple[float, float]]:
+    """When faults begin; in between there are quiet times, so that something can go right before it goes wrong."""
+    found = []
+    at = draw.uniform(0.1, 0.5)
+    while at < seconds:
+        end = min(at + draw.uniform(0.5, 5.0), seconds)
+        found.append((at, end))
+        at = end + draw.uniform(0.5, 3.0)
+    return found or [(0.0, seconds)]
+
+
+def _moment(draw: Random, bad: list[tuple[float, float]]) -> float:
+    left = draw.uniform(0.0, sum(end - begin for begin, end in bad))
+    for begin, end in bad:
+        if left <= end - begin:
+            return begin + left
+        left -= end - begin
+    return bad[-1][1]
+
+
+def _fault(draw: Random, kind: Any, ids: list[str], bad: list[tuple[float, float]]) -> Action:
     node = LEADER if draw.random() < 0.35 else draw.choice(ids)
     scale = draw.choice((0.15, 0.6, 1.5, 4.0))  # tenths of an election timeout, up to several
     for_s = round(draw.uniform(0.3, 1.5) * scale, 3)
-    return Action(round(draw.uniform(0.2, seconds), 3), kind, node, for_s, draw.randrange(1 << 30))
+    return Action(round(_moment(draw, bad), 3), kind, node, for_s, draw.randrange(1 << 30))
 
 
 def _operations(draw: Random, seconds: float, busy: float) -> list[Action]:

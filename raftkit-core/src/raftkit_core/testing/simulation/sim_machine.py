@@ -29,6 +29,7 @@ class WatchedMachine:
         self.machine = machine
         self.index = -1
         """The last index seen here."""
+        self._under_way = False
         self._observer = observer
         self._apply = machine.apply
         self._restore_all = machine.restore_all
@@ -48,9 +49,15 @@ class WatchedMachine:
         return self._later(batch, results)
 
     async def _later(self, batch: ApplyBatch, results: Awaitable[Sequence[Any]]) -> Sequence[Any]:
+        self._under_way = True
         done = await results
+        self._under_way = False
         self._done(batch, done)
         return done
+
+    def is_at(self, index: int) -> bool:
+        """Whether the machine's state is that of ``index``: no later batch is under way."""
+        return self.index == index and not self._under_way
 
     def _done(self, batch: ApplyBatch, results: Sequence[Any]) -> None:
         log: Sequence[Entry] = batch.log  # type: ignore[attr-defined]

@@ -131,7 +131,8 @@ class Simulation:
         self._starts = 0
         self._starting: asyncio.Task[None] | None = None
         self._clients: dict[str, SimClient] = {}
-        self._last_membership = Membership()
+        self.on_end: Callable[[NodeId], None] = lambda node_id: None
+        """Is told of a node that ended by itself."""
         for node_id in self.ids:
             self.disk(node_id)
 
@@ -281,6 +282,7 @@ class Simulation:
         if self._lives.get(life.node) is life:
             self.trace.event("fatal", life.node, type(error).__name__)
             self._judge_fatal(life, error)
+            self.on_end(life.node)
 
     def _judge_fatal(self, life: _Life, error: BaseException) -> None:
         """A node may end because of its disk; of anything else it must not."""
@@ -456,7 +458,7 @@ class Simulation:
         for node_id in self.running:
             life = self._lives[node_id]
             applied = self.raft(node_id)._core.worker.applied
-            if applied is not None and index_of(applied) == life.machine.index:
+            if applied is not None and life.machine.is_at(index_of(applied)):
                 self.oracle.applied(node_id, applied, life.machine.digest())
         self.require_unbroken()
         report = judge(self.history, durable=self.final_log(), budget=SEARCH_BUDGET)
@@ -467,8 +469,8 @@ class Simulation:
     def final_log(self) -> list[DurableWrite]:
         """The key-value commands that were committed, purged ones included."""
         found = []
-        for index, (_, payload) in sorted(self.oracle.committed.items()):
-            write = durable_write(index, payload)
+        for index, entry in sorted(self.oracle.committed.items()):
+            write = durable_write(index, entry.payload)
             if write is not None:
                 found.append(write)
         return found
