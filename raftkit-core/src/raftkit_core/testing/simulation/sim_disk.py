@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
+from contextlib import suppress
 from random import Random
 from typing import Any, Protocol
+
+import msgspec
 
 from raftkit_core.errors import StorageCorrupt, StorageError, StorageFull
 from raftkit_core.storage.interface import LogBatch, LogState, SnapshotSink
@@ -100,6 +103,7 @@ class SimDisk(MemoryDisk):
         """Membership entries in the log, in order; the snapshot's stands before them."""
         self.machine: Any = None
         """What a durable state machine keeps here."""
+        self.machine_opened_by: object | None = None
         self.in_flight: list[Pending] = []
         self.sinks: list[SimSink] = []
         self.life = 0
@@ -132,6 +136,9 @@ class SimDisk(MemoryDisk):
         """Start a write. None: it is durable already. Raises: StorageError for a failure seen at once."""
         if life != self.life:
             raise StorageError(f"the power of {self.node_id} is gone")
+        if self.fail_writes is not None:
+            self.failed, self.fail_writes = self.fail_writes, None
+            raise self.failed
         error = self._draw_error()
         if not self.hung and self.random.random() < self.at_once:
             if error is None:
@@ -147,9 +154,6 @@ class SimDisk(MemoryDisk):
         return pending.future
 
     def _draw_error(self) -> StorageError | None:
-        if self.fail_writes is not None:
-            error, self.fail_writes = self.fail_writes, None
-            return error
         if self.full:
             return StorageFull(f"the disk of {self.node_id} is full", subject="log", verb="write")
         if self.failing and self.random.random() < self.failing:
@@ -192,7 +196,8 @@ class SimDisk(MemoryDisk):
                     self.entries.append(value)
                     self.log_bytes += len(value.payload)
                     if value.kind == MEMBERSHIP:
-                        self.memberships.append((value.log_id, decode_membership(value.payload)))
+                        with suppress(msgspec.DecodeError):  # the kit writes any bytes
+                            self.memberships.append((value.log_id, decode_membership(value.payload)))
                 case "vote":
                     self.observer.disk_vote(self, value)
                     self.vote = value
@@ -241,6 +246,7 @@ class SimDisk(MemoryDisk):
     def crash(self) -> None:
         """Power loss, or kill -9: of what was not finished any prefix may be there."""
         super().crash()
+        self.machine_opened_by = None
         self.life += 1
         pending, self.in_flight = self.in_flight, []
         for write in pending:

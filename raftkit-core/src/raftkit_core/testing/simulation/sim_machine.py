@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import Any, Protocol
 
+from raftkit_core.errors import IdentityError, StorageError, StorageLocked
 from raftkit_core.state_machine.interface import AppliedState, ApplyBatch, RaftStateMachine
 from raftkit_core.state_machine.kv import KvStateMachine
 from raftkit_core.state_machine.ordered_keys import OrderedKeys
 from raftkit_core.testing.simulation.sim_disk import SimDisk
+from raftkit_core.types.adapter import AdapterContext
 from raftkit_core.types.entry import Entry
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.log_id import LogId, index_of
@@ -95,12 +97,19 @@ class DurableState:
     """What :class:`DurableKv` keeps on its disk, replaced as a whole: that is its transaction."""
 
     def __init__(
-        self, cells: dict[str, Any], applied: LogId | None, membership: Any, records: dict[bytes, bytes]
+        self,
+        owner: tuple[NodeId, str],
+        cells: dict[str, Any] | None = None,
+        state: AppliedState | None = None,
     ) -> None:
-        self.cells = cells
-        self.applied = applied
-        self.membership = membership
-        self.records = records
+        self.owner = owner
+        """Node id and group."""
+        self.cells = {} if cells is None else cells
+        self.state = AppliedState() if state is None else state
+
+    @property
+    def applied(self) -> LogId | None:
+        return self.state.applied
 
 
 class DurableKv(KvStateMachine):
@@ -112,38 +121,71 @@ class DurableKv(KvStateMachine):
         super().__init__()
         self._disk = disk
         self._life = disk.life
-        held: DurableState | None = disk.machine
-        self._state = DurableState({}, None, None, {}) if held is None else held
-        if held is not None:
-            self._cells = dict(held.cells)
-            self._keys = OrderedKeys(sorted(self._cells, key=lambda key: key.encode()))
+        self._state = DurableState(("", ""))
+        self._failure: StorageError | None = StorageError("the state machine is not open", subject="state machine")
+
+    async def open(self, context: AdapterContext) -> None:
+        disk = self._disk
+        owner = (context.node_id, context.group)
+        if disk.machine_opened_by is not None:
+            raise StorageLocked(
+                f"the state on {disk.location} is held by node {disk.machine.owner[0]}",
+                hint="stop that node first, or give this one a disk of its own",
+            )
+        held = DurableState(owner) if disk.machine is None else disk.machine
+        if held.owner != owner:
+            raise IdentityError(
+                f"the state on {disk.location} belongs to {held.owner}, not to {owner}",
+                hint=f"start node {held.owner[0]} on it",
+            )
+        disk.machine_opened_by = self
+        disk.machine = self._state = held
+        self._life = disk.life
+        self._failure = None
+        self._cells = dict(held.cells)
+        self._keys = OrderedKeys(sorted(self._cells))
+
+    async def close(self) -> None:
+        if self._disk.machine_opened_by is self:
+            self._disk.machine_opened_by = None
+            self._failure = StorageError("the state machine is closed", subject="state machine")
 
     async def applied_state(self) -> AppliedState:
-        held = self._state
-        if held.applied is None:
-            return AppliedState()
-        return AppliedState(held.applied, held.membership, dict(held.records))
+        return self._state.state
 
     def apply(self, batch: ApplyBatch) -> Awaitable[Sequence[Any]]:  # type: ignore[override]
-        results = list(super().apply(batch))
-        records = dict(self._state.records)
-        for key, value in batch.seal(results):
-            if value is None:
-                records.pop(key, None)
-            else:
-                records[key] = value
-        membership = self._state.membership if batch.membership is None else batch.membership
-        return self._store(DurableState(dict(self._cells), batch.last_log_id, membership, records), results)
+        if self._failure is not None:
+            raise StorageError(f"an earlier write failed: {self._failure}", subject="state machine")
+        before, cells = self._state.state, self._cells
+        self._cells = dict(cells)
+        try:
+            results = list(super().apply(batch))
+            records = dict(before.records)
+            for key, value in batch.seal(results):
+                if value is None:
+                    records.pop(key, None)
+                else:
+                    records[key] = value
+        except BaseException:
+            self._cells, self._keys = cells, OrderedKeys(sorted(cells))
+            raise
+        membership = before.membership if batch.membership is None else batch.membership
+        return self._store(AppliedState(batch.last_log_id, membership, records), results)
 
     async def restore_all(
         self, meta: SnapshotMeta, chunks: AsyncIterator[bytes], records: Mapping[bytes, bytes]
     ) -> None:
         await self.restore(meta, chunks)
-        await self._store(DurableState(dict(self._cells), meta.last_log_id, meta.membership, dict(records)), ())
+        await self._store(AppliedState(meta.last_log_id, meta.membership, dict(records)), ())
 
-    async def _store(self, state: DurableState, results: Sequence[Any]) -> Sequence[Any]:
-        pending = self._disk.begin([("machine", state)], self._life)
-        if pending is not None:
-            await asyncio.shield(pending)
-        self._state = state
+    async def _store(self, state: AppliedState, results: Sequence[Any]) -> Sequence[Any]:
+        made = DurableState(self._state.owner, dict(self._cells), state)
+        try:
+            pending = self._disk.begin([("machine", made)], self._life)
+            if pending is not None:
+                await asyncio.shield(pending)
+        except StorageError as error:
+            self._failure = error
+            raise
+        self._state = made
         return results
