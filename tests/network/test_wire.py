@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from raftkit_core.errors import ErrorInfo, PayloadTooLarge
 from raftkit_core.network import wire
 from raftkit_core.network.wire import FrameError, Kind
-from raftkit_core.types.entry import BLANK, MEMBERSHIP, NORMAL, Entry
+from raftkit_core.types.entry import BLANK, MEMBERSHIP, NORMAL, Entries, Entry
 from raftkit_core.types.ids import MAX_ENTRY_BYTES, MAX_FRAME_BYTES
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import Membership, Node, StoredMembership
@@ -47,6 +47,7 @@ ENTRIES = [
     Entry(LogId(T1, 7), 5, NORMAL, b"a"),
     Entry(LogId(T2, 8), 6, BLANK, b""),
     Entry(LogId(T2, 9), 7, NORMAL, b"b"),
+    Entry(LogId(T2, 10), 7, NORMAL, b"c"),
 ]
 APPEND = AppendEntriesRequest(VOTE, PREV, ENTRIES, PREV, 500)
 META = SnapshotMeta(
@@ -84,9 +85,10 @@ GOLDEN_APPEND = (
     "92" + "9201a26e31" + "06"  # prev log id
     "92" + "9201a26e31" + "06"  # leader commit
     "cd01f4"  # lease
-    "92"  # two runs
-    "94" + "01" + "a26e31" + "07" + "91" + "930501c40161"
-    "94" + "02" + "a26e32" + "08" + "92" + "930600c400" + "930701c40162"
+    "93"  # three runs
+    "96" + "01" + "a26e31" + "07" + "0501" + "91" + "c40161"
+    "96" + "02" + "a26e32" + "08" + "0600" + "91" + "c400"
+    "96" + "02" + "a26e32" + "09" + "0701" + "92" + "c40162" + "c40163"
 )
 
 
@@ -141,6 +143,23 @@ def test_any_append_round_trips(steps: list[tuple[int, int, bytes]], start: int 
     assert wire.decode_append(wire.encode_append(request)) == request
 
 
+def test_what_was_proposed_together_is_encoded_as_the_list_it_is() -> None:
+    proposed = Entries(LogId(T1, 7), 5, NORMAL, [b"a", b"", b"ccc"])
+    assert (proposed.size_bytes, proposed) == (
+        4,
+        [Entry(LogId(T1, 7 + at), 5, NORMAL, b) for at, b in enumerate([b"a", b"", b"ccc"])],
+    )
+    together = AppendEntriesRequest(VOTE, PREV, proposed, PREV, 500)
+    one_by_one = AppendEntriesRequest(VOTE, PREV, list(proposed), PREV, 500)
+    assert wire.encode_append(together) == wire.encode_append(one_by_one)
+    decoded = wire.decode_append(wire.encode_append(together))
+    assert decoded == together
+    assert isinstance(decoded.entries, Entries)
+    late = Entries(LogId(T1, 8), 5, NORMAL, [b"a"])
+    with pytest.raises(ValueError, match=r"T1-n1\.8 where index 7 was due"):
+        wire.encode_append(AppendEntriesRequest(VOTE, PREV, late, None, 1))
+
+
 def test_one_append_is_encoded_once_for_all_peers() -> None:
     encoder = wire.AppendEncoder()
     first = encoder.encode(APPEND)
@@ -173,22 +192,22 @@ def _append(**changes: Any) -> bytes:
         "prev": [[1, "n1"], 6],
         "commit": None,
         "lease": 500,
-        "runs": [[1, "n1", 7, [[0, 1, b"x"]]]],
+        "runs": [[1, "n1", 7, 0, 1, [b"x"]]],
     }
     parts |= changes
     return msgspec.msgpack.encode(list(parts.values()))
 
 
 BAD_APPENDS = {
-    "a gap": {"runs": [[1, "n1", 8, [[0, 1, b""]]]]},
-    "a gap between runs": {"runs": [[1, "n1", 7, [[0, 1, b""]]], [2, "n2", 9, [[0, 1, b""]]]]},
-    "entries before prev": {"runs": [[1, "n1", 6, [[0, 1, b""]]]]},
-    "not from zero": {"prev": None, "runs": [[1, "n1", 1, [[0, 1, b""]]]]},
-    "an empty run": {"runs": [[1, "n1", 7, []]]},
-    "falling leader ids": {"runs": [[0, "n1", 7, [[0, 1, b""]]]]},
-    "an unknown entry kind": {"runs": [[1, "n1", 7, [[0, MEMBERSHIP + 1, b""]]]]},
-    "a negative time": {"runs": [[1, "n1", 7, [[-1, 1, b""]]]]},
-    "a text payload": {"runs": [[1, "n1", 7, [[0, 1, "text"]]]]},
+    "a gap": {"runs": [[1, "n1", 8, 0, 1, [b""]]]},
+    "a gap between runs": {"runs": [[1, "n1", 7, 0, 1, [b""]], [2, "n2", 9, 0, 1, [b""]]]},
+    "entries before prev": {"runs": [[1, "n1", 6, 0, 1, [b""]]]},
+    "not from zero": {"prev": None, "runs": [[1, "n1", 1, 0, 1, [b""]]]},
+    "an empty run": {"runs": [[1, "n1", 7, 0, 1, []]]},
+    "falling leader ids": {"runs": [[0, "n1", 7, 0, 1, [b""]]]},
+    "an unknown entry kind": {"runs": [[1, "n1", 7, 0, MEMBERSHIP + 1, [b""]]]},
+    "a negative time": {"runs": [[1, "n1", 7, -1, 1, [b""]]]},
+    "a text payload": {"runs": [[1, "n1", 7, 0, 1, ["text"]]]},
     "a bool for an int": {"lease": True},
     "a float for an int": {"lease": 1.0},
     "an int of 64 bits": {"lease": 2**63},
@@ -196,7 +215,7 @@ BAD_APPENDS = {
     "a huge term": {"vote": [[2**63, "n2"], True]},
     "a bad node id": {"vote": [[1, "../n2"], True]},
     "an int for a bool": {"vote": [[1, "n2"], 1]},
-    "an index beyond all": {"prev": [[1, "n1"], 2**63 - 1], "runs": [[1, "n1", 2**63 - 1, [[0, 1, b""]]]]},
+    "an index beyond all": {"prev": [[1, "n1"], 2**63 - 1], "runs": [[1, "n1", 2**63 - 1, 0, 1, [b""]]]},
     "no vote": {"vote": None},
 }
 
@@ -210,8 +229,8 @@ def test_a_wrong_append_is_refused(changes: dict[str, Any]) -> None:
 
 def test_an_oversized_entry_is_refused() -> None:
     with pytest.raises(FrameError):
-        wire.decode_append(_append(runs=[[1, "n1", 7, [[0, 1, bytes(MAX_ENTRY_BYTES + 1)]]]]))
-    wire.decode_append(_append(runs=[[1, "n1", 7, [[0, 1, bytes(MAX_ENTRY_BYTES)]]]]))
+        wire.decode_append(_append(runs=[[1, "n1", 7, 0, 1, [bytes(MAX_ENTRY_BYTES + 1)]]]))
+    wire.decode_append(_append(runs=[[1, "n1", 7, 0, 1, [bytes(MAX_ENTRY_BYTES)]]]))
 
 
 def test_an_oversized_frame_is_neither_made_nor_read() -> None:

@@ -300,10 +300,10 @@ class Engine:
         return None
 
     def handle_client_write(
-        self, payloads: Sequence[bytes], now: float, condition: WriteCondition | None = None
+        self, payloads: list[bytes], now: float, condition: WriteCondition | None = None
     ) -> LogId | RaftError:
         """Propose a batch of envelopes. Gives the log id of the first (the others follow), or the refusal of all."""
-        return self._leader.write([(NORMAL, payload) for payload in payloads], now, condition)
+        return self._leader.write(NORMAL, payloads, now, condition)
 
     def handle_change_membership(
         self,
@@ -330,7 +330,7 @@ class Engine:
             lost = self._lost_quorum(membership, now)
             if lost is not None:
                 return lost
-        return self._leader.write([(MEMBERSHIP, encode_membership(membership))], now)
+        return self._leader.write(MEMBERSHIP, [encode_membership(membership)], now)
 
     def _lost_quorum(self, membership: Membership, now: float) -> QuorumWouldBeLost | None:
         """A configuration whose majority does not answer now would stop the cluster as soon as it is appended."""

@@ -48,6 +48,7 @@ class Leader:
         "next_heartbeat",
         "noop_log_id",
         "progress",
+        "quorum_known_until",
         "read_round_at",
         "read_round_seq",
         "reads",
@@ -75,6 +76,8 @@ class Leader:
         self.established_at = now
         self.membership_since = now
         """Since when the effective membership is in force here."""
+        self.quorum_known_until = now
+        """Until when a quorum is known to have answered within the lease; forgotten when another quorum is needed."""
         self.base_time_ms = base_time_ms
         self.next_heartbeat = now
         self.seq = 0

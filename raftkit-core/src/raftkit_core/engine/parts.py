@@ -9,15 +9,32 @@ from raftkit_core.engine.output import EngineOutput
 from raftkit_core.engine.raft_state import RaftState
 from raftkit_core.types.entropy import Entropy
 from raftkit_core.types.ids import NodeId
-from raftkit_core.types.membership import Membership, Node
+from raftkit_core.types.membership import Membership, StoredMembership
 from raftkit_core.types.snapshot import SnapshotMeta
 from raftkit_core.types.vote import Vote, vote_ge
+
+
+class View:
+    """What the effective membership means for this node, looked up once per membership."""
+
+    __slots__ = ("bound", "is_voter", "membership", "needs_rejoin", "stored")
+
+    def __init__(self, stored: StoredMembership, config: EngineConfig) -> None:
+        self.stored = stored
+        self.membership = stored.membership
+        self.is_voter = self.membership.is_voter(config.id)
+        self.bound = {
+            node_id: node.store_id for node_id, node in self.membership.nodes.items() if node.store_id is not None
+        }
+        """The store each bound member has."""
+        self.needs_rejoin = self.bound.get(config.id, config.store_id) != config.store_id
 
 
 class EngineParts:
     """The engine's own things, handed to every handler."""
 
     __slots__ = (
+        "_view",
         "building_snapshot",
         "candidate",
         "config",
@@ -37,6 +54,7 @@ class EngineParts:
         self.state = state
         self.entropy = entropy
         self.output = EngineOutput()
+        self._view = View(state.membership.effective, config)
         self.leader: Leader | None = None
         self.candidate: Candidate | None = None
         self.sessions = 0
@@ -51,12 +69,20 @@ class EngineParts:
         """Somebody asked for a snapshot while a build or an install was under way."""
 
     @property
+    def view(self) -> View:
+        """The effective membership, as it concerns this node."""
+        view = self._view
+        if view.stored is not self.state.membership.effective:
+            view = self._view = View(self.state.membership.effective, self.config)
+        return view
+
+    @property
     def effective(self) -> Membership:
         return self.state.membership.effective.membership
 
     @property
     def is_voter(self) -> bool:
-        return self.effective.is_voter(self.config.id)
+        return self.view.is_voter
 
     def accepts(self, vote: Vote) -> bool:
         """The gate for every message: accept iff ``vote >= mine`` in this cluster's mode."""
@@ -64,18 +90,16 @@ class EngineParts:
 
     def bound_store(self, node_id: NodeId) -> str | None:
         """The store the membership binds ``node_id`` to; None if it is unbound or no member."""
-        node: Node | None = self.effective.nodes.get(node_id)
-        return None if node is None else node.store_id
+        return self.view.bound.get(node_id)
 
     def is_foreign_store(self, node_id: NodeId, store_id: str) -> bool:
         """Whether ``store_id`` is not the one the membership names: such a node's grants and acks do not count."""
-        bound = self.bound_store(node_id)
-        return bound is not None and bound != store_id
+        return self.view.bound.get(node_id, store_id) != store_id
 
     @property
     def needs_rejoin(self) -> bool:
         """Whether this very store is not the one the membership names."""
-        return self.is_foreign_store(self.config.id, self.config.store_id)
+        return self.view.needs_rejoin
 
     def redraw_election_timeout(self, now: float) -> None:
         """A new timeout per campaign and per contact, so that two nodes do not split votes for ever (§6 item 40)."""

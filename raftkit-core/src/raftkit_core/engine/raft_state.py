@@ -10,7 +10,7 @@ from __future__ import annotations
 from raftkit_core.engine.io_state import IoState
 from raftkit_core.engine.log_id_list import LogIdList
 from raftkit_core.engine.membership_state import MembershipState
-from raftkit_core.types.log_id import LogId, index_of, log_id_le
+from raftkit_core.types.log_id import LogId, index_of
 from raftkit_core.types.metrics import ServerState
 from raftkit_core.types.snapshot import SnapshotMeta
 from raftkit_core.types.vote import ZERO_LEADER_ID, ZERO_VOTE, LeaderId, Vote
@@ -93,7 +93,8 @@ class RaftState:
 
     def has_log_id(self, log_id: LogId) -> bool:
         """Whether this log holds ``log_id``. Anything at or below ``committed`` does: committed entries are equal."""
-        if log_id.index <= index_of(self.committed):
+        committed = self.committed
+        if committed is not None and log_id.index <= committed.index:
             known = self.log.get(log_id.index)
             # A leader that contradicts a committed entry means data was lost somewhere: stop, never overwrite.
             assert known is None or known == log_id, f"{log_id} contradicts committed {known}"
@@ -105,7 +106,7 @@ class RaftState:
         if self.accepted_under != leader_id:
             self.accepted_under = leader_id
             self.accepted = log_id
-        elif log_id_le(self.accepted, log_id):
+        elif self.accepted is None or (log_id is not None and log_id > self.accepted):
             self.accepted = log_id
 
     def check(self) -> None:

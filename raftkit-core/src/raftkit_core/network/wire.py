@@ -6,9 +6,10 @@ that id; every other kind is a request, ``timeout_ms`` says how long its caller 
 An append has a body of its own, because nearly every byte on the wire is one::
 
     [vote, prev_log_id, leader_commit, lease_ms, runs]
-    run = [term, node_id, first_index, [[time_ms, kind, payload], …]]
+    run = [term, node_id, first_index, time_ms, kind, [payload, …]]
 
-Runs of entries of one leader write its id once; indexes are consecutive by construction.
+Runs of entries of one leader, time and kind write these once: what was proposed together is one run. Indexes are
+consecutive by construction.
 
 Whatever comes in is hostile until decoded: every way in which bytes can be wrong is a :class:`FrameError`, and no other
 exception leaves this module for what another node sent.
@@ -24,7 +25,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from raftkit_core.errors import ErrorInfo, PayloadTooLarge
-from raftkit_core.types.entry import MEMBERSHIP, Entry
+from raftkit_core.types.entry import MEMBERSHIP, Entries, Entry
 from raftkit_core.types.ids import MAX_ENTRY_BYTES, MAX_FRAME_BYTES, is_node_id
 from raftkit_core.types.log_id import LogId, next_index
 from raftkit_core.types.messages import (
@@ -112,7 +113,9 @@ class _Run(msgspec.Struct, array_like=True, gc=False):
     term: _Int
     node_id: str
     first_index: _Int
-    entries: list[tuple[_Int, _EntryKind, _Payload]]
+    time_ms: _Int
+    kind: _EntryKind
+    payloads: list[_Payload]
 
 
 class _Append(msgspec.Struct, array_like=True, gc=False):
@@ -247,20 +250,29 @@ def decode_error(body: bytes | msgspec.Raw) -> ErrorInfo:
 
 def encode_append(request: AppendEntriesRequest) -> bytes:
     """Raises: ValueError if the entries are not consecutive: ours must be."""
-    runs: list[tuple[int, str, int, list[tuple[int, int, bytes]]]] = []
-    leader: LeaderId | None = None
-    entries: list[tuple[int, int, bytes]] = []
+    entries = request.entries
     expected = next_index(request.prev_log_id)
-    for entry in request.entries:
-        log_id = entry.log_id
-        if log_id.index != expected:
-            raise ValueError(f"entry {log_id} where index {expected} was due")
-        expected += 1
-        if log_id.leader_id is not leader and log_id.leader_id != leader:
-            leader = log_id.leader_id
-            entries = []
-            runs.append((leader.term, leader.node_id, log_id.index, entries))
-        entries.append((entry.time_ms, entry.kind, entry.payload))
+    runs: list[tuple[int, str, int, int, int, list[bytes]]] = []
+    if entries and entries[0].log_id.index != expected:
+        raise ValueError(f"entry {entries[0].log_id} where index {expected} was due")
+    if type(entries) is Entries:
+        first = entries[0]
+        leader = first.log_id.leader_id
+        runs.append((leader.term, leader.node_id, expected, first.time_ms, first.kind, entries.payloads))
+    else:
+        shared: tuple[LeaderId, int, int] | None = None
+        payloads: list[bytes] = []
+        for entry in entries:
+            log_id = entry.log_id
+            if log_id.index != expected:
+                raise ValueError(f"entry {log_id} where index {expected} was due")
+            expected += 1
+            if (log_id.leader_id, entry.time_ms, entry.kind) != shared:
+                leader = log_id.leader_id
+                shared = (leader, entry.time_ms, entry.kind)
+                payloads = []
+                runs.append((leader.term, leader.node_id, log_id.index, entry.time_ms, entry.kind, payloads))
+            payloads.append(entry.payload)
     return _encoder.encode((request.vote, request.prev_log_id, request.leader_commit, request.lease_ms, runs))
 
 
@@ -274,19 +286,21 @@ def decode_append(body: bytes | msgspec.Raw) -> AppendEntriesRequest:
     expected = next_index(prev)
     last_leader = None if prev is None else prev.leader_id
     entries: list[Entry] = []
-    for run in raw.runs:
+    runs = raw.runs
+    for run in runs:
         leader = LeaderId(run.term, run.node_id)
         _check_leader_id(leader)
-        if run.first_index != expected or not run.entries:
-            raise FrameError(f"a run of {len(run.entries)} entries starts at {run.first_index}, {expected} was due")
+        if run.first_index != expected or not run.payloads:
+            raise FrameError(f"a run of {len(run.payloads)} entries starts at {run.first_index}, {expected} was due")
         if last_leader is not None and leader < last_leader:
             raise FrameError(f"entries of {leader} after entries of {last_leader}")
         last_leader = leader
-        entries += [
-            Entry(LogId(leader, index), time_ms, kind, payload)
-            for index, (time_ms, kind, payload) in enumerate(run.entries, expected)
-        ]
-        expected += len(run.entries)
+        proposed = Entries(LogId(leader, expected), run.time_ms, run.kind, run.payloads)
+        expected += len(proposed)
+        if len(runs) == 1:
+            entries = proposed
+        else:
+            entries += proposed
     if expected > INT_MAX:
         raise FrameError("an index is out of range")
     return AppendEntriesRequest(raw.vote, prev, entries, raw.leader_commit, raw.lease_ms)

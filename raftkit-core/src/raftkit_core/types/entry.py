@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from raftkit_core.types.log_id import LogId
@@ -30,6 +32,35 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     @property
     def index(self) -> int:
         return self.log_id.index
+
+
+class Entries(list[Entry]):
+    """Consecutive entries proposed together: one leader, one cluster time, one kind. Equal to the list it is; not to be
+    changed.
+
+    What was known when it was made need not be found out again, entry by entry, at every station of its way:
+    ``size_bytes`` of payload, and the ``payloads`` themselves.
+    """
+
+    __slots__ = ("payloads", "size_bytes")
+
+    def __init__(self, first: LogId, time_ms: int, kind: int, payloads: list[bytes]) -> None:
+        leader_id = first.leader_id
+        super().__init__(
+            [
+                Entry(LogId(leader_id, index), time_ms, kind, payload)
+                for index, payload in enumerate(payloads, first.index)
+            ]
+        )
+        self.payloads = payloads
+        self.size_bytes = sum(map(len, payloads))
+
+
+def payload_bytes(entries: Sequence[Entry]) -> int:
+    """Bytes of payload in ``entries``."""
+    if type(entries) is Entries:
+        return entries.size_bytes
+    return sum([len(entry.payload) for entry in entries])
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -155,5 +155,5 @@ class EstablishHandler:
         parts.output.push(BecomeLeader(parts.sessions, vote))
         self._server_state.refresh()
         self._replication.rebuild(now)
-        self._leader.append([(BLANK, b"")], now)
+        self._leader.append(BLANK, [b""], now)
         self._replication.initiate(now)

@@ -53,22 +53,25 @@ class FollowingHandler:
         The vote comes first, always: an older leader must not commit or truncate anything.
         """
         parts = self._parts
-        if not vote.committed or vote.node_id == parts.config.id or not self._vote.update_vote(vote, now):
+        state = parts.state
+        if not vote.committed or vote.leader_id.node_id == parts.config.id:
+            return False
+        if vote != state.vote and not self._vote.update_vote(vote, now):
             return False
         if parts.leader is not None or parts.candidate is not None:
             # An equal vote in single-term mode, or a campaign that has not changed the vote: a pre-vote.
             self._server_state.step_down(f"{vote} leads", now)
-        state = parts.state
         state.last_contact = now
-        lease_ms = max(lease_ms, parts.config.leader_lease_ms)
-        state.hold_until = max(state.hold_until, now + lease_ms / 1000)
+        if lease_ms < parts.config.leader_lease_ms:
+            lease_ms = parts.config.leader_lease_ms
+        if now + lease_ms / 1000 > state.hold_until:
+            state.hold_until = now + lease_ms / 1000
         parts.redraw_election_timeout(now)
         parts.seen_greater_log = False
         if lease_ms > state.largest_lease_ms:
             state.largest_lease_ms = lease_ms
             state.lease_io = state.io.submit(now)
             parts.output.push(SaveLease(state.lease_io, lease_ms))
-        self._server_state.refresh()
         return True
 
     def _refuse(self, request_id: RequestId) -> None:
@@ -101,11 +104,13 @@ class FollowingHandler:
         prev = request.prev_log_id
         if not self._check_prev(prev, request_id, now):
             return
-        matching = request.entries[-1].log_id if request.entries else prev
+        matching = prev
         if request.entries:
+            matching = request.entries[-1].log_id
             self._take(request.entries, now)
         state.accept(request.vote.leader_id, matching)
-        self._commit(request.leader_commit)
+        if request.leader_commit is not None:
+            self._commit(request.leader_commit)
         entries_io = 0 if matching is None else state.io.io_of(matching.index)
         self._answer(request_id, Success(store_id, matching), entries_io)
 
@@ -125,7 +130,8 @@ class FollowingHandler:
             if not self._check_prev(prev, request_id, now):
                 return
             parts.state.accept(request.vote.leader_id, prev)
-            self._commit(request.leader_commit)
+            if request.leader_commit is not None:
+                self._commit(request.leader_commit)
         entries_io = 0 if prev is None else parts.state.io.io_of(prev.index)
         self._answer(request_id, Success(parts.config.store_id, prev), entries_io)
 
@@ -144,27 +150,30 @@ class FollowingHandler:
         lose committed entries in a crash between the two (§6 item 2)."""
         state = self._parts.state
         since = 0
-        while since < len(entries) and state.has_log_id(entries[since].log_id):
-            since += 1
-        if since == len(entries):
-            return
+        if entries[0].log_id.index <= state.log.last_index:
+            while since < len(entries) and state.has_log_id(entries[since].log_id):
+                since += 1
+            if since == len(entries):
+                return
         missing = entries[since:] if since else entries
         if missing[0].index <= state.log.last_index:
             self._truncate(missing[0].index, now)
-        for membership in self._log.append(missing, now)[-2:]:
-            # Only the last two can matter: one committed, one not.
-            state.membership.append(membership)
-        self._server_state.refresh()
+        memberships = self._log.append(missing, now)
+        if memberships:
+            for membership in memberships[-2:]:
+                # Only the last two can matter: one committed, one not.
+                state.membership.append(membership)
+            self._server_state.refresh()
 
     def _truncate(self, since: int, now: float) -> None:
         if self._log.truncate(since, now):
             self._server_state.refresh()
 
-    def _commit(self, leader_commit: LogId | None) -> None:
+    def _commit(self, leader_commit: LogId) -> None:
         """Commit what the leader has committed, but never beyond what this leader verified here (§6 item 3)."""
         state = self._parts.state
         assert state.accepted_under == state.vote.leader_id, "commit only under the leader that verified the log"
-        end = min(index_of(leader_commit), index_of(state.accepted))
+        end = min(leader_commit.index, index_of(state.accepted))
         if end <= index_of(state.committed):
             return
         committed = state.log.get(end)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from raftkit_core.engine.handlers.log import LogHandler
 from raftkit_core.engine.handlers.replication import ReplicationHandler
 from raftkit_core.engine.handlers.server_state import ServerStateHandler, forward_to_leader
@@ -12,7 +10,7 @@ from raftkit_core.engine.leader import Leader
 from raftkit_core.engine.parts import EngineParts
 from raftkit_core.errors import ConditionFailed, ForwardToLeader, Overloaded, QuorumNotEnough, RaftError
 from raftkit_core.types.condition import WriteCondition
-from raftkit_core.types.entry import Entry
+from raftkit_core.types.entry import Entries
 from raftkit_core.types.log_id import LogId
 
 
@@ -45,8 +43,11 @@ class LeaderHandler:
                 leader_node=parts.effective.nodes.get(target),
                 hint=f"ask {target}, or try again in a moment",
             )
-        if now >= self._vote.quorum_lease_until(now):
-            return self.no_quorum(leader, now)
+        if now >= leader.quorum_known_until:
+            # The lease only grows while the membership stays: it is looked up again when what was known is over.
+            leader.quorum_known_until = self._vote.quorum_lease_until(now)
+            if now >= leader.quorum_known_until:
+                return self.no_quorum(leader, now)
         if leader.uncommitted_bytes and leader.uncommitted_bytes + size_bytes > parts.config.max_uncommitted_bytes:
             return Overloaded(
                 f"{leader.uncommitted_bytes} bytes wait to be committed; max_uncommitted_bytes is"
@@ -68,43 +69,36 @@ class LeaderHandler:
             hint="restart the missing nodes, or look at: raftkit status",
         )
 
-    def append(self, payloads: Sequence[tuple[int, bytes]], now: float) -> LogId:
-        """Append ``(kind, payload)`` under this leader's own vote; gives the first log id.
+    def append(self, kind: int, payloads: list[bytes], now: float) -> LogId:
+        """Append ``payloads`` under this leader's own vote; gives the first log id.
 
         Ids come from the log's own end, not from a flushed or committed position: nothing is ever written twice.
         """
         parts = self._parts
         leader = parts.leader
         assert leader is not None, "only a leader proposes"
-        leader_id = leader.vote.leader_id
-        time_ms = leader.time_ms(now, parts.state.last_time_ms)
-        index = first_index = parts.state.log.last_index + 1
-        entries: list[Entry] = []
-        size_bytes = 0
-        for kind, payload in payloads:
-            entries.append(Entry(LogId(leader_id, index), time_ms, kind, payload))
-            size_bytes += len(payload)
-            index += 1
-        leader.uncommitted.append((index - 1, size_bytes))
-        leader.uncommitted_bytes += size_bytes
+        first = LogId(leader.vote.leader_id, parts.state.log.last_index + 1)
+        entries = Entries(first, leader.time_ms(now, parts.state.last_time_ms), kind, payloads)
+        leader.uncommitted.append((first.index + len(payloads) - 1, entries.size_bytes))
+        leader.uncommitted_bytes += entries.size_bytes
         memberships = self._log.append(entries, now)
         assert len(memberships) <= 1, "a leader proposes one membership at a time"
         for membership in memberships:
             parts.state.membership.append(membership)
             self._server_state.refresh()
             self._replication.rebuild(now)
-        return LogId(leader_id, first_index)
+        return first
 
     def write(
-        self, payloads: Sequence[tuple[int, bytes]], now: float, condition: WriteCondition | None = None
+        self, kind: int, payloads: list[bytes], now: float, condition: WriteCondition | None = None
     ) -> LogId | RaftError:
         """Propose a batch: one append, one round of replication. Gives the first log id, or the refusal of all."""
-        refusal = self.refusal(now, sum(len(payload) for _, payload in payloads))
+        refusal = self.refusal(now, sum(map(len, payloads)))
         if refusal is None and condition is not None:
             refusal = self._unmet(condition)
         if refusal is not None:
             return refusal
-        first = self.append(payloads, now)
+        first = self.append(kind, payloads, now)
         self._replication.initiate(now)
         return first
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from raftkit_core.engine.commands import AppendInputEntries, DeleteConflictLog, PurgeLog
 from raftkit_core.engine.parts import EngineParts
-from raftkit_core.types.entry import MEMBERSHIP, Entry, decode_membership
+from raftkit_core.types.entry import MEMBERSHIP, Entries, Entry, decode_membership, payload_bytes
 from raftkit_core.types.log_id import LogId, index_of
 from raftkit_core.types.membership import StoredMembership
 
@@ -18,19 +18,16 @@ class LogHandler:
         state = self._parts.state
         first, last = entries[0].log_id, entries[-1].log_id
         memberships: list[StoredMembership] = []
-        size_bytes = 0
         if first.leader_id == last.leader_id:
             state.log.extend(first, last)
-            for entry in entries:
-                size_bytes += len(entry.payload)
-                if entry.kind == MEMBERSHIP:
-                    memberships.append(StoredMembership(entry.log_id, decode_membership(entry.payload)))
         else:
             for entry in entries:
                 state.log.extend(entry.log_id, entry.log_id)
-                size_bytes += len(entry.payload)
+        if type(entries) is not Entries or entries[0].kind == MEMBERSHIP:
+            for entry in entries:
                 if entry.kind == MEMBERSHIP:
                     memberships.append(StoredMembership(entry.log_id, decode_membership(entry.payload)))
+        size_bytes = payload_bytes(entries)
         state.log_bytes += size_bytes
         if entries[-1].time_ms > state.last_time_ms:
             state.last_time_ms = entries[-1].time_ms

@@ -47,6 +47,7 @@ class ReplicationHandler:
         parts = self._parts
         leader = self._leader()
         leader.membership_since = now
+        leader.quorum_known_until = now
         nodes = parts.effective.nodes
         for node_id, node in nodes.items():
             if node_id == parts.config.id:
@@ -208,18 +209,22 @@ class ReplicationHandler:
     def _replicate_committed(self, leader: Leader, now: float) -> None:
         """Peers with nothing in flight hear of the commit at once; the others with their next append."""
         committed = self._parts.state.committed
-        idle = tuple(
-            (target, entry.matching)
-            for target, entry in leader.progress.items()
-            if entry.state is ProgressState.PIPELINE and not entry.inflight and entry.sent_committed != committed
-        )
-        if not idle:
-            return
-        for target, _ in idle:
-            leader.progress[target].sent_committed = committed
-        self._parts.output.push(
-            ReplicateCommitted(leader.vote_io, leader.session, idle, leader.next_seq(), now, leader.vote, committed)
-        )
+        idle: list[tuple[NodeId, LogId | None]] = []
+        for target, entry in leader.progress.items():
+            if (
+                entry.sent_committed is not committed
+                and not entry.inflight
+                and entry.state is ProgressState.PIPELINE
+                and entry.sent_committed != committed
+            ):
+                entry.sent_committed = committed
+                idle.append((target, entry.matching))
+        if idle:
+            self._parts.output.push(
+                ReplicateCommitted(
+                    leader.vote_io, leader.session, tuple(idle), leader.next_seq(), now, leader.vote, committed
+                )
+            )
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
@@ -265,14 +270,16 @@ class ReplicationHandler:
     def _on_success(
         self, leader: Leader, target: NodeId, entry: ProgressEntry, matching: LogId | None, now: float
     ) -> None:
-        if matching is not None:
-            log = self._parts.state.log
+        log = self._parts.state.log
+        if matching is not None and matching != log.last:
             held = log.get(matching.index)
             assert held is None or held == matching, f"{target} acknowledged {matching}, but here it is {held}"
             assert matching.index <= log.last_index, f"{target} acknowledged {matching}, but the log ends at {log.last}"
         if entry.ack(matching):
-            self.try_commit(leader, now)
-            self._try_transfer(leader)
+            if index_of(matching) > index_of(self._parts.state.committed):
+                self.try_commit(leader, now)
+            if leader.transfer is not None:
+                self._try_transfer(leader)
 
     def _on_conflict(self, leader: Leader, target: NodeId, entry: ProgressEntry, response: Conflict) -> None:
         if entry.state is ProgressState.PIPELINE:
@@ -349,7 +356,8 @@ class ReplicationHandler:
             leader.acked_seq[target] = seq
 
     def _after_answer(self, leader: Leader, target: NodeId, entry: ProgressEntry, now: float) -> None:
-        self.confirm_reads(now)
+        if leader.reads:
+            self.confirm_reads(now)
         self._snapshot.try_purge(now)
         self._send_next(leader, target, entry, now)
         # A peer whose answer came after the commit may be idle now: it must not wait for a heartbeat to hear of it.
@@ -386,7 +394,8 @@ class ReplicationHandler:
         state = self._parts.state
         assert committed.index > index_of(state.committed), f"commit falls from {state.committed} to {committed}"
         state.committed = committed
-        state.membership.commit(committed)
+        if state.membership.committed is not state.membership.effective:
+            state.membership.commit(committed)
         self._parts.output.push(SaveCommitted(committed))
         self.apply_durable()
         self._snapshot.check_policy()
@@ -394,12 +403,16 @@ class ReplicationHandler:
     def apply_durable(self) -> None:
         """Hand over to the state machine what is committed *and* flushed here."""
         state = self._parts.state
-        end = min(index_of(state.committed), index_of(state.io.flushed_log_id))
-        since = index_of(state.submitted) + 1
-        if end < since:
+        upto = state.committed
+        flushed = state.io.flushed_log_id
+        if upto is None or flushed is None:
             return
-        upto = state.log.get(end)
-        assert upto is not None, f"entry {end} is committed but not in the log"
+        since = index_of(state.submitted) + 1
+        if upto.index < since or flushed.index < since:
+            return
+        if flushed.index < upto.index:
+            upto = state.log.get(flushed.index)
+            assert upto is not None, f"entry {flushed} is committed but not in the log"
         state.submitted = upto
         self._parts.output.push(Commit(since, upto))
 
