@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -24,7 +25,7 @@ from raftkit_core.engine.commands import (
 from raftkit_core.errors import StorageError
 from raftkit_core.runtime.stalls import StallDetector
 from raftkit_core.storage.interface import LogBatch, RaftLogStorage
-from raftkit_core.types.entry import Entry
+from raftkit_core.types.entry import Entry, payload_bytes
 from raftkit_core.types.ids import IoId
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.vote import Vote
@@ -41,20 +42,35 @@ class LogTail:
     def __init__(self, next_index: int) -> None:
         self._first = next_index
         self._entries: list[Entry] = []
-        self._size_bytes = 0
+        self._starts: list[int] = []
+        """Where each batch of the tail begins, and in ``_sizes`` how many bytes came before it, from some point on: how
+        large a range is at most is found without looking at its entries."""
+        self._sizes: list[int] = []
+        self._end_bytes = 0
+        self._newest: list[Entry] = []
+        """The last batch, as it came: mostly what is asked for."""
+
+    @property
+    def _size_bytes(self) -> int:
+        return self._end_bytes - self._sizes[0] if self._sizes else 0
 
     def append(self, entries: list[Entry]) -> None:
+        self._starts.append(self._first + len(self._entries))
+        self._sizes.append(self._end_bytes)
+        self._end_bytes += payload_bytes(entries)
         self._entries.extend(entries)
-        for entry in entries:
-            self._size_bytes += len(entry.payload)
+        self._newest = entries
 
     def truncate(self, since: int) -> None:
         keep = max(0, since - self._first)
-        for entry in self._entries[keep:]:
-            self._size_bytes -= len(entry.payload)
+        self._end_bytes -= payload_bytes(self._entries[keep:])
         del self._entries[keep:]
         if since < self._first:
             self._first = since
+        batches = bisect_left(self._starts, since)
+        del self._starts[batches:]
+        del self._sizes[batches:]
+        self._newest = []
 
     def purge(self, upto: int) -> None:
         """Forget everything up to ``upto``; the log may now begin beyond what was here."""
@@ -63,7 +79,7 @@ class LogTail:
 
     def trim(self, durable_index: int) -> None:
         """Drop old durable entries once the tail is well above its size."""
-        if self._size_bytes <= TAIL_BYTES + TAIL_BYTES // 4:
+        if self._end_bytes <= TAIL_BYTES or self._size_bytes <= TAIL_BYTES + TAIL_BYTES // 4:
             return
         drop, size_bytes = 0, self._size_bytes
         for entry in self._entries:
@@ -74,17 +90,43 @@ class LogTail:
         self._drop(drop)
 
     def _drop(self, count: int) -> None:
-        for entry in self._entries[:count]:
-            self._size_bytes -= len(entry.payload)
+        """Forget the first ``count`` entries: whole batches, and of the one that is cut the part before."""
+        if not count:
+            return
+        first = self._first + count
+        batches = bisect_right(self._starts, first) - 1
+        if count == len(self._entries):
+            self._starts.clear()
+            self._sizes.clear()
+            self._newest = []
+        else:
+            cut = self._entries[self._starts[batches] - self._first : count] if batches >= 0 else []
+            del self._starts[:batches]
+            del self._sizes[:batches]
+            self._starts[0] = first
+            self._sizes[0] += payload_bytes(cut)
+            if len(self._starts) == 1:
+                self._newest = []
         del self._entries[:count]
-        self._first += count
+        self._first = first
 
     def read(self, start: int, stop: int, max_bytes: int) -> list[Entry] | None:
         """Entries of ``[start, stop)`` up to ``max_bytes`` (at least one); None if ``start`` is not in the tail."""
         offset = start - self._first
-        if offset < 0 or offset >= len(self._entries):
+        count = len(self._entries)
+        if offset < 0 or offset >= count:
             return None
-        entries = self._entries[offset : stop - self._first]
+        starts = self._starts
+        if start == starts[-1] and stop >= self._first + count and self._newest:
+            entries = self._newest
+            size_bytes = self._end_bytes - self._sizes[-1]
+        else:
+            entries = self._entries[offset : stop - self._first]
+            behind = bisect_left(starts, stop)
+            upto = self._sizes[behind] if behind < len(starts) else self._end_bytes
+            size_bytes = upto - self._sizes[bisect_right(starts, start) - 1]
+        if size_bytes <= max_bytes:
+            return entries
         size_bytes = 0
         for position, entry in enumerate(entries):
             size_bytes += len(entry.payload)
@@ -129,18 +171,18 @@ class LogWriter:
     def submit(self, command: LogCommand) -> None:
         """Queue a command; :meth:`kick` starts it. What it appends is readable at once."""
         match command:
+            case AppendInputEntries():
+                self.tail.append(command.entries)
             case SaveCommitted():
                 # Keeps its place in the lane: saved before what precedes it, it would vouch for entries that are still
                 # to be replaced. Of several in a row the last is enough.
                 if self._queue and isinstance(self._queue[-1], SaveCommitted):
                     self._queue.pop()
-            case AppendInputEntries(entries=entries):
-                self.tail.append(entries)
-            case DeleteConflictLog(since=since):
-                self.tail.truncate(since)
-            case PurgeLog(upto=upto):
-                self.tail.purge(upto.index)
-                self._first_index = max(self._first_index, upto.index + 1)
+            case DeleteConflictLog():
+                self.tail.truncate(command.since)
+            case PurgeLog():
+                self.tail.purge(command.upto.index)
+                self._first_index = max(self._first_index, command.upto.index + 1)
             case _:
                 pass
         self._queue.append(command)
@@ -161,7 +203,7 @@ class LogWriter:
                 return
             io_id, batch, last_index = self._next_batch()
             try:
-                result = self._stalls.call(self.storage, "write", batch)
+                result = self._stalls.timed(self.storage, "write", self.storage.write, batch)
             except Exception as error:
                 self._fail(error)
                 return
@@ -212,38 +254,46 @@ class LogWriter:
         entries: list[Entry] = []
         size_bytes = 0
         io_id = 0
-        while self._queue:
-            command = self._queue[0]
+        queue = self._queue
+        while queue:
+            command = queue[0]
             match command:
+                case AppendInputEntries():
+                    more = command.entries
+                    more_bytes = payload_bytes(more)
+                    if size_bytes + more_bytes > MAX_BATCH_BYTES or len(entries) + len(more) > MAX_BATCH_ENTRIES:
+                        taken, size_bytes = _fitting(more, len(entries), size_bytes)
+                        entries = [*entries, *more[:taken]]
+                        if taken < len(more):
+                            # The rest is a batch of its own; only that completes the command.
+                            queue[0] = AppendInputEntries(command.io_id, more[taken:])
+                            break
+                    else:
+                        entries = [*entries, *more] if entries else more
+                        size_bytes += more_bytes
+                case SaveCommitted():
+                    self._committed = command.committed
+                    queue.popleft()
+                    continue
                 case SaveVote():
                     vote = command.vote
-                case AppendInputEntries():
-                    taken, size_bytes = _fitting(command.entries, len(entries), size_bytes)
-                    entries.extend(command.entries[:taken])
-                    if taken < len(command.entries):
-                        # The rest is a batch of its own; only that completes the command.
-                        self._queue[0] = AppendInputEntries(command.io_id, command.entries[taken:])
-                        break
                 case DeleteConflictLog():
                     if purge_upto is not None:
                         break  # a batch truncates before it purges
                     if entries and command.since > entries[0].index:
-                        del entries[command.since - entries[0].index :]
+                        entries = entries[: command.since - entries[0].index]
                     else:
-                        entries.clear()
+                        entries = []
                         truncate_since = command.since if truncate_since is None else min(truncate_since, command.since)
+                    size_bytes = payload_bytes(entries)
                 case PurgeLog():
                     if entries:
                         break  # a batch purges before it appends
                     purge_upto = command.upto
-                case SaveCommitted():
-                    self._committed = command.committed
-                    self._queue.popleft()
-                    continue
                 case SaveLease():
                     break
             io_id = command.io_id
-            self._queue.popleft()
+            queue.popleft()
         last_index = self.durable_index
         if truncate_since is not None:
             last_index = min(last_index, truncate_since - 1)

@@ -23,7 +23,7 @@ from raftkit_core.storage.interface import (
 )
 from raftkit_core.storage.snapshot_format import SnapshotDecoder, check_fits, check_snapshot_id
 from raftkit_core.types.adapter import AdapterContext
-from raftkit_core.types.entry import Entry
+from raftkit_core.types.entry import Entry, payload_bytes
 from raftkit_core.types.identity import StoreIdentity
 from raftkit_core.types.log_id import LogId, index_of, log_id_lt, next_index
 from raftkit_core.types.snapshot import SnapshotMeta, SnapshotSource
@@ -137,7 +137,7 @@ class MemoryLogStorage(RaftLogStorage):
             self._purge(batch.purge_upto)
         if batch.entries:
             disk.entries.extend(batch.entries)
-            disk.log_bytes += sum(len(entry.payload) for entry in batch.entries)
+            disk.log_bytes += payload_bytes(batch.entries)
         if batch.committed is not None:
             disk.committed = batch.committed
 
@@ -147,13 +147,13 @@ class MemoryLogStorage(RaftLogStorage):
         if batch.truncate_since is not None:
             last = max(min(last, batch.truncate_since - 1), index_of(self.disk.last_purged))
         last = max(last, index_of(batch.purge_upto))
-        for entry in batch.entries:
-            if entry.index != last + 1:
+        for index, entry in enumerate(batch.entries, last + 1):
+            if entry.log_id.index != index:
                 raise StorageError(
-                    f"append of entry {entry.log_id} after index {last} would make a hole", subject="log"
+                    f"append of entry {entry.log_id} after index {index - 1} would make a hole", subject="log"
                 )
-            last = entry.index
-        if index_of(batch.committed) > last:
+        if batch.committed is not None and batch.committed.index > last + len(batch.entries):
+            last += len(batch.entries)
             raise StorageError(f"committed {batch.committed} is ahead of the log, which ends at {last}", subject="log")
 
     def _truncate(self, since: int) -> None:
