@@ -19,7 +19,7 @@ from raftkit_core.errors import (
 )
 from raftkit_core.network.memory import DROP
 from raftkit_core.raft import Raft
-from raftkit_core.runtime.raft_core import ClientWriteResponse
+from raftkit_core.runtime.messages import ClientWriteResponse
 from raftkit_core.testing.cluster import MemoryCluster, memory_cluster, outcome
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.kv import CompareAndSet, Get, Put, WriteResult

@@ -25,13 +25,13 @@ ROOT = Path(raftkit_core.__file__).parent
 WRITE_PATH = [
     ("raft.py", "Raft.client_write"),
     ("raft.py", "Raft._propose"),
-    ("runtime/raft_core.py", "RaftCore.send"),
+    ("runtime/raft_core.py", "RaftCore.propose"),
     ("runtime/raft_core.py", "RaftCore._drain_inbox"),
     ("runtime/raft_core.py", "RaftCore._write"),
     ("engine/engine.py", "Engine.handle_client_write"),
     ("engine/handlers/leader.py", "LeaderHandler.append"),
     ("engine/handlers/replication.py", "ReplicationHandler.initiate"),
-    ("runtime/waiting_clients.py", "WaitingClients.wait_for"),
+    ("runtime/waiting_clients.py", "WaitingClients.wait_for_all"),
     ("runtime/command_runner.py", "CommandRunner.run"),
     ("runtime/log_writer.py", "LogWriter.submit"),
     ("runtime/replication.py", "ReplicationStream.replicate"),
@@ -45,7 +45,7 @@ WRITE_PATH = [
     ("runtime/state_machine_worker.py", "StateMachineWorker.commit"),
     ("state_machine/kv.py", "KvStateMachine.apply"),
     ("runtime/raft_core.py", "RaftCore.applied"),
-    ("runtime/waiting_clients.py", "WaitingClients.resolve"),
+    ("runtime/waiting_clients.py", "WaitingClients.resolve_all"),
 ]
 FOLLOWER_PATH = [
     ("runtime/service.py", "PeerService.append_entries"),

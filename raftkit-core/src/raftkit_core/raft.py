@@ -38,8 +38,8 @@ from raftkit_core.runtime.log_writer import LogWriter
 from raftkit_core.runtime.membership_changes import CLOSE_SECONDS, MEMBERSHIP_TIMEOUT, MembershipChanges, new_cluster_id
 from raftkit_core.runtime.messages import (
     ClientWrite,
+    ClientWriteResponse,
     ExternalRequest,
-    LogFlushed,
     SnapshotBuilt,
     SnapshotInstalled,
     SnapshotRefused,
@@ -49,7 +49,7 @@ from raftkit_core.runtime.metrics import Watch
 from raftkit_core.runtime.opening import open_identity, opened
 from raftkit_core.runtime.operations import Forwarder
 from raftkit_core.runtime.peers import PeerTable
-from raftkit_core.runtime.raft_core import ClientWriteResponse, RaftCore, bounded
+from raftkit_core.runtime.raft_core import RaftCore, bounded
 from raftkit_core.runtime.reads import LinearizableReads
 from raftkit_core.runtime.recovery import recover
 from raftkit_core.runtime.service import Identity, PeerService
@@ -248,7 +248,7 @@ class Raft:
         writer = LogWriter(
             storage,
             held.save_lease,
-            flushed=lambda io_id: core().notify(LogFlushed(io_id)),
+            flushed=lambda io_id: core().log_flushed(io_id),
             failed=lambda error: core().fail(error),
             stalls=stalls,
         )
@@ -491,15 +491,12 @@ class Raft:
     def _propose(
         self, body: bytes, timeout: float, condition: WriteCondition | None = None, once: SessionSerial | None = None
     ) -> asyncio.Future[ClientWriteResponse]:
-        future: asyncio.Future[ClientWriteResponse] = asyncio.get_running_loop().create_future()
-        deadline = self._core.clock.monotonic() + timeout
         if once is None:
             payload = self._envelope(body)
         else:
             self._sessions.heard(once)
             payload = self._envelope(body, once.session.id, once.serial, once.acknowledged_floor)
-        self._core.send(ClientWrite((payload,), (future,), deadline, len(payload), condition))
-        return future
+        return self._core.propose(payload, timeout, condition)
 
     async def write(
         self, command: Any, *, session: ClientSession | SessionSerial | None = None, timeout: float = WRITE_TIMEOUT

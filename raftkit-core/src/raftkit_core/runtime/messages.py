@@ -32,6 +32,14 @@ from raftkit_core.types.vote import Vote
 # --- from users and peers ---------------------------------------------------------------------------------------------
 
 
+class ClientWriteResponse(msgspec.Struct, frozen=True, eq=False):
+    """What became of a write: its log id, the machine's result, and the membership if it was a change of it."""
+
+    log_id: LogId
+    data: Any
+    membership: Membership | None = None
+
+
 class ClientWrite(msgspec.Struct, frozen=True):
     """One or more envelopes; each future gets its result, or its error."""
 

@@ -11,6 +11,8 @@ import contextvars
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from itertools import chain
+from operator import attrgetter
 from typing import Any, TypeVar, assert_never
 
 from raftkit_core.clock import Clock
@@ -26,6 +28,7 @@ from raftkit_core.runtime.messages import (
     Applied,
     ChangeMembershipRequest,
     ClientWrite,
+    ClientWriteResponse,
     ExternalRequest,
     HeartbeatAnswered,
     HeartbeatArrived,
@@ -56,9 +59,9 @@ from raftkit_core.runtime.ticker import Ticker
 from raftkit_core.runtime.waiting_clients import WaitingClients
 from raftkit_core.state_machine.system import system_payload
 from raftkit_core.state_machine.system_commands import ExpireSessions
-from raftkit_core.types.ids import RequestId
+from raftkit_core.types.condition import WriteCondition
+from raftkit_core.types.ids import IoId, RequestId
 from raftkit_core.types.log_id import LogId, index_of
-from raftkit_core.types.membership import Membership
 from raftkit_core.types.metrics import ServerState
 
 log = logging.getLogger("raftkit.runtime")
@@ -69,20 +72,6 @@ MAX_QUEUED = 65536
 """API messages waiting for the loop; more is ``Overloaded``."""
 TICKS_PER_HEARTBEAT = 5
 SHUTDOWN_GRACE = 2.0
-
-
-class ClientWriteResponse:
-    """What became of a write: its log id, the machine's result, and the membership if it was a change of it."""
-
-    __slots__ = ("data", "log_id", "membership")
-
-    def __init__(self, log_id: LogId, data: Any, membership: Membership | None = None) -> None:
-        self.log_id = log_id
-        self.data = data
-        self.membership = membership
-
-    def __repr__(self) -> str:
-        return f"ClientWriteResponse(log_id={self.log_id}, data={self.data!r}, membership={self.membership!r})"
 
 
 class Balancer:
@@ -133,6 +122,7 @@ class RaftCore:
         self.instruments = instruments
         self.stalls = stalls
         self._loop = asyncio.get_running_loop()
+        self._now = clock.monotonic
         self._publish = publish
         self._inbox: deque[RaftMsg] = deque()
         self._notifications: deque[Notification] = deque()
@@ -144,6 +134,10 @@ class RaftCore:
         """A turn is scheduled or under way, or begins when the frames that are being handed over are all here."""
         self._is_corked = False
         self._corks = 0
+        self._carrying = False
+        """Commands are being carried out; what they finish at once comes next."""
+        self._flushed_now: IoId = 0
+        self._applied_now: LogId | None = None
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         self.fatal: BaseException | None = None
         """Why the node has stopped; :class:`Stopped` after a shutdown."""
@@ -166,7 +160,7 @@ class RaftCore:
     def prepare(self) -> None:
         """Take up the role the loaded state gives, before anybody can ask. Raises: AssertionError for a state that
         cannot be."""
-        self.engine.startup(self.clock.monotonic())
+        self.engine.startup(self._now())
 
     def start(self) -> None:
         """Run the loop."""
@@ -181,19 +175,31 @@ class RaftCore:
         self._inbox.append(message)
         self._wake()
 
+    def propose(
+        self, payload: bytes, timeout: float, condition: WriteCondition | None = None
+    ) -> asyncio.Future[ClientWriteResponse]:
+        """Queue one write; the future gives its result. Raises: as :meth:`send`."""
+        self._check_room()
+        future: asyncio.Future[ClientWriteResponse] = self._loop.create_future()
+        self._inbox.append(ClientWrite((payload,), (future,), self._now() + timeout, len(payload), condition))
+        if not self._turn_is_due:
+            self._wake()
+        return future
+
     def ask(self, timeout: float, message: Callable[[RequestId], RaftMsg]) -> Reply[Any]:
         """Queue a request. The reply is the engine's answer, or RPCTimeout after ``timeout`` seconds.
 
         Raises: as :meth:`send`, and then nobody waits for anything.
         """
         self._check_room()
-        request_id, reply = self.waiting.new_request(self.clock.monotonic() + timeout)
+        request_id, reply = self.waiting.new_request(self._now() + timeout)
         self._inbox.append(message(request_id))
         self._wake()
         return reply
 
     def _check_room(self) -> None:
-        self.check_running()
+        if self.fatal is not None or _running_loop() is not self._loop:
+            self.check_running()
         if len(self._inbox) >= MAX_QUEUED:
             raise Overloaded(f"{MAX_QUEUED} requests wait for this node", hint="wait for earlier ones first")
 
@@ -331,7 +337,7 @@ class RaftCore:
 
     def _turn(self) -> None:
         """One turn: notifications, then API messages, each up to its share, and what finished meanwhile at once."""
-        now = self.clock.monotonic()
+        now = self._now()
         notifications = self._take_notifications(now, 0) if self._notifications else 0
         raft_msgs = self._drain_inbox(now) if self._inbox else 0
         if self._notifications:
@@ -344,7 +350,7 @@ class RaftCore:
         share = self._balancer.notification
         while self._notifications and taken < share and self.fatal is None:
             self._handle_notification(self._notifications.popleft(), now)
-            self._carry_out()
+            self._carry_out(now)
             taken += 1
         return taken
 
@@ -358,9 +364,11 @@ class RaftCore:
             if isinstance(message, ClientWrite):
                 writes = [message]
                 size_bytes = message.size_bytes
-                while inbox and taken < share and isinstance(following := inbox[0], ClientWrite):
-                    if message.condition is not None or following.condition is not None:
-                        break  # judged alone: its neighbours would change what it depends on
+                # One with a condition is judged alone: its neighbours would change what it depends on.
+                while inbox and taken < share and message.condition is None:
+                    following = inbox[0]
+                    if type(following) is not ClientWrite or following.condition is not None:
+                        break
                     # Limits let one whole request through, but no more: a burst must not pass as one.
                     size_bytes += following.size_bytes
                     if size_bytes > self._max_write_bytes:
@@ -377,23 +385,42 @@ class RaftCore:
                 self.engine.handle_read(reads, message.by_lease, now)
             else:
                 self._handle_message(message, now)
-            self._carry_out()
+            self._carry_out(now)
         return taken
 
-    def _carry_out(self) -> None:
+    def _carry_out(self, now: float) -> None:
         """Whoever relies on the lease learns of its end before any message leaves that ends it (a hand-over)."""
         if self.lease_watchers:
             for check in list(self.lease_watchers):
                 check()
-        commands = self.engine.take_commands()
-        if commands:
+        engine = self.engine
+        self._carrying = True
+        commands = engine.take_commands()
+        while commands:
             self.runner.run(commands)
+            if self._flushed_now:
+                # A storage that finished at once: dealt with here, not within the call that finished it.
+                io_id, self._flushed_now = self._flushed_now, 0
+                engine.on_log_flushed(io_id, now)
+                self.runner.release()
+            if self._applied_now is not None:
+                log_id, self._applied_now = self._applied_now, None
+                engine.on_applied(log_id, now)
+            commands = engine.take_commands()
+        self._carrying = False
+
+    def log_flushed(self, io_id: IoId) -> None:
+        """The log lane has done everything up to ``io_id``."""
+        if self._carrying:
+            self._flushed_now = io_id
+        else:
+            self.notify(LogFlushed(io_id))
 
     def _write(self, writes: Sequence[ClientWrite], now: float) -> None:
         """Propose everything that waits as one append; refuse all of it alike."""
         if self.instruments.is_tracing:
             self.instruments.trace("RaftCore.write")
-        payloads = [payload for write in writes for payload in write.payloads]
+        payloads = list(chain.from_iterable(map(_payloads, writes)))
         first = self.engine.handle_client_write(payloads, now, writes[0].condition)
         if isinstance(first, RaftError):
             if isinstance(first, Overloaded) and len(writes) > 1:
@@ -405,11 +432,7 @@ class RaftCore:
                     if not future.done():
                         future.set_exception(first)
             return
-        index = first.index
-        for write in writes:
-            for future in write.futures:
-                self.waiting.wait_for(LogId(first.leader_id, index), future, write.deadline)
-                index += 1
+        self.waiting.wait_for_all(first, writes)
 
     def _expire_sessions(self, now: float) -> None:
         """Propose the end of sessions whose clients were not heard for their time to live."""
@@ -525,12 +548,18 @@ class RaftCore:
             self.instruments.trace("RaftCore.applied")
         if len(self.waiting):
             self._answer_writers(batch, results)
-        self.notify(Applied(batch.last_log_id))
+        if self._carrying:
+            self._applied_now = batch.last_log_id
+        else:
+            self.notify(Applied(batch.last_log_id))
 
     def _answer_writers(self, batch: Batch, results: Sequence[Any]) -> None:
+        entries = batch.entries
+        if len(entries) == len(batch.log):
+            self.waiting.resolve_all(batch.log, results)
+            return
         resolve = self.waiting.resolve
         normal = 0
-        entries = batch.entries
         for entry in batch.log:
             log_id = entry.log_id
             if normal < len(entries) and entries[normal].log_id.index == log_id.index:
@@ -642,3 +671,5 @@ async def bounded(step: Awaitable[None], seconds: float, what: str) -> None:
 
 
 _TICKED = Ticked()
+_running_loop = asyncio._get_running_loop
+_payloads = attrgetter("payloads")

@@ -18,7 +18,7 @@ from raftkit_core.runtime.messages import Notification, ReplicationFailed, Repli
 from raftkit_core.runtime.peer_calls import Answer, PeerCalls
 from raftkit_core.runtime.peers import PeerTable
 from raftkit_core.runtime.stalls import StallDetector
-from raftkit_core.types.entry import Entry
+from raftkit_core.types.entry import Entry, payload_bytes
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.log_id import LogId, index_of
 from raftkit_core.types.messages import AppendEntriesRequest, AppendEntriesResponse, Busy, Success
@@ -154,7 +154,7 @@ class ReplicationStream:
         else:
             self._queue[0] = (command, last)
         request = self._requests.get(command, entries, prev, self._lease_ms)
-        size_bytes = sum(len(entry.payload) for entry in entries)
+        size_bytes = payload_bytes(entries)
         self._inflight_bytes += size_bytes
         timeout = self._base_timeout + size_bytes / (1024 * 1024)
         self._calls.start(

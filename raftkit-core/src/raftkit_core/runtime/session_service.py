@@ -10,8 +10,8 @@ from raftkit_core.clock import Clock
 from raftkit_core.config import Config, ReadPolicy
 from raftkit_core.errors import BadRequest, ForwardToLeader, SessionExpired
 from raftkit_core.network.client_session import ClientSession
-from raftkit_core.runtime.messages import ClientWrite
-from raftkit_core.runtime.raft_core import ClientWriteResponse, RaftCore
+from raftkit_core.runtime.messages import ClientWrite, ClientWriteResponse
+from raftkit_core.runtime.raft_core import RaftCore
 from raftkit_core.runtime.reads import LinearizableReads
 from raftkit_core.state_machine.system import system_payload
 from raftkit_core.state_machine.system_commands import CloseSession as SystemCloseSession

@@ -322,16 +322,19 @@ class StateMachineWorker:
         batch = Batch(entries, self.system)
         machine = self.machine
         name, decode = machine.name, machine.codec.decode_command
+        add = batch.entries.append
+        time_ms = -1
         for entry in entries:
-            self.system.observe(entry.time_ms)
+            if entry.time_ms != time_ms:
+                time_ms = entry.time_ms
+                self.system.observe(time_ms)
             if entry.kind == NORMAL:
                 try:
                     envelope = decode_envelope(entry.payload)
-                    if envelope.session:
+                    if envelope.machine == name and not envelope.session:
+                        add(AppliedEntry(entry.log_id, time_ms, decode(envelope.body)))
+                    elif envelope.session:
                         self._prepare_once(batch, entry, envelope)
-                    elif envelope.machine == name:
-                        command = decode(envelope.body)
-                        batch.entries.append(AppliedEntry(entry.log_id, entry.time_ms, command))
                     elif envelope.machine == SYSTEM_MACHINE:
                         batch.refused[entry.index] = self.system.apply(entry.log_id, entry.time_ms, envelope.body)
                     else:
@@ -383,7 +386,9 @@ class StateMachineWorker:
         if not batch.entries and not self.machine.durable:
             return ()
         try:
-            results: Sequence[Any] | Awaitable[Sequence[Any]] = self._stalls.call(self.machine, "apply", batch)
+            results: Sequence[Any] | Awaitable[Sequence[Any]] = self._stalls.timed(
+                self.machine, "apply", self.machine.apply, batch
+            )
             return results
         except Exception as error:
             raise self._apply_error(batch, error) from error

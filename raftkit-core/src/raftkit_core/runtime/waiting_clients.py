@@ -8,26 +8,22 @@ can still commit later. Deadlines are swept by the tick: no timer per call.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
 
 from raftkit_core.errors import NotApplied, OutcomeUnknown, RaftError, RPCTimeout
 from raftkit_core.network.reply import Reply
+from raftkit_core.runtime.messages import ClientWrite, ClientWriteResponse
+from raftkit_core.types.entry import Entry
 from raftkit_core.types.ids import RequestId
 from raftkit_core.types.log_id import LogId
+from raftkit_core.types.vote import LeaderId
 
 SWEEP_SECONDS = 0.05
 
 
-class _Waiter:
-    __slots__ = ("deadline", "future", "log_id", "next")
-
-    def __init__(self, log_id: LogId, future: asyncio.Future[Any], deadline: float, following: _Waiter | None) -> None:
-        self.log_id = log_id
-        self.future = future
-        self.deadline = deadline
-        self.next = following
-        """An earlier waiter at the same index, whose entry was truncated."""
+_Waiter: TypeAlias = tuple[asyncio.Future[Any], float, LeaderId, Any]
+"""Who waits, until when, under whose entry, and an earlier waiter at the same index, whose entry was truncated."""
 
 
 class WaitingClients:
@@ -46,39 +42,66 @@ class WaitingClients:
 
     def wait_for(self, log_id: LogId, future: asyncio.Future[Any], deadline: float) -> None:
         """``future`` waits for the entry ``log_id``."""
-        self._by_index[log_id.index] = _Waiter(log_id, future, deadline, self._by_index.get(log_id.index))
+        index = log_id.index
+        self._by_index[index] = (future, deadline, log_id.leader_id, self._by_index.get(index))
 
-    def resolve(self, log_id: LogId, result: Any) -> None:
-        """The entry ``log_id`` was applied with ``result`` (a ``RaftError`` is a refusal)."""
-        waiter = self._by_index.pop(log_id.index, None)
+    def wait_for_all(self, first: LogId, writes: Iterable[ClientWrite]) -> None:
+        """The futures of ``writes`` wait for consecutive entries from ``first`` on."""
+        by_index, leader_id, index = self._by_index, first.leader_id, first.index
+        for write in writes:
+            deadline = write.deadline
+            for future in write.futures:
+                by_index[index] = (future, deadline, leader_id, by_index.get(index))
+                index += 1
+
+    def resolve_all(self, log: Sequence[Entry], results: Sequence[Any]) -> None:
+        """Every entry of ``log`` was applied, with the result at its place."""
+        pop = self._by_index.pop
+        for entry, result in zip(log, results, strict=True):
+            log_id = entry.log_id
+            waiter = pop(log_id.index, None)
+            if waiter is None:
+                continue
+            if waiter[3] is not None or waiter[2] != log_id.leader_id or isinstance(result, RaftError):
+                response = result if isinstance(result, RaftError) else ClientWriteResponse(log_id, result)
+                self._answer(waiter, log_id, response)
+            elif not waiter[0].done():
+                waiter[0].set_result(ClientWriteResponse(log_id, result))
+
+    def resolve(self, log_id: LogId, response: ClientWriteResponse | RaftError) -> None:
+        """The entry ``log_id`` was applied; an error is a refusal."""
+        self._answer(self._by_index.pop(log_id.index, None), log_id, response)
+
+    def _answer(self, waiter: _Waiter | None, log_id: LogId, response: ClientWriteResponse | RaftError) -> None:
         while waiter is not None:
-            future = waiter.future
-            if not future.done():
-                if waiter.log_id != log_id:
-                    future.set_exception(
-                        NotApplied(
-                            f"{waiter.log_id} was replaced by {log_id}, which is committed", hint="write it again"
-                        )
+            future, _, leader_id, waiter = waiter
+            if future.done():
+                continue
+            if leader_id != log_id.leader_id:
+                future.set_exception(
+                    NotApplied(
+                        f"{LogId(leader_id, log_id.index)} was replaced by {log_id}, which is committed",
+                        hint="write it again",
                     )
-                elif isinstance(result, RaftError):
-                    future.set_exception(result)
-                else:
-                    future.set_result(result)
-            waiter = waiter.next
+                )
+            elif isinstance(response, RaftError):
+                future.set_exception(response)
+            else:
+                future.set_result(response)
 
     def superseded(self, upto: int) -> None:
         """A snapshot took the place of everything up to ``upto``: nobody here knows what became of those entries."""
         for index in [index for index in self._by_index if index <= upto]:
             waiter: _Waiter | None = self._by_index.pop(index)
             while waiter is not None:
-                if not waiter.future.done():
-                    waiter.future.set_exception(
+                future, _, leader_id, waiter = waiter
+                if not future.done():
+                    future.set_exception(
                         OutcomeUnknown(
-                            f"{waiter.log_id} was superseded by a snapshot; it may have been applied",
+                            f"{LogId(leader_id, index)} was superseded by a snapshot; it may have been applied",
                             hint="read the key back",
                         )
                     )
-                waiter = waiter.next
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -106,25 +129,24 @@ class WaitingClients:
         self._swept_at = now
         for request_id in [key for key, (reply, due) in self._requests.items() if due <= now or reply.done()]:
             self._requests.pop(request_id)[0].set_exception(RPCTimeout("no answer within the deadline"))
-        for index in [index for index, waiter in self._by_index.items() if self._is_over(waiter, now)]:
+        for index in [index for index, waiter in self._by_index.items() if self._is_over(index, waiter, now)]:
             del self._by_index[index]
 
-    def _is_over(self, head: _Waiter, now: float) -> bool:
+    def _is_over(self, index: int, waiter: _Waiter | None, now: float) -> bool:
         """Expire the waiters of one index; says whether none of them waits any more."""
         over = True
-        waiter: _Waiter | None = head
         while waiter is not None:
-            if not waiter.future.done():
-                if waiter.deadline <= now:
-                    waiter.future.set_exception(
+            future, deadline, leader_id, waiter = waiter
+            if not future.done():
+                if deadline <= now:
+                    future.set_exception(
                         OutcomeUnknown(
-                            f"{waiter.log_id} was not answered within its deadline; it may still be applied",
+                            f"{LogId(leader_id, index)} was not answered within its deadline; it may still be applied",
                             hint="read the key back, or repeat the write with a precondition",
                         )
                     )
                 else:
                     over = False
-            waiter = waiter.next
         return over
 
     # --- the end ----------------------------------------------------------------------------------------------------
@@ -133,19 +155,20 @@ class WaitingClients:
         """The node has stopped. Requests get its error; a write whose entry is in the log may still be applied, here
         after a restart or by the others: its outcome is unknown."""
         requests = [reply for reply, _ in self._requests.values()]
-        writes = list(self._by_index.values())
+        writes = list(self._by_index.items())
         self._requests.clear()
         self._by_index.clear()
         for reply in requests:
             reply.set_exception(make_error())
-        for head in writes:
+        for index, head in writes:
             waiter: _Waiter | None = head
             while waiter is not None:
-                if not waiter.future.done():
+                future, _, leader_id, waiter = waiter
+                if not future.done():
                     stopped = make_error()
                     error = OutcomeUnknown(
-                        f"{waiter.log_id} may or may not be applied: {stopped.message}", hint="read the key back"
+                        f"{LogId(leader_id, index)} may or may not be applied: {stopped.message}",
+                        hint="read the key back",
                     )
                     error.__cause__ = stopped
-                    waiter.future.set_exception(error)
-                waiter = waiter.next
+                    future.set_exception(error)

@@ -13,7 +13,7 @@ from raftkit_core.state_machine.kv_codec import KvCodec
 from raftkit_core.state_machine.kv_rules import Cell, KvResult, check_query, check_revision, decide
 from raftkit_core.state_machine.kv_stream import Row, RowDecoder, encode_rows
 from raftkit_core.state_machine.ordered_keys import OrderedKeys
-from raftkit_core.types.kv import KV_MACHINE, Get, KeyValue, KvCommand, ListKeys
+from raftkit_core.types.kv import KV_MACHINE, Get, KeyValue, ListKeys
 from raftkit_core.types.log_id import index_of
 from raftkit_core.types.snapshot import SnapshotMeta
 
@@ -37,22 +37,23 @@ class KvStateMachine(RaftStateMachine):
         return len(self._cells)
 
     def apply(self, batch: ApplyBatch) -> Sequence[Any]:
-        apply_one = self._apply_one
-        return [apply_one(entry.command, entry.log_id.index) for entry in batch.entries]
-
-    def _apply_one(self, command: KvCommand, index: int) -> KvResult:
-        key = command.key
-        before = self._cells.get(key)
-        result, after = decide(command, index, before)
-        if after is not before:
-            if after is None:
-                del self._cells[key]
-                self._keys.remove(key)
-            else:
-                self._cells[key] = after
-                if before is None:
-                    self._keys.add(key)
-        return result
+        cells = self._cells
+        results: list[KvResult] = []
+        for entry in batch.entries:
+            command = entry.command
+            key = command.key
+            before = cells.get(key)
+            result, after = decide(command, entry.log_id.index, before)
+            results.append(result)
+            if after is not before:
+                if after is None:
+                    del cells[key]
+                    self._keys.remove(key)
+                else:
+                    cells[key] = after
+                    if before is None:
+                        self._keys.add(key)
+        return results
 
     def query(self, query: Any) -> Any:
         """A :class:`Get` gives a :class:`KeyValue` or None, a :class:`ListKeys` a list. Raises: CommandRejected."""

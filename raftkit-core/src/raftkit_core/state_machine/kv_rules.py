@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from raftkit_core.errors import CommandRejected, PreconditionFailed, StorageCorrupt
 from raftkit_core.state_machine.interface import AppliedEntry
-from raftkit_core.types.kv import KV_MACHINE, CompareAndSet, Delete, Get, KvCommand, ListKeys, WriteResult
+from raftkit_core.types.kv import KV_MACHINE, CompareAndSet, Delete, Get, KvCommand, ListKeys, Put, WriteResult
 
 Cell: TypeAlias = tuple[bytes, int]
 """Value and revision of a key that exists."""
@@ -26,6 +26,8 @@ def decide(command: KvCommand, index: int, cell: Cell | None) -> tuple[KvResult,
     The cell that was passed comes back, the same object, if nothing changes. Its value matters to ``CompareAndSet``
     alone; for other commands any value may stand in.
     """
+    if type(command) is Put and command.if_revision is None:
+        return WriteResult(revision=index, previous_revision=0 if cell is None else cell[1]), (command.value, index)
     value, revision = (b"", 0) if cell is None else cell
     if isinstance(command, CompareAndSet):
         if command.expected is None:

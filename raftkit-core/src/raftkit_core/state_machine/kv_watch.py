@@ -17,7 +17,7 @@ from typing import Any
 
 from raftkit_core.errors import Compacted, RaftError, Stopped
 from raftkit_core.state_machine.interface import AppliedEntry
-from raftkit_core.types.entry import Entry
+from raftkit_core.types.entry import Entry, payload_bytes
 from raftkit_core.types.kv import Delete, KvEvent, WriteResult
 
 RING_ENTRIES = 16_384
@@ -58,7 +58,7 @@ class ChangeRing:
         """A batch was applied: all its entries, those for the machine, and the machine's results of them."""
         self.position = log[-1].log_id.index
         if entries:
-            size_bytes = sum([len(entry.payload) for entry in log])
+            size_bytes = payload_bytes(log)
             self._parts.append(_Part(self.position, entries, results, size_bytes))
             self._entries += len(entries)
             self._bytes += size_bytes

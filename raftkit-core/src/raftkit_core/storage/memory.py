@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator
+from operator import attrgetter
 
 import msgspec
 
@@ -28,6 +29,8 @@ from raftkit_core.types.identity import StoreIdentity
 from raftkit_core.types.log_id import LogId, index_of, log_id_lt, next_index
 from raftkit_core.types.snapshot import SnapshotMeta, SnapshotSource
 from raftkit_core.types.vote import Vote
+
+_index = attrgetter("log_id.index")
 
 
 class MemoryDisk:
@@ -147,13 +150,15 @@ class MemoryLogStorage(RaftLogStorage):
         if batch.truncate_since is not None:
             last = max(min(last, batch.truncate_since - 1), index_of(self.disk.last_purged))
         last = max(last, index_of(batch.purge_upto))
-        for index, entry in enumerate(batch.entries, last + 1):
-            if entry.log_id.index != index:
+        if batch.entries:
+            indexes = list(map(_index, batch.entries))
+            first, last = last + 1, last + len(indexes)
+            if indexes != list(range(first, last + 1)):
                 raise StorageError(
-                    f"append of entry {entry.log_id} after index {index - 1} would make a hole", subject="log"
+                    f"append of entries {indexes[0]}..{indexes[-1]} after index {first - 1} would make a hole",
+                    subject="log",
                 )
-        if batch.committed is not None and batch.committed.index > last + len(batch.entries):
-            last += len(batch.entries)
+        if batch.committed is not None and batch.committed.index > last:
             raise StorageError(f"committed {batch.committed} is ahead of the log, which ends at {last}", subject="log")
 
     def _truncate(self, since: int) -> None:

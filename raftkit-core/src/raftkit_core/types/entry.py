@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import count, repeat
+from operator import attrgetter
 
 import msgspec
 
@@ -45,13 +47,8 @@ class Entries(list[Entry]):
     __slots__ = ("payloads", "size_bytes")
 
     def __init__(self, first: LogId, time_ms: int, kind: int, payloads: list[bytes]) -> None:
-        leader_id = first.leader_id
-        super().__init__(
-            [
-                Entry(LogId(leader_id, index), time_ms, kind, payload)
-                for index, payload in enumerate(payloads, first.index)
-            ]
-        )
+        log_ids = map(LogId, repeat(first.leader_id), count(first.index))
+        super().__init__(map(Entry, log_ids, repeat(time_ms), repeat(kind), payloads))
         self.payloads = payloads
         self.size_bytes = sum(map(len, payloads))
 
@@ -60,7 +57,10 @@ def payload_bytes(entries: Sequence[Entry]) -> int:
     """Bytes of payload in ``entries``."""
     if type(entries) is Entries:
         return entries.size_bytes
-    return sum([len(entry.payload) for entry in entries])
+    return sum(map(len, map(_payload, entries)))
+
+
+_payload = attrgetter("payload")
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -86,13 +86,11 @@ _membership_encoder = msgspec.msgpack.Encoder(order="deterministic")
 _membership_decoder = msgspec.msgpack.Decoder(Membership)
 
 
-def encode_envelope(envelope: Envelope) -> bytes:
-    return _envelope_encoder.encode(envelope)
+encode_envelope: Callable[[Envelope], bytes] = _envelope_encoder.encode
 
 
-def decode_envelope(payload: bytes) -> Envelope:
-    """Raises: ``msgspec.DecodeError`` if ``payload`` is not an envelope."""
-    return _envelope_decoder.decode(payload)
+decode_envelope: Callable[[bytes], Envelope] = _envelope_decoder.decode
+"""Raises: ``msgspec.DecodeError`` if the payload is not an envelope."""
 
 
 def encode_membership(membership: Membership) -> bytes:
