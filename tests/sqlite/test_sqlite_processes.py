@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from raftkit_core.errors import StorageLocked
-from raftkit_core.testing.conformance.log_storage import context, opened, read_all
+from raftkit_core.errors import IdentityError, StorageCorrupt, StorageLocked
+from raftkit_core.storage.interface import LogBatch
+from raftkit_core.testing.conformance.log_storage import context, entries, opened, read_all, vote, write
 from raftkit_sqlite import SqliteLogStorage
 
 PRELUDE = """
@@ -81,6 +82,60 @@ async def test_the_claim_of_a_killed_process_is_taken_over(tmp_path: Path) -> No
         holder.wait(10)
     async with opened(lambda: SqliteLogStorage(tmp_path / "n1.db")):
         pass
+
+
+async def kill_a_writer(tmp_path: Path) -> None:
+    """Leave a store whose last confirmed entries are in its write-ahead log."""
+    body = """
+        async def main():
+            await storage.open(context())
+            await storage.save_identity(identity())
+            await write(storage, LogBatch(vote=vote(1), entries=entries(1, 0, 5)))
+            print("written", flush=True)
+            sys.stdin.read()
+
+        asyncio.run(main())
+        """
+    with start(tmp_path, body) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "written\n"
+        holder.kill()
+        holder.wait(10)
+    assert (tmp_path / "n1.db-wal").stat().st_size
+
+
+async def test_a_write_ahead_log_that_was_removed_is_missed(tmp_path: Path) -> None:
+    """SQLite opens the rest without a word; what was confirmed is gone, so the store must not (D15)."""
+    await kill_a_writer(tmp_path)
+    wal = tmp_path / "n1.db-wal"
+    kept = wal.read_bytes()
+    wal.unlink()
+    for _ in range(2):  # and it is not forgotten by having been said once
+        with pytest.raises(StorageCorrupt, match=r"n1\.db-wal is gone"):
+            await SqliteLogStorage(tmp_path / "n1.db").open(context())
+    wal.write_bytes(kept)
+    async with opened(lambda: SqliteLogStorage(tmp_path / "n1.db")) as storage:
+        assert await read_all(storage, 0, 5) == entries(1, 0, 5)
+    assert not wal.exists()
+    async with opened(lambda: SqliteLogStorage(tmp_path / "n1.db")):
+        pass  # closed in good order, nothing is missed
+
+
+async def test_the_write_ahead_log_of_another_store_is_not_believed(tmp_path: Path) -> None:
+    """D15: it fits SQLite; the checksums of rows and records know whose they are."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+        await kill_a_writer(folder)
+    async with opened(lambda: SqliteLogStorage(here / "n1.db")):
+        pass
+    body = (there / "n1.db-wal").read_bytes()
+    other = tmp_path / "n2.db"
+    async with opened(lambda: SqliteLogStorage(other), context("n2")) as storage:
+        await write(storage, LogBatch(vote=vote(9, "n2"), entries=entries(9, 0, 2)))
+    other.with_name("n2.db-wal").write_bytes(body)
+    with pytest.raises((StorageCorrupt, IdentityError)):
+        await SqliteLogStorage(other).open(context("n2"))
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,11 @@ Job = Callable[["JobConnection"], None]
 class JobConnection(sqlite3.Connection):
     """A connection whose ``commit`` runs the next staged job. Transactions are opened and closed by statements."""
 
-    jobs: deque[Job]
-    on_close: Callable[[], None]
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.jobs: deque[Job] = deque()
+        self.before_close: Callable[[], None] = _nothing
+        self.on_close: Callable[[], None] = _nothing
 
     def commit(self) -> None:
         self.jobs.popleft()(self)
@@ -35,6 +38,7 @@ class JobConnection(sqlite3.Connection):
     def close(self) -> None:
         # Here and not after it: whoever ends the thread, the claim outlives the connection and never the handle.
         try:
+            self.before_close()
             super().close()
         finally:
             self.on_close()
@@ -67,7 +71,6 @@ class Database:
                 # thread has answered makes that fail too. So it starts with a stand-in, which is closed in good order.
                 failures.append(error)
                 connection = sqlite3.connect(":memory:", factory=JobConnection)
-                connection.on_close = _nothing
             else:
                 connection.on_close = on_close
             connection.jobs = jobs

@@ -45,6 +45,7 @@ class FileSession(ABC):
         self._context = context
         self._place = place(context.node_id, context.group)
         self._written_bytes = 0
+        self._keeps_what_it_confirms = True
         self.lock = FileLock(path)
 
     @abstractmethod
@@ -85,11 +86,14 @@ class FileSession(ABC):
         try:
             if not schema.check_header(self._path, self.form):
                 schema.create(self._path, self.form, self._first_rows())
+                self.lock.expect_wal(False)
+            self._check_wal()
             connection = sqlite3.connect(self._path, isolation_level=None, timeout=0, factory=JobConnection)
         except (OSError, sqlite3.Error) as error:
             raise translate(error, self._path, subject="store", verb="open") from error
         try:
-            connection.on_close = _nothing  # until it is handed over
+            # SQLite's own close empties and removes the write-ahead log; whoever dies before it leaves both.
+            connection.before_close = lambda: self.lock.expect_wal(False)
             schema.configure(connection, self._path, self._settings())
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             schema.check_format(self._path, version, self.form)
@@ -106,6 +110,16 @@ class FileSession(ABC):
             connection.close()
             raise
         return connection
+
+    def _check_wal(self) -> None:
+        """What the last holder confirmed is in its write-ahead log, unless it closed: SQLite does not miss the file."""
+        if self.lock.expects_wal and not self._path.with_name(self._path.name + "-wal").exists():
+            raise corrupt(
+                self._path,
+                subject="store",
+                verb="open",
+                what=f"{self._path.name}-wal is gone, and what was confirmed last with it",
+            )
 
     # --- The table meta ---------------------------------------------------------------------------------------------
 
@@ -149,6 +163,8 @@ class FileSession(ABC):
             connection.execute("BEGIN IMMEDIATE")
             body()
             connection.execute("COMMIT")
+            if self._keeps_what_it_confirms:
+                self.lock.expect_wal(True)
         except BaseException as error:
             # SQLite forgets a failed sync and accepts the next write as if nothing had been lost. We must not.
             self._latch(connection, error, subject=subject, verb="write")
@@ -191,10 +207,6 @@ class FileSession(ABC):
         """Leave no write-ahead log behind, unless a write failed: then nothing on the disk is touched again."""
         if self.failure is None:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-
-
-def _nothing() -> None:
-    return
 
 
 def size_of(path: Path) -> int:

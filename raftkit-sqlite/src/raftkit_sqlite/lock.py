@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -25,11 +26,12 @@ _LOCK_BYTE = 1 << 30
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """Who holds a store."""
+    """Who holds a store. ``wal``: what it confirmed is in the write-ahead log, so that file must be there."""
 
     node: NodeId
     pid: int
     host: str
+    wal: bool = False
 
     def __str__(self) -> str:
         return f"node {self.node}, process {self.pid} on {self.host}"
@@ -42,6 +44,20 @@ class FileLock:
         self._path = path.with_name(path.name + LOCK_SUFFIX)
         self._store = path
         self._fd: int | None = None
+        self._holder: Holder | None = None
+
+    @property
+    def expects_wal(self) -> bool:
+        """Whether the last holder ended with confirmed writes in its write-ahead log."""
+        return self._holder is not None and self._holder.wal
+
+    def expect_wal(self, expected: bool) -> None:
+        """Note it for whoever opens the store after this process, however this one ends. Best effort: not synced."""
+        if self._fd is None or self._holder is None or self._holder.wal == expected:
+            return
+        self._holder = msgspec.structs.replace(self._holder, wal=expected)
+        with suppress(OSError):
+            _overwrite(self._fd, msgspec.json.encode(self._holder))
 
     def acquire(self, node_id: NodeId) -> None:
         """Claim at once, or be refused at once.
@@ -64,9 +80,12 @@ class FileLock:
             finally:
                 os.close(fd)
         self._fd = fd
-        holder = Holder(node=node_id, pid=os.getpid(), host=socket.gethostname())
+        before = _read_holder(fd)
+        self._holder = Holder(
+            node=node_id, pid=os.getpid(), host=socket.gethostname(), wal=before is not None and before.wal
+        )
         try:
-            _overwrite(fd, msgspec.json.encode(holder))
+            _overwrite(fd, msgspec.json.encode(self._holder))
         except OSError as error:  # a full disk: held, but nameless
             self.release()
             raise StorageError(f"cannot write the lock file {self._path}: {error.strerror}", verb="open") from error
@@ -77,8 +96,10 @@ class FileLock:
         if fd is None:
             return
         try:
-            os.ftruncate(fd, 0)
+            if not self.expects_wal:
+                os.ftruncate(fd, 0)
         finally:
+            self._holder = None
             _unlock(fd)
             os.close(fd)
 

@@ -41,6 +41,7 @@ class Session(FileSession):
         self.state = LogState()
         self.identity: StoreIdentity | None = None
         self._options = options
+        self._keeps_what_it_confirms = options.durability == "full"
 
     def _first_rows(self) -> Sequence[tuple[str, bytes, int]]:
         return schema.meta_rows(self.node_id, self.group)
