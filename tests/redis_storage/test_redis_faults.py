@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
+from raftkit_core.clock import SystemClock
 from raftkit_core.errors import IdentityError, StorageCorrupt, StorageError, StorageFull, StoreLostWrites
+from raftkit_core.plugins.url import AdapterUrl
 from raftkit_core.storage.interface import LogBatch, LogState
+from raftkit_core.types.adapter import AdapterContext
 from raftkit_core.types.entry import NORMAL, Entry
 from raftkit_core.types.identity import StoreIdentity
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.vote import LeaderId, Vote
+from raftkit_redis.plugin import make_log_storage
+from raftkit_redis.translate import translate
 
 IDENTITY = StoreIdentity(node_id="n1", store_id="cd" * 16, cluster="test")
 VOTE = Vote(LeaderId(7, "n1"), True)
@@ -329,3 +337,81 @@ async def test_a_claim_whose_release_failed_does_not_lock_this_process_out(start
     server.start()
     async with store.opened():
         pass
+
+
+async def test_a_server_busy_with_somebody_s_script_ends_the_write_and_changes_nothing(
+    start_redis: Any, store_at: Any
+) -> None:
+    """R6. The script ran into its time limit, so the server answers BUSY at once."""
+    server = start_redis(lua_time_limit="10")
+    store = store_at(server)
+    async with store.opened("timeout_ms=2s") as log:
+        await log.write(LogBatch(entries=entries(0, 3)))
+        with ThreadPoolExecutor(1) as thread:
+            script = "while true do end"
+            busy = thread.submit(server.command, "EVAL", script, 0)
+            try:
+                while not await asyncio.to_thread(is_busy, server):
+                    assert not busy.done()
+                with pytest.raises(StorageError, match="busy with somebody"):
+                    await log.write(LogBatch(entries=entries(3, 4)))
+            finally:
+                server.command("SCRIPT", "KILL")
+                assert busy.exception(10) is not None
+    async with store.opened() as log:
+        assert await log.read_state() == LogState(None, None, None, last(3))
+
+
+def is_busy(server: Any) -> bool:
+    try:
+        server.command("GET", "x")
+    except redis.ResponseError as error:
+        return "BUSY" in str(error)
+    return False
+
+
+async def test_an_entry_larger_than_the_server_takes_is_told_and_changes_nothing(
+    start_redis: Any, store_at: Any
+) -> None:
+    """R10. The server closes the connection over it; the settings are looked at again before anything is sent."""
+    server = start_redis()
+    store = store_at(server)
+    async with store.opened() as log:
+        await log.write(LogBatch(entries=entries(0, 3)))
+        server.command("CONFIG", "SET", "proto-max-bulk-len", "1mb")
+        with pytest.raises(StorageError, match="takes values of at most 1048576 bytes"):
+            await log.write(LogBatch(entries=[Entry(last(4), 0, NORMAL, b"x" * (2 << 20))]))
+    server.command("CONFIG", "SET", "proto-max-bulk-len", "512mb")
+    async with store.opened() as log:
+        assert await log.read_state() == LogState(None, None, None, last(3))
+
+
+async def test_a_server_without_tls_is_told_apart_from_one_that_is_down(redis_server: Any, tmp_path: Path) -> None:
+    """R9. No handshake with it, and no silent fall back to plain text."""
+    url = AdapterUrl.parse(f"rediss://127.0.0.1:{redis_server.port}/0?prefix=tls&timeout_ms=2s")
+    context = AdapterContext("n1", clock=SystemClock(), cluster="test", data_dir=tmp_path)
+    log = make_log_storage(url, context)
+    with pytest.raises(StorageError, match=r"no connection|did not answer") as caught:
+        await log.open(context)
+    assert "rediss" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        ("OOM command not allowed when used memory > 'maxmemory'", "memory limit"),
+        ("MISCONF Redis is configured to save RDB snapshots, but it is unable to persist to disk", "cannot persist"),
+        ("READONLY You can't write against a read only replica.", "became a replica"),
+        ("NOREPLICAS Not enough good replicas to write.", "too few replicas"),
+        ("NOPERM this user has no permissions to run the 'evalsha' command", "may not run"),
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", "not a raftkit log"),
+        ("LOADING Redis is loading the dataset in memory", "still loading"),
+        ("BUSY Redis is busy running a script.", "busy with somebody"),
+        ("ERR something new", "answered"),
+    ],
+)
+def test_every_reply_that_refuses_has_words_and_what_to_do(reply: str, words: str) -> None:
+    told = translate(redis.ResponseError(reply), location="redis://h:1/0", subject="log", verb="write")
+    assert words in told.message
+    assert told.subject == "log"
+    assert told.hint or words == "answered"
