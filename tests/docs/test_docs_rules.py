@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import re
-from functools import cache
-from pathlib import Path
 
 import msgspec
+from named_tests import REFERENCE, ROOT, missing
 
 from raftkit_core.config import Config
 from raftkit_core.runtime.wait import Wait
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "rules.md"
-KIT = ROOT / "raftkit-core/src/raftkit_core/testing"
-REFERENCE = re.compile(r"`((?:tests|conformance)/[\w/]+\.py)::(test_\w+)`")
 HEADER = re.compile(r"\| (openraft|design rule|message) \|")
 
 
@@ -29,17 +24,6 @@ def _rows() -> list[tuple[str, list[str]]]:
         elif line.startswith("| ") and not HEADER.match(line):
             found.append((section, [cell.strip() for cell in line.strip("|").split(" | ")]))
     return found
-
-
-@cache
-def _tests_of(path: str) -> set[str]:
-    """The tests of a file, those in classes included."""
-    file = (KIT if path.startswith("conformance/") else ROOT) / path
-    return {
-        node.name
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    }
 
 
 def _section(name: str) -> str:
@@ -56,9 +40,7 @@ def test_no_row_is_empty() -> None:
 
 
 def test_every_test_that_shows_a_rule_exists() -> None:
-    named = REFERENCE.findall(PAGE.read_text())
-    assert len(named) == PAGE.read_text().count("::test_"), "a reference that is not written as `path::test_name`"
-    assert not [f"{path}::{name}" for path, name in named if name not in _tests_of(path)]
+    assert not missing(PAGE)
 
 
 def test_every_setting_openraft_has_and_every_condition_of_wait_has_a_row() -> None:

@@ -20,6 +20,7 @@ from raftkit_core.testing.conformance.log_storage import entries, identity, vote
 from raftkit_core.testing.conformance.snapshot_storage import published, snapshot_meta
 from raftkit_core.types.adapter import AdapterContext
 from raftkit_core.types.log_id import index_of
+from raftkit_sqlite import SqliteLogStorage
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
 
@@ -209,3 +210,22 @@ def test_a_disk_error_ends_the_handle_and_what_was_acknowledged_stays(disk: Fuse
     state = asyncio.run(state_of("sqlite:n1.db", disk.mount))
     assert state.vote in (vote(1), vote(2))
     assert index_of(state.last_log_id) == (4 if state.vote == vote(1) else 299)
+
+
+def test_a_checkpoint_that_finds_no_room_loses_nothing(disk: FuseDisk) -> None:
+    """D3: the write-ahead log is full of confirmed entries, and the file cannot grow to take them."""
+
+    async def run() -> None:
+        storage = SqliteLogStorage(disk.mount / "n1.db")
+        await storage.open(context(disk.mount))
+        await storage.save_identity(identity())
+        await write(storage, LogBatch(vote=vote(1), entries=entries(1, 0, 1000, b"x" * 2000)))
+        disk.ask("full")
+        session, database = storage._opened()
+        with pytest.raises(StorageFull):
+            await database.run(session.tidy)
+        await storage.close()
+
+    asyncio.run(run())
+    disk.ask("free")
+    assert index_of(asyncio.run(state_of("sqlite:n1.db", disk.mount)).last_log_id) == 999
