@@ -65,6 +65,8 @@ class Invariants:
         self.grants: dict[LeaderId, set[NodeId]] = {}
         self.chain: dict[LogId, tuple[LogId | None, bytes]] = {}
         self.committed: dict[int, tuple[LogId, bytes]] = {}
+        self.committed_under: dict[int, LeaderId] = {}
+        """Under which leader an index was first committed."""
         self.digests: dict[int, int] = {}
 
     def _require(self, condition: bool, name: str, node: Watched, detail: str) -> None:
@@ -76,11 +78,18 @@ class Invariants:
     def granted(self, node: Watched, vote: Vote) -> None:
         """A grant leaves ``node``. S15: the vote is durable."""
         durable = node.disk.vote
-        self._require(vote_ge(durable, vote, False), "S15", node, f"grants {vote}, its disk holds {durable}")
+        is_durable = vote_ge(durable, vote, self._single_term_leader)
+        self._require(is_durable, "S15", node, f"grants {vote}, its disk holds {durable}")
         self.grants.setdefault(vote.leader_id, set()).add(node.id)
 
-    def established(self, node: Watched, vote: Vote, members: Membership) -> None:
+    def members_of(self, node: Watched) -> Membership:
+        """The membership ``node`` must go by."""
+        assert node.engine is not None
+        return node.engine.effective
+
+    def established(self, node: Watched, vote: Vote) -> None:
         """``node`` leads under ``vote``. S1, S2, S7."""
+        members = self.members_of(node)
         leader_id = vote.leader_id
         first = self.leaders.setdefault(leader_id, node.id)
         self._require(first == node.id == leader_id.node_id, "S1", node, f"{leader_id} is led by {first} too")
@@ -94,6 +103,8 @@ class Invariants:
         assert node.engine is not None
         purged = index_of(node.engine.state.log.purged)
         for index, (log_id, _) in self.committed.items():
+            if self.committed_under[index] > leader_id:
+                continue  # a greater leader has been: this one wins late, and can commit nothing any more
             held = node.engine.log_id_at(index)
             self._require(index <= purged or held == log_id, "S7", node, f"leads with {held} instead of {log_id}")
 
@@ -144,11 +155,15 @@ class Invariants:
             self._require(upto.leader_id == leader_id, "S5", node, f"{leader_id} commits {upto} of another leader")
             holders = [other.id for other in self._nodes.values() if other.disk.holds(upto)]
             self._require(
-                engine.effective.is_quorum(holders), "S5", node, f"commits {upto}, durable only at {sorted(holders)}"
+                self.members_of(node).is_quorum(holders),
+                "S5",
+                node,
+                f"commits {upto}, durable only at {sorted(holders)}",
             )
         for index in range(index_of(before) + 1, upto.index + 1):
             entry = node.log.get(index)
             if entry is not None:
+                self.committed_under.setdefault(index, engine.vote.leader_id)
                 first = self.committed.setdefault(index, (entry.log_id, entry.payload))
                 self._require(
                     first == (entry.log_id, entry.payload), "S6", node, f"commits {entry.log_id}, not {first[0]}"

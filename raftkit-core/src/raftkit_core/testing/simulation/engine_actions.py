@@ -1,0 +1,104 @@
+"""Carrying out the actions of a scenario on a ring of engines."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from raftkit_core.engine.engine import Engine
+from raftkit_core.testing.builders import node
+from raftkit_core.testing.simulation.engine_node import AskedRead, RingNode
+from raftkit_core.testing.simulation.engine_scenario import Action
+from raftkit_core.types.log_id import LogId
+from raftkit_core.types.membership import AddNodes, ReplaceAllVoters
+
+if TYPE_CHECKING:
+    from raftkit_core.testing.simulation.engine_ring import EngineRing
+
+
+def perform(ring: EngineRing, action: Action) -> None:
+    """Do it now. What goes to a leader goes to everybody who thinks it is one; what cannot be done is left out."""
+    until = ring.now + action.for_s
+    match action.kind:
+        case "write" | "read" | "lease_read" | "change" | "transfer":
+            for each in list(ring.nodes.values()):
+                if each.engine is not None and each.engine.is_leader and each.paused_until <= ring.now:
+                    _ask_leader(ring, each, each.engine, action)
+        case "part":
+            draw = random.Random(action.pick)
+            ids = sorted(ring.nodes)
+            if len(ids) > 1:
+                ring.parted.append((frozenset(draw.sample(ids, draw.randint(1, len(ids) - 1))), until))
+                ring.seen["partition"] += 1
+        case "crash":
+            ring.crash(ring.nodes[action.node], action.for_s, action.pick)
+        case "pause":
+            ring.nodes[action.node].paused_until = until
+            ring.seen["pause"] += 1
+        case "cut" | "mute" | "deafen":
+            ring.seen["cut off" if action.kind == "cut" else "one-way cut"] += 1
+            if action.kind != "deafen":
+                ring.mute[action.node] = until
+            if action.kind != "mute":
+                ring.deaf[action.node] = until
+        case "elect" | "snapshot" | "purge":
+            each = ring.nodes[action.node]
+            if each.engine is None or each.paused_until > ring.now:
+                return
+            if action.kind == "elect":
+                each.engine.handle_elect(ring.clock(each))
+            elif action.kind == "snapshot":
+                each.engine.handle_trigger_snapshot()
+            else:
+                state = each.engine.state
+                first, last = state.log.first_index, state.log.last_index
+                index = random.Random(action.pick).randint(first, max(first, last))
+                each.engine.handle_trigger_purge(index, ring.clock(each))
+            ring.carry_out(each)
+
+
+def _ask_leader(ring: EngineRing, each: RingNode, engine: Engine, action: Action) -> None:
+    now = ring.clock(each)
+    match action.kind:
+        case "write":
+            ring.operations += 1
+            first = engine.handle_client_write([b"%d" % ring.operations] * action.count, now)
+            ring.seen["write accepted" if isinstance(first, LogId) else f"write refused: {first.code}"] += 1
+        case "read" | "lease_read":
+            ring.operations += 1
+            by_lease = action.kind == "lease_read"
+            request_id = ring.next_request_id()
+            each.reads[request_id] = AskedRead(ring.invariants.told, by_lease, ring.now)
+            engine.handle_read([request_id], by_lease, now)
+        case "change":
+            _change(ring, engine, action, now)
+        case _:
+            engine.handle_transfer_leader(None, 0, now)
+    ring.carry_out(each)
+
+
+def _change(ring: EngineRing, engine: Engine, action: Action, now: float) -> None:
+    """Join a spare, then any set of voters; a joint membership is always left first."""
+    draw = random.Random(action.pick)
+    members = engine.effective
+    change: AddNodes | ReplaceAllVoters
+    missing = [each for each in ring.nodes if each not in members.nodes]
+    if members.is_joint:
+        change = ReplaceAllVoters(members.configs[-1])
+    elif missing:
+        change = AddNodes({missing[0]: node(missing[0])})
+    else:
+        size = draw.randint(max(1, len(ring.nodes) - 2), len(ring.nodes))
+        change = ReplaceAllVoters(tuple(draw.sample(sorted(members.nodes), size)))
+    outcome = engine.handle_change_membership(change, retain=draw.random() < 0.8, force=False, store_ids={}, now=now)
+    if not isinstance(outcome, LogId):
+        ring.seen[f"change refused: {outcome.code}"] += 1
+
+
+def join(ring: EngineRing, leader: Engine) -> None:
+    """One step towards a membership in which every node votes."""
+    each = ring.nodes[leader.config.id]
+    missing = [other for other in ring.nodes if other not in leader.effective.nodes]
+    change = AddNodes({missing[0]: node(missing[0])}) if missing else ReplaceAllVoters(tuple(sorted(ring.nodes)))
+    leader.handle_change_membership(change, retain=True, force=False, store_ids={}, now=ring.clock(each))
+    ring.carry_out(each)

@@ -1,0 +1,138 @@
+"""Running a scenario on a ring of engines, from its first action to the calm after the last, into a report."""
+
+from __future__ import annotations
+
+import random
+
+from raftkit_core.testing.simulation.engine_actions import join, perform
+from raftkit_core.testing.simulation.engine_ring import EngineRing
+from raftkit_core.testing.simulation.engine_scenario import Action, EngineScenario, plan
+from raftkit_core.testing.simulation.invariants import InvariantBroken
+from raftkit_core.testing.simulation.report import SeedReport, Violation
+from raftkit_core.types.ids import NodeId
+
+FOR_EVER = 1e9
+CALM_SECONDS = 3.0
+
+
+def run_seed(seed: int, profile: str = "mixed", *, seconds: float = 15.0) -> SeedReport:
+    """The scenario of ``seed``, run."""
+    return run(plan(seed, profile, seconds=seconds))
+
+
+def run(scenario: EngineScenario) -> SeedReport:
+    """Run it; a violation is part of the report, nothing is raised but Ctrl-C."""
+    violation = None
+    ring = None
+    try:
+        ring = EngineRing(scenario)
+        play(ring)
+    except Exception as error:
+        violation = Violation.of(error, 0.0 if ring is None else round(ring.now, 6))
+    return SeedReport(
+        ring="engine",
+        seed=scenario.seed,
+        profile=scenario.profile,
+        violation=violation,
+        trace_hash="" if ring is None else ring.trace_hash,
+        coverage={} if ring is None else dict(sorted(ring.seen.items())),
+        simulated_s=0.0 if ring is None else round(ring.now, 6),
+        steps=0 if ring is None else ring.steps,
+        actions=len(scenario.actions),
+        operations=0 if ring is None else ring.operations,
+    )
+
+
+def play(ring: EngineRing) -> None:
+    """The actions, then the recovery: V1 and V4 (calm without a write), V11 (nobody campaigns in calm), V2 (it serves).
+    With an ending other than "all" only a quorum is left for that (V3).
+
+    Raises: AssertionError (InvariantBroken) for a violation.
+    """
+    scenario = ring.scenario
+    ring.run(scenario.seconds)
+    if scenario.purge_at_end:
+        _purge_everything(ring)
+    dead = _end(ring)
+    ring.settle(dead=dead)
+    ring.run(1.0)  # a hand-over that was under way may end
+    leader = ring.settle(dead=dead)
+    if leader.config.id not in leader.effective.nodes:
+        raise InvariantBroken(f"S20: {leader.config.id} leads a cluster it was removed from: {ring.describe()}")
+    won = ring.seen["election won"]
+    ring.run(CALM_SECONDS)
+    if ring.seen["election won"] != won:
+        raise InvariantBroken(f"V11: an election in calm: {ring.describe()}")
+    written, read = ring.seen["write accepted"], ring.seen["read confirmed"]
+    for number in range(3):
+        perform(ring, Action(0.0, "write", count=2))
+        perform(ring, Action(0.0, "read"))
+        ring.run(0.2 + 0.1 * number)
+    ring.settle(dead=dead)
+    if ring.seen["write accepted"] == written or ring.seen["read confirmed"] == read:
+        raise InvariantBroken(f"V2: nothing is served in calm: {ring.describe()}")
+    if not dead:
+        _let_everybody_vote(ring)
+    ring.seen[f"recovered: {scenario.ending}"] += 1
+
+
+def _purge_everything(ring: EngineRing) -> None:
+    """The leader takes a snapshot and purges all it may."""
+    for each in ring.nodes.values():
+        if each.engine is not None and each.engine.is_leader:
+            each.engine.handle_trigger_snapshot()
+            ring.carry_out(each)
+    ring.run(0.3)
+    for each in ring.nodes.values():
+        if each.engine is not None and each.engine.is_leader:
+            each.engine.handle_trigger_purge(each.engine.state.log.last_index, ring.clock(each))
+            ring.carry_out(each)
+
+
+def _let_everybody_vote(ring: EngineRing) -> None:
+    """V7: in calm the membership can be changed to one in which every node votes, and leaves its joint step."""
+    everybody = tuple(sorted(ring.nodes))
+    for _ in range(8):
+        leader = ring.settle()
+        if leader.effective.configs == (everybody,):
+            return
+        join(ring, leader)
+        ring.run(0.5)
+    raise InvariantBroken(f"V7: the membership does not become {everybody}: {ring.describe()}")
+
+
+def _end(ring: EngineRing) -> frozenset[NodeId]:
+    """Heal what is to heal, and break for ever what is not; gives who is not waited for."""
+    ring.mute.clear()
+    ring.deaf.clear()
+    ring.heal()
+    ending = ring.scenario.ending
+    if ending == "all" or not ring.invariants.committed:
+        return frozenset()  # or: nothing is committed, so the membership may be known to a single node
+    outside = frozenset(ring.nodes) - _core(ring)
+    for node_id in sorted(outside):
+        if ending == "core_dead":
+            ring.dead.add(node_id)
+            ring.nodes[node_id].forget()
+        elif ending == "core_mute":
+            ring.mute[node_id] = FOR_EVER
+        else:
+            ring.deaf[node_id] = FOR_EVER
+    return outside
+
+
+def _core(ring: EngineRing) -> frozenset[NodeId]:
+    """Nodes that are a quorum of every membership that anybody may follow, whoever leads."""
+    memberships = []
+    for each in ring.nodes.values():
+        if each.engine is not None:
+            held = each.engine.state.membership
+            memberships += [held.effective.membership, held.committed.membership]
+    ids = sorted(ring.nodes)
+    random.Random(f"core {ring.scenario.seed}").shuffle(ids)
+    core: set[NodeId] = set()
+    for node_id in ids:
+        if all(members.is_quorum(core) for members in memberships if members.configs):
+            break
+        core.add(node_id)
+    return frozenset(core)

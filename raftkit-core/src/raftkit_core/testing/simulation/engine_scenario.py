@@ -1,0 +1,189 @@
+"""What happens to a ring of engines, written down: how bad wires and disks are, and every action at its time.
+
+A scenario is drawn from a seed *before* it runs, and everything else in the run has its own random streams: leaving out
+an action leaves the rest as it is. So a failing one can be made short, saved and replayed.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Literal
+
+import msgspec
+
+ActionKind = Literal[
+    "write", "read", "lease_read", "change", "transfer", "elect", "snapshot", "purge",
+    "crash", "pause", "cut", "mute", "deafen", "part",
+]  # fmt: skip
+
+
+class Faults(msgspec.Struct, frozen=True):
+    """How bad wires and disks are. Probabilities are per message; delays are the worst, in seconds."""
+
+    loss: float = 0.06
+    repeat: float = 0.04
+    delay: float = 0.04
+    disk_delay: float = 0.05
+    late_flush: float = 0.02
+    """An older completion of a flush is reported once more, after a newer one."""
+    late_answer: float = 0.01
+    """An answer comes (once more) when its caller has long given up."""
+    machine_delay: float = 0.04
+    """How long publishing or restoring a snapshot takes."""
+
+
+NO_FAULTS = Faults(loss=0.0, repeat=0.0, late_answer=0.0)
+
+
+class Action(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One thing done to the ring. ``pick`` decides what is open (which node, which voters), the same way each time."""
+
+    at_s: float
+    kind: ActionKind
+    node: str = ""
+    count: int = 0
+    for_s: float = 0.0
+    pick: int = 0
+
+
+class EngineScenario(msgspec.Struct, frozen=True):
+    """A run of the engine ring: ``seconds`` of actions, then the faults end and the cluster must recover by itself.
+
+    ``ending`` says who is there then: everybody, or only a quorum while the others are dead for ever, can send but not
+    hear, or hear but not send.
+    """
+
+    seed: int
+    voters: int
+    spares: int
+    actions: list[Action]
+    seconds: float = 15.0
+    faults: Faults = Faults()
+    single_term: bool = False
+    pre_vote: bool = True
+    clock_drift: float = 0.0
+    """Clocks run up to this much slow or fast."""
+    ending: Literal["all", "core_dead", "core_mute", "core_deaf"] = "all"
+    in_step: bool = False
+    """All clocks tick at the same instant."""
+    logs_to_keep: int = 4
+    purge_at_end: bool = False
+    """The last leader purges everything before the recovery: behind an empty log peers must still be found."""
+    profile: str = ""
+
+    @property
+    def node_ids(self) -> list[str]:
+        return [f"n{number}" for number in range(1, self.voters + self.spares + 1)]
+
+
+_RATES: dict[str, dict[str, float]] = {
+    # per second and node, but for what goes to whoever leads: per second
+    "mild": {
+        "write": 6.0, "read": 0.5, "lease_read": 0.5, "change": 0.15, "transfer": 0.1, "elect": 0.02, "snapshot": 0.02,
+        "purge": 0.02, "crash": 0.1, "pause": 0.03, "cut": 0.06, "mute": 0.02, "deafen": 0.02, "part": 0.05,
+    },
+    "harsh": {
+        "write": 6.0, "read": 1.0, "lease_read": 1.0, "change": 1.0, "transfer": 0.4, "elect": 0.1, "snapshot": 0.1,
+        "purge": 0.1, "crash": 0.4, "pause": 0.1, "cut": 0.15, "mute": 0.1, "deafen": 0.1, "part": 0.15,
+    },
+    "storm": {
+        "write": 1.5, "read": 1.0, "lease_read": 0.5, "change": 0.3, "transfer": 0.5, "elect": 0.8, "snapshot": 0.05,
+        "purge": 0.05, "crash": 0.4, "pause": 0.15, "cut": 0.3, "mute": 0.3, "deafen": 0.3, "part": 0.5,
+    },
+}  # fmt: skip
+_FAULTS = {
+    "mild": Faults(),
+    "harsh": Faults(loss=0.15, repeat=0.15, delay=0.12, disk_delay=0.15, late_flush=0.05, machine_delay=0.6),
+    "storm": Faults(loss=0.15, repeat=0.3, delay=0.3, disk_delay=0.05, late_answer=0.05, machine_delay=0.3),
+}
+_OF_THE_LEADER = {"write", "read", "lease_read", "change", "transfer"}
+PROFILES = ("mild", "harsh", "swarm", "storm", "mixed")
+"""``storm`` is one campaign after the other; ``swarm`` leaves out half of the kinds of faults and draws the rates of the
+others; ``mixed`` takes turns."""
+_TURNS = ("harsh", "swarm", "storm", "swarm", "mild")
+
+
+def plan(seed: int, profile: str = "mixed", *, seconds: float = 15.0) -> EngineScenario:
+    """The scenario of ``seed``: one to five voters, sometimes with a spare; a quarter in single-term mode."""
+    draw = random.Random(f"plan {profile} {seed}")
+    kind = _TURNS[seed % len(_TURNS)] if profile == "mixed" else profile
+    if kind == "swarm":
+        rates, faults = _swarm(draw)
+    else:
+        rates, faults = _RATES[kind], _FAULTS[kind]
+    voters, spares = draw.choice((1, 2, 3, 3, 3, 3, 4, 4, 5, 5, 5)), draw.randint(0, 1)
+    ids = [f"n{number}" for number in range(1, voters + spares + 1)]
+    actions = [
+        _action(draw, name, ids, seconds)  # type: ignore[arg-type]
+        for name, rate in rates.items()
+        for _ in range(_count(draw, rate * seconds * (1 if name in _OF_THE_LEADER else len(ids))))
+    ]
+    actions.sort(key=lambda action: action.at_s)
+    pre_vote = draw.random() < (0.3 if kind == "storm" else 0.7)
+    endings: list[Any] = ["all", "all", "core_dead", "core_mute"]
+    if pre_vote:
+        # Without it a node that only sends, and holds the longest log, can win every voter and never learn of it.
+        endings.append("core_deaf")
+    return EngineScenario(
+        seed=seed,
+        voters=voters,
+        spares=spares,
+        actions=actions,
+        seconds=seconds,
+        faults=faults,
+        single_term=draw.random() < 0.25,
+        pre_vote=pre_vote,
+        clock_drift=draw.choice((0.0, 0.0, 0.02, 0.045)),
+        ending=draw.choice(endings),
+        in_step=draw.random() < 0.25,
+        logs_to_keep=draw.choice((0, 4, 4)),
+        purge_at_end=draw.random() < 0.25,
+        profile=profile,
+    )
+
+
+def _swarm(draw: random.Random) -> tuple[dict[str, float], Faults]:
+    """Uniform rates hide bugs: half of everything is absent, the rest is rare, usual or frequent."""
+    rates = {}
+    for name, rate in _RATES["harsh"].items():
+        if name == "write" or draw.random() < 0.5:
+            rates[name] = rate * draw.choice((0.3, 1.0, 1.0, 3.0))
+
+    def some(*values: float) -> float:
+        return 0.0 if draw.random() < 0.5 else draw.choice(values)
+
+    faults = Faults(
+        loss=some(0.05, 0.15, 0.3),
+        repeat=some(0.05, 0.2),
+        delay=draw.choice((0.01, 0.04, 0.12, 0.3)),
+        disk_delay=draw.choice((0.01, 0.05, 0.15, 0.4)),
+        late_flush=some(0.05, 0.2),
+        late_answer=some(0.02, 0.1),
+        machine_delay=draw.choice((0.04, 0.3, 2.0)),
+    )
+    return rates, faults
+
+
+def _count(draw: random.Random, expected: float) -> int:
+    """A whole number that is ``expected`` on average, and sometimes far from it."""
+    return int(draw.uniform(0.5, 1.5) * expected + draw.random())
+
+
+def _action(draw: random.Random, kind: ActionKind, ids: list[str], seconds: float) -> Action:
+    at_s = round(draw.uniform(0.3, seconds), 4)
+    node, pick = draw.choice(ids), draw.randrange(1 << 30)
+    match kind:
+        case "write":
+            return Action(at_s, kind, count=draw.randint(1, 9))
+        case "read" | "lease_read" | "transfer" | "change":
+            return Action(at_s, kind, pick=pick)
+        case "elect" | "snapshot":
+            return Action(at_s, kind, node)
+        case "purge":
+            return Action(at_s, kind, node, pick=pick)
+        case "crash":
+            return Action(at_s, kind, node, for_s=round(draw.uniform(0.02, 1.5), 4), pick=pick)
+        case "part":
+            return Action(at_s, kind, for_s=round(draw.uniform(0.3, 2.5), 4), pick=pick)
+        case _:
+            return Action(at_s, kind, node, for_s=round(draw.uniform(0.1, 2.5), 4))
