@@ -13,7 +13,7 @@ from raftkit_core.types.log_id import index_of
 SEEDS_PER_TEST = 10
 
 
-@pytest.mark.parametrize("first", range(0, 60, SEEDS_PER_TEST))
+@pytest.mark.parametrize("first", range(0, 30, SEEDS_PER_TEST))
 def test_faults_break_no_invariant_and_the_cluster_recovers(first: int) -> None:
     for seed in range(first, first + SEEDS_PER_TEST):
         report = run_seed(seed)
@@ -33,9 +33,9 @@ def test_a_seed_that_once_failed_passes(seed: int, profile: str) -> None:
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_every_profile_does_something(profile: str) -> None:
-    scenario = plan(3, profile)
-    assert scenario.actions
-    assert run(scenario).operations > 10
+    reports = [run_seed(seed, profile, seconds=5.0) for seed in range(3)]
+    assert all(report.violation is None for report in reports)
+    assert sum(report.operations for report in reports) > 30
 
 
 def test_a_healthy_ring_elects_once_and_commits_everything() -> None:

@@ -98,8 +98,8 @@ _FAULTS = {
 }
 _OF_THE_LEADER = {"write", "read", "lease_read", "change", "transfer"}
 PROFILES = ("mild", "harsh", "swarm", "storm", "mixed")
-"""``storm`` is one campaign after the other; ``swarm`` leaves out half of the kinds of faults and draws the rates of the
-others; ``mixed`` takes turns."""
+"""``storm`` is one campaign after the other; ``swarm`` leaves out half of the kinds of faults and draws the rates
+of the others; ``mixed`` takes turns."""
 _TURNS = ("harsh", "swarm", "storm", "swarm", "mild")
 
 
