@@ -16,6 +16,7 @@ from raftkit_core.engine.leader import Leader
 from raftkit_core.engine.progress import ProgressEntry, ProgressState
 from raftkit_core.engine.quorum import quorum_log_id
 from raftkit_core.testing.simulation.mutants.mutant import Patch, mutant
+from raftkit_core.types.entry import BLANK
 from raftkit_core.types.log_id import LogId, index_of
 
 
@@ -345,11 +346,11 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     original = LeaderHandler.append
 
-    def append(self: LeaderHandler, payloads: Any, now: float) -> LogId:
+    def append(self: LeaderHandler, kind: int, payloads: list[bytes], now: float) -> LogId:
         leader = self._parts.leader
-        if leader is not None and len(payloads) == 1 and payloads[0][0] == 0 and not payloads[0][1]:
+        if leader is not None and kind == BLANK:
             return leader.noop_log_id
-        return original(self, payloads, now)
+        return original(self, kind, payloads, now)
 
     patch.set(LeaderHandler, "append", append)
 
@@ -363,7 +364,7 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     original = LeaderHandler.append
 
-    def append(self: LeaderHandler, payloads: Any, now: float) -> LogId:
+    def append(self: LeaderHandler, kind: int, payloads: list[bytes], now: float) -> LogId:
         state = self._parts.state
         leader = self._parts.leader
         assert leader is not None
@@ -372,7 +373,7 @@ def _(patch: Patch) -> None:
         if is_new and state.committed is not None and state.log.last_index > state.committed.index:
             state.log.truncate(state.committed.index + 1)
             state.membership.truncate(state.committed.index + 1)
-        return original(self, payloads, now)
+        return original(self, kind, payloads, now)
 
     patch.set(LeaderHandler, "append", append)
 
