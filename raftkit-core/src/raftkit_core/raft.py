@@ -27,11 +27,12 @@ from raftkit_core.errors import (
     WaitTimeout,
 )
 from raftkit_core.instrument import Instruments
-from raftkit_core.network.client import NodeStatus
+from raftkit_core.network.client import NodeReport, NodeStatus
 from raftkit_core.network.client_session import ClientSession
 from raftkit_core.network.interface import RaftNetworkFactory
 from raftkit_core.network.repeating import Attempts
 from raftkit_core.runtime.command_runner import CommandRunner
+from raftkit_core.runtime.events import EVENTS_KEPT, EventLog
 from raftkit_core.runtime.leadership import LeadershipTerm, hold_leadership
 from raftkit_core.runtime.limits import within
 from raftkit_core.runtime.log_writer import LogWriter
@@ -57,6 +58,7 @@ from raftkit_core.runtime.session_service import OpeningSession, Session, Sessio
 from raftkit_core.runtime.stalls import StallDetector
 from raftkit_core.runtime.state_machine_worker import StateMachineWorker
 from raftkit_core.runtime.status import node_status
+from raftkit_core.runtime.survey import SURVEY_SECONDS, Surveyor
 from raftkit_core.runtime.view import NodeView
 from raftkit_core.runtime.wait import Wait
 from raftkit_core.runtime.waiting_clients import WaitingClients
@@ -83,12 +85,13 @@ from raftkit_core.types.messages import (
     VoteRequest,
     VoteResponse,
 )
-from raftkit_core.types.metrics import RaftDataMetrics, RaftMetrics, RaftServerMetrics
+from raftkit_core.types.metrics import NodeCounters, NodeEvent, RaftDataMetrics, RaftMetrics, RaftServerMetrics
 from raftkit_core.types.operations import (
     AddLearner,
     ChangeMembership,
     CloseSession,
     KeepSession,
+    LookAt,
     MembershipDone,
     OpenSession,
     Operation,
@@ -127,8 +130,10 @@ class Raft:
         network: RaftNetworkFactory,
         owns_network: bool,
         data_dir: Path | None,
+        events: EventLog,
     ) -> None:
         self._core = core
+        self._events = events
         self._identity = identity
         self._service = service
         self._storage = storage
@@ -138,6 +143,7 @@ class Raft:
         self._started_at = core.clock.monotonic()
         self._forwarder = Forwarder(core, self._run_operation)
         self._reads = LinearizableReads(core)
+        self._surveyor = Surveyor(core, self._forwarder, self.report)
         self._members = MembershipChanges(core, identity, service, network, self.wait)
         self._sessions = SessionService(core, self._reads, lambda: identity.current.cluster_id)
         self._held: list[Session] = []
@@ -239,6 +245,8 @@ class Raft:
         """Tie the parts of one node together. The parts call back through ``late``, which is complete at the end."""
         late: dict[str, Any] = {}
         stalls = instruments.timer = StallDetector(identity.node_id, clock, instruments)
+        events = EventLog(identity.node_id, clock, lambda: core().engine.vote.term if "core" in late else 0)
+        instruments.add(events)
         held = Identity(storage, identity)
 
         def core() -> RaftCore:
@@ -317,6 +325,7 @@ class Raft:
             network=network,
             owns_network=owns_network,
             data_dir=data_dir,
+            events=events,
         )
         service.attach(late["core"])
         return raft
@@ -431,6 +440,25 @@ class Raft:
             started_at=self._started_at,
             digest=digest,
         )
+
+    def events(self, after: int = 0, limit: int = EVENTS_KEPT) -> list[NodeEvent]:
+        """What happened to this node lately: role changes, elections, membership, snapshots, stalls."""
+        return self._events.since(after, limit)
+
+    def counters(self) -> NodeCounters:
+        """How often things happened since the process started."""
+        return self._events.counters
+
+    async def report(self, events_after: int = 0) -> NodeReport:
+        """Status and events of this node, as a survey shows them."""
+        return NodeReport(id=self.id, status=await self.status(), events=self.events(events_after))
+
+    async def survey(
+        self, events_after: dict[NodeId, int] | None = None, *, timeout: float = SURVEY_SECONDS
+    ) -> list[NodeReport]:
+        """A report of every member, asked over the peer connections; one that does not answer says why."""
+        self._core.check_running()
+        return await self._surveyor.survey(events_after or {}, timeout)
 
     async def with_raft_state(self, function: Callable[[RaftState], T]) -> T:
         """Run ``function`` on the engine's state inside the loop, between two events."""
@@ -656,6 +684,8 @@ class Raft:
                     operation.change, retain=operation.retain, force=operation.force, timeout=timeout
                 )
                 return _membership_done(changed)
+            case LookAt():
+                return await self.report(operation.events_after)
             case TransferLeader():
                 return TransferDone(await self.transfer_leader(operation.to, timeout=timeout))
             case OpenSession():

@@ -11,6 +11,7 @@ import msgspec
 from raftkit_core.errors import ConfigError
 from raftkit_core.types.kv import KeyValue, KvEvent, WriteResult
 from raftkit_core.types.membership import Node
+from raftkit_core.types.metrics import NodeEvent
 
 Consistency = Literal["linearizable", "lease", "stale"]
 
@@ -70,6 +71,15 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     needs_rejoin: str | None = None
     pending_writes: int = 0
     uptime_ms: int = 0
+
+
+class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A member in a survey: what it said of itself and of what happened to it, or why there is nothing (``error``)."""
+
+    id: str
+    status: NodeStatus | None = None
+    events: list[NodeEvent] = []
+    error: str | None = None
 
 
 class MembershipResult(msgspec.Struct, frozen=True, kw_only=True):

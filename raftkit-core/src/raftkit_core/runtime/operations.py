@@ -20,6 +20,7 @@ from raftkit_core.errors import (
     RPCTimeout,
     Unreachable,
 )
+from raftkit_core.network.client import NodeReport
 from raftkit_core.network.repeating import Attempts
 from raftkit_core.runtime.limits import within
 from raftkit_core.runtime.raft_core import RaftCore
@@ -30,6 +31,7 @@ from raftkit_core.types.operations import (
     ChangeMembership,
     CloseSession,
     KeepSession,
+    LookAt,
     MembershipDone,
     OpenSession,
     Operation,
@@ -47,6 +49,7 @@ RESULTS: dict[type[Any], type[Any]] = {
     AddLearner: MembershipDone,
     ChangeMembership: MembershipDone,
     TransferLeader: TransferDone,
+    LookAt: NodeReport,
     OpenSession: SessionOpened,
     KeepSession: SessionKept,
     CloseSession: SessionClosed,
@@ -59,6 +62,7 @@ NAMES: dict[str, type[Any]] = {
     "open_session": OpenSession,
     "keep_session": KeepSession,
     "close_session": CloseSession,
+    "look_at": LookAt,
 }
 _NAME_OF = {operation: name for name, operation in NAMES.items()}
 _encoder = msgspec.msgpack.Encoder()
@@ -138,7 +142,7 @@ class Forwarder:
         except ForwardToLeader as error:
             if error.leader is None:
                 raise
-            return await self._forward(error.leader, operation, timeout)
+            return await self.ask(error.leader, operation, timeout)
 
     def _no_leader(self, error: RaftError) -> RaftError:
         if isinstance(error, QuorumNotEnough):
@@ -154,7 +158,8 @@ class Forwarder:
             hint="start the missing nodes, or look at: raftkit status",
         )
 
-    async def _forward(self, leader: NodeId, operation: Operation, timeout: float) -> Any:
+    async def ask(self, leader: NodeId, operation: Operation, timeout: float) -> Any:
+        """``operation`` at another member, once. Raises: OutcomeUnknown; Unreachable; its own typed error."""
         node = self._core.engine.effective.nodes.get(leader)
         if node is None or leader == self._core.engine.config.id:
             raise ForwardToLeader("the leader is changing")

@@ -89,3 +89,28 @@ class RaftServerMetrics(msgspec.Struct, frozen=True):
     state: ServerState = ServerState.LEARNER
     current_leader: NodeId | None = None
     membership: StoredMembership = StoredMembership()
+
+
+class NodeEvent(msgspec.Struct, frozen=True):
+    """Something that happened to a node. ``number`` grows by one from 1 in each life of its process.
+
+    ``kind``: role, leader, election, membership, snapshot, stall or fatal. ``at_ms`` is the node's own wall clock.
+    """
+
+    number: int
+    at_ms: int
+    term: int
+    kind: str
+    message: str
+
+
+class NodeCounters(msgspec.Struct):
+    """How often something happened since the process started."""
+
+    elections_started: int = 0
+    elections_won: int = 0
+    elections_lost: int = 0
+    leader_changes: int = 0
+    snapshots: int = 0
+    storage_stalls: int = 0
+    plugin_stalls: int = 0

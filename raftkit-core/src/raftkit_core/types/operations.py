@@ -47,6 +47,13 @@ class TransferLeader(msgspec.Struct, frozen=True, array_like=True, tag="transfer
     to: NodeId | None = None
 
 
+class LookAt(msgspec.Struct, frozen=True, array_like=True, tag="look_at"):
+    """For any member, not just the leader: what it says about itself, and its events with a number above
+    ``events_after``. Result: ``NodeReport``."""
+
+    events_after: int = 0
+
+
 class MembershipDone(msgspec.Struct, frozen=True, array_like=True):
     log_id: LogId
     membership: Membership
@@ -87,4 +94,4 @@ class SessionClosed(msgspec.Struct, frozen=True, array_like=True):
     existed: bool
 
 
-Operation = Write | AddLearner | ChangeMembership | TransferLeader | OpenSession | KeepSession | CloseSession
+Operation = Write | AddLearner | ChangeMembership | TransferLeader | OpenSession | KeepSession | CloseSession | LookAt
