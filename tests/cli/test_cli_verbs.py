@@ -16,7 +16,7 @@ from raftkit_core import hookimpl
 def test_status_shows_every_node_and_one_verdict(raftkit: Any) -> None:
     assert raftkit("status").stdout == (
         "demo  healthy  leader n2  term 7\n"
-        "quorum 3/3, tolerates 1 more failure\n"
+        "3 of 3 voters answer, tolerates 1 more failure\n"
         "NODE  ROLE      UP  TERM  LAST  COMMIT  APPLIED  BEHIND     SEEN   SNAP  SIZE\n"
         "n1    follower  ok  7     20    20      20       0          12 ms  -     96 KiB\n"
         "n2    LEADER    ok  7     20    20      20       -          -      -     96 KiB\n"
@@ -36,7 +36,7 @@ def test_status_keeps_an_unreachable_node_in_the_list(raftkit: Any) -> None:
     assert data["nodes"][0]["last_log_index"] is None
     assert data["nodes"][0]["error"] == "fake://n1: connection refused"
     assert data["state"] == "degraded"
-    assert data["verdict"] == "quorum 2/3, tolerates 0 more failures; n1 does not answer"
+    assert data["verdict"] == "2 of 3 voters answer, tolerates 0 more failures; n1 does not answer"
     assert "n1    ?         NO  -" in raftkit("status").stdout
 
 

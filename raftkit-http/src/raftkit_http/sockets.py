@@ -12,6 +12,7 @@ import aiohttp
 
 from raftkit_core.errors import NetworkError, Unreachable
 from raftkit_core.network.calls import Connection, Link
+from raftkit_http.exchange import reason_of
 from raftkit_http.tls import certified_ids
 
 logger = logging.getLogger(__name__)
@@ -189,7 +190,7 @@ async def dial_socket(
             f"no TLS with {name} at {url}: {error}", hint="one CA must have signed both certificates, for these hosts"
         ) from error
     except (aiohttp.ClientError, OSError) as error:
-        raise Unreachable(f"cannot connect to {name} at {url}: {error}") from error
+        raise Unreachable(f"cannot connect to {name} at {url}: {reason_of(error)}") from error
     assert isinstance(socket, PeerSocket), "the session makes PeerSockets"
     if tls is not None and name not in (known := certified_ids(socket.get_extra_info("peercert"))):
         socket.abort()

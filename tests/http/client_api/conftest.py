@@ -14,7 +14,7 @@ from yarl import URL
 
 from raftkit_core.config import Config, ReadPolicy
 from raftkit_core.errors import RaftError
-from raftkit_core.network.client import MemberStatus, NodeStatus, PeerStatus
+from raftkit_core.network.client import MemberStatus, NodeReport, NodeStatus, PeerStatus
 from raftkit_core.state_machine.interface import AppliedEntry, MsgspecCodec
 from raftkit_core.state_machine.kv import KvStateMachine
 from raftkit_core.state_machine.kv_watch import ChangeRing, KvWatch
@@ -28,7 +28,7 @@ from raftkit_core.types.membership import (
     ReplaceAllVoters,
     StoredMembership,
 )
-from raftkit_core.types.metrics import RaftMetrics, ServerState
+from raftkit_core.types.metrics import NodeEvent, RaftMetrics, ServerState
 from raftkit_core.types.operations import (
     AddLearner,
     ChangeMembership,
@@ -88,6 +88,7 @@ class FakeRaft:
         self.machine: Any = KvStateMachine() if machine == KV_MACHINE else EchoMachine(machine)
         self.index = 0
         self.changes = ChangeRing()
+        self.told = [NodeEvent(number, 1000 + number, 1, "role", f"{node_id} leads") for number in (1, 2, 3)]
         self.written: list[Any] = []
         self.operations: list[Operation] = []
         self.reads: list[tuple[Any, ReadPolicy]] = []
@@ -129,6 +130,17 @@ class FakeRaft:
             replication={"n2": PeerStatus(matching=3, lag=2, last_contact_ms=40)},
             digest="d1" if digest else None,
         )
+
+    def events(self, after: int = 0, limit: int = 512) -> list[NodeEvent]:
+        return [event for event in self.told if event.number > after][:limit]
+
+    async def survey(self, events_after: dict[str, int] | None = None, *, timeout: float = 1.5) -> list[NodeReport]:
+        await self._gate()
+        own = NodeReport(
+            id=self.id, status=await self.status(), events=self.events((events_after or {}).get(self.id, 0))
+        )
+        others = [node_id for node_id in self.membership.nodes if node_id != self.id]
+        return [own, *(NodeReport(id=node_id, error="connection refused") for node_id in others)]
 
     def metrics(self) -> FakeWatch:
         stored = StoredMembership(LogId(LeaderId(1, self.id), 0), self.membership)

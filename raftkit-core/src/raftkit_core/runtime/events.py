@@ -21,14 +21,17 @@ EVENTS_KEPT = 512
 _ROLE_WORDS = {
     ServerState.LEADER: "won the election and leads",
     ServerState.CANDIDATE: "campaigns",
-    ServerState.FOLLOWER: "follows",
-    ServerState.LEARNER: "learns",
+    ServerState.FOLLOWER: "is a follower",
+    ServerState.LEARNER: "is a learner",
     ServerState.SHUTDOWN: "shuts down",
 }
 
 
 class EventLog(Instrument):
-    """Numbers events from 1 in each life of the process; ``counters`` counts the same facts for metrics."""
+    """``counters`` counts the same facts for metrics.
+
+    Numbers begin at the wall clock's milliseconds: who asks for what is new since a number gets it after a restart too.
+    """
 
     def __init__(self, node_id: NodeId, clock: Clock, term: Callable[[], int], kept: int = EVENTS_KEPT) -> None:
         self._node_id = node_id
@@ -45,8 +48,8 @@ class EventLog(Instrument):
         return [event for event in self._events if event.number > after][:limit]
 
     def add(self, kind: str, message: str) -> None:
-        self._last += 1
         at_ms = int(self._clock.wall() * 1000)
+        self._last = self._last + 1 if self._last else at_ms
         self._events.append(NodeEvent(self._last, at_ms, self._term(), kind, f"{self._node_id} {message}"))
 
     def on_server_state(self, state: ServerState) -> None:
@@ -71,7 +74,7 @@ class EventLog(Instrument):
             return
         self.counters.leader_changes += 1
         if leader != self._node_id:
-            self.add("leader", f"follows {leader}, the leader of term {term}")
+            self.add("leader", f"follows {leader}")
 
     def on_membership(self, membership: StoredMembership) -> None:
         held = membership.membership

@@ -92,7 +92,7 @@ class RaftServerMetrics(msgspec.Struct, frozen=True):
 
 
 class NodeEvent(msgspec.Struct, frozen=True):
-    """Something that happened to a node. ``number`` grows by one from 1 in each life of its process.
+    """Something that happened to a node. ``number`` grows from event to event, also over restarts.
 
     ``kind``: role, leader, election, membership, snapshot, stall or fatal. ``at_ms`` is the node's own wall clock.
     """

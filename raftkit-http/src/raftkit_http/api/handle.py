@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Mapping
 from typing import Any, Protocol
 
 from raftkit_core.config import Config, ReadPolicy
-from raftkit_core.network.client import NodeStatus
+from raftkit_core.network.client import NodeReport, NodeStatus
 from raftkit_core.state_machine.interface import Codec
 from raftkit_core.state_machine.kv_watch import KvWatch
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import Node
-from raftkit_core.types.metrics import RaftMetrics
+from raftkit_core.types.metrics import NodeEvent, RaftMetrics
 from raftkit_core.types.operations import Operation
 
 
@@ -53,6 +53,8 @@ class RaftHandle(Protocol):
     def machine(self) -> Machine: ...
 
     async def status(self, *, digest: bool = False) -> NodeStatus: ...
+    async def survey(self, events_after: dict[str, int] | None = None, *, timeout: float = ...) -> list[NodeReport]: ...
+    def events(self, after: int = 0, limit: int = ...) -> list[NodeEvent]: ...
     def metrics(self) -> MetricsWatch: ...
     async def write(self, command: Any, *, timeout: float = 5.0) -> WriteOutcome: ...
     async def read(self, fn_or_query: Any, policy: ReadPolicy = ..., *, timeout: float = 5.0) -> Any: ...

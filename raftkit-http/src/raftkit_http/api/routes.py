@@ -8,7 +8,7 @@ from aiohttp import hdrs, web
 
 from raftkit_core.errors import BadRequest, NotFound
 from raftkit_http.access import Access
-from raftkit_http.api import cluster, health, kv, socket, watch, write
+from raftkit_http.api import cluster, health, kv, overview, socket, ui, watch, write
 from raftkit_http.api.decode import quoted
 from raftkit_http.api.envelope import failure, success
 from raftkit_http.api.guard import ApiLimits, Call, ClientApi, Role, Route
@@ -24,6 +24,7 @@ def routes() -> list[Route]:
         Route(method="GET", path="/v1", role="open", summary="This list", handler=get_index),
         *_data_routes(),
         *_cluster_routes(),
+        Route(method="GET", path="/ui", role="open", summary="The cluster as a page", handler=ui.get_ui, light=True),
         Route(method="GET", path="/livez", role="open", summary="Is the node alive", handler=health.get_livez),
         Route(method="GET", path="/readyz", role="open", summary="Can it serve now", handler=health.get_readyz),
         Route(
@@ -100,6 +101,22 @@ def _cluster_routes() -> list[Route]:
             summary="This node about itself",
             handler=cluster.get_status,
             query=("digest",),
+        ),
+        Route(
+            method="GET",
+            path="/v1/cluster",
+            role="read",
+            summary="Every member, as this node sees it, and what that means",
+            handler=overview.get_cluster,
+            query=("events_after",),
+        ),
+        Route(
+            method="GET",
+            path="/v1/events",
+            role="read",
+            summary="What happened to this node lately",
+            handler=overview.get_events,
+            query=("after", "limit"),
         ),
         Route(
             method="GET",

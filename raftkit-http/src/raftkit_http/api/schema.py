@@ -12,9 +12,10 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from raftkit_core.errors import BadRequest
-from raftkit_core.network.client import MemberStatus
+from raftkit_core.network.client import MemberStatus, NodeStatus
 from raftkit_core.types.kv import CompareAndSet, Delete, KeyValue, KvCommand, KvEvent, Put
 from raftkit_core.types.membership import Membership, Node
+from raftkit_core.types.metrics import NodeEvent
 
 JSON_TYPE = "application/json"
 MSGPACK_TYPE = "application/msgpack"
@@ -278,6 +279,50 @@ class LeaderAnswer(msgspec.Struct, frozen=True, kw_only=True):
     leader: str | None
     node: Node | None
     term: int
+
+
+class Quorum(msgspec.Struct, frozen=True, kw_only=True):
+    """Voters that answer and work, how many are needed, and how many there are."""
+
+    working: int
+    needed: int
+    voters: int
+
+
+class ClusterNode(msgspec.Struct, frozen=True, kw_only=True):
+    """A member as the node that was asked sees it. ``status`` null: it does not answer, and ``error`` says how."""
+
+    id: str
+    node: Node | None
+    voter: bool
+    error: str | None
+    lag_entries: int | None
+    last_contact_ms: int | None
+    status: NodeStatus | None
+    events: list[NodeEvent]
+
+
+class ClusterAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """``state``: healthy, degraded, no leader, no quorum or not initialized; ``verdict`` and ``next_step`` in words."""
+
+    asked: str
+    cluster: str
+    cluster_id: str | None
+    state: str
+    verdict: str
+    next_step: str | None
+    leader: str | None
+    term: int
+    joint: bool
+    quorum: Quorum
+    nodes: list[ClusterNode]
+
+
+class EventsAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What happened to the node that was asked, oldest first."""
+
+    id: str
+    events: list[NodeEvent]
 
 
 class TransferAnswer(msgspec.Struct, frozen=True, kw_only=True):
