@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +268,15 @@ def _own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
+
+
+@pytest.fixture(autouse=True)
+def _own_verbs() -> Iterator[None]:
+    """A verb that a plugin of one test brought is not there in the next, nor in the generated pages."""
+    before = dict(cli.commands)
+    yield
+    cli.commands.clear()
+    cli.commands.update(before)
 
 
 @pytest.fixture
