@@ -190,7 +190,8 @@ async def dial_socket(
             f"no TLS with {name} at {url}: {error}", hint="one CA must have signed both certificates, for these hosts"
         ) from error
     except (aiohttp.ClientError, OSError) as error:
-        raise Unreachable(f"cannot connect to {name} at {url}: {reason_of(error)}") from error
+        is_name = isinstance(error, aiohttp.ClientConnectorDNSError)  # our resolver's own words say more
+        raise Unreachable(f"cannot connect to {name} at {url}: {error if is_name else reason_of(error)}") from error
     assert isinstance(socket, PeerSocket), "the session makes PeerSockets"
     if tls is not None and name not in (known := certified_ids(socket.get_extra_info("peercert"))):
         socket.abort()
