@@ -8,7 +8,7 @@ import socket
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -75,7 +75,8 @@ async def test_half_a_header_does_not_hold_a_connection(monkeypatch: pytest.Monk
         writer.write(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi")
         await asyncio.wait_for(reader.readuntil(b"hi"), 5)
         trickling = asyncio.create_task(trickle(writer))
-        await asyncio.wait_for(reader.read(), 5)
+        with suppress(ConnectionResetError):  # bytes that arrive after the close are answered by a reset
+            await asyncio.wait_for(reader.read(), 5)
         trickling.cancel()
         await asyncio.wait([trickling])
         writer.close()
