@@ -53,11 +53,28 @@ SUCCESS = {
     "plugins new": ["storage", "lmdb"],
     "plugins check": ["sqlite:n1.db", "-k", "test_l4"],
     "version": [],
+    "certs dev": ["n1", "--host", "n1.example"],
+    "certs show": ["certs/known.pem"],
+    "token new": ["ops", "--role", "admin"],
+    "token list": [],
+    "token revoke": ["known"],
+    "context list": [],
+    "context set": ["prod"],
+    "context use": ["known"],
+    "context delete": ["known"],
     "local ps": [],
     "local down": [],
     "local logs": [],
 }
 """Arguments that succeed against the fake cluster. The verbs of NEED_PROCESSES succeed in test_cli_processes."""
+
+BEFORE = {
+    "certs": ["certs", "dev", "known"],
+    "token": ["token", "new", "known", "--role", "read"],
+    "context": ["context", "set", "known"],
+    "kv": ["kv", "put", "known", "value"],
+}
+"""What must be there for the verbs of a noun to succeed."""
 
 NEED_PROCESSES = {
     "demo": ["--storage", "nope:"],
@@ -87,7 +104,8 @@ def _local_cluster(tmp_path: Path) -> None:
 @pytest.mark.parametrize("verb", SUCCESS)
 def test_success_is_one_document(verb: str, raftkit: Any, tmp_path: Path) -> None:
     _local_cluster(tmp_path)
-    raftkit("kv", "put", "known", "value")
+    if before := BEFORE.get(verb.split()[0]):
+        raftkit(*before)
     document = raftkit.json(*verb.split(), *SUCCESS[verb])
     assert document["schema"] == f"raftkit.{verb.replace(' ', '.')}/1"
     assert set(document) == {"schema", "ok", "data"}

@@ -31,6 +31,9 @@ def make_client(invocation: Invocation, endpoints: list[str], *, timeout_s: floa
     token = read_token(invocation)
     if token is not None:
         options["token"] = token
+    ca = invocation.ca_file or resolve(invocation).ca
+    if ca is not None:
+        options["ca"] = ca
     return loaded_plugins(invocation).client(endpoints, options)
 
 

@@ -18,12 +18,20 @@ DEFAULT_CONFIG_FILE = Path("raftkit.toml")
 
 
 class Target:
-    """Addresses to ask, where they came from (for messages), and the token file a configuration names."""
+    """Addresses to ask, where they came from (for messages), and the token and CA files that belong to them."""
 
-    def __init__(self, endpoints: list[str], source: str, token_file: Path | None = None) -> None:
+    def __init__(
+        self, endpoints: list[str], source: str, token_file: Path | None = None, ca: Path | None = None
+    ) -> None:
         self.endpoints = endpoints
         self.source = source
         self.token_file = token_file
+        self.ca = ca
+
+    @classmethod
+    def of_context(cls, name: str, context: dict[str, Any]) -> Target:
+        files = {key: None if context.get(key) is None else Path(context[key]) for key in ("token_file", "ca")}
+        return cls(context["endpoints"], f"context {name}", **files)
 
 
 def resolve(invocation: Invocation) -> Target:
@@ -34,24 +42,23 @@ def resolve(invocation: Invocation) -> Target:
         ConfigError: a raftkit.toml that cannot be read.
     """
     if invocation.endpoints:
-        return Target(_with_scheme(invocation.endpoints), "-e")
+        return Target(with_scheme(invocation.endpoints), "-e")
     if invocation.context is not None:
-        return Target(named_context(invocation.context)["endpoints"], f"context {invocation.context}")
+        return Target.of_context(invocation.context, named_context(invocation.context))
     if invocation.config_path is not None:
         return _from_config(invocation.config_path)
     from_environment = split_endpoints(os.environ.get("RAFTKIT_ENDPOINTS", ""))
     if from_environment:
-        return Target(_with_scheme(from_environment), "RAFTKIT_ENDPOINTS")
+        return Target(with_scheme(from_environment), "RAFTKIT_ENDPOINTS")
     current = current_context()
     if current is not None:
-        name, context = current
-        return Target(context["endpoints"], f"context {name}")
+        return Target.of_context(*current)
     if DEFAULT_CONFIG_FILE.is_file():
         return _from_config(DEFAULT_CONFIG_FILE)
     return Target([DEFAULT_ENDPOINT], "the default")
 
 
-def _with_scheme(endpoints: tuple[str, ...]) -> list[str]:
+def with_scheme(endpoints: tuple[str, ...]) -> list[str]:
     """``127.0.0.1:7401`` means ``http://127.0.0.1:7401``: what people type."""
     return [endpoint if "://" in endpoint else f"http://{endpoint}" for endpoint in endpoints]
 
@@ -63,13 +70,13 @@ def _from_config(path: Path) -> Target:
     loaded = load_node_file(path)
     source = str(path)
     if loaded.endpoints:
-        return Target(_with_scheme(tuple(loaded.endpoints)), source, loaded.token_file)
+        return Target(with_scheme(tuple(loaded.endpoints)), source, loaded.token_file, loaded.client_ca)
     if loaded.initial_cluster:
         addresses = [node.client_address for node in loaded.initial_cluster.values()]
-        return Target(addresses, source, loaded.token_file)
+        return Target(addresses, source, loaded.token_file, loaded.client_ca)
     if loaded.network is not None:
-        return Target([advertised(loaded.network)], source, loaded.token_file)
-    return Target([DEFAULT_ENDPOINT], "the default", loaded.token_file)
+        return Target([advertised(loaded.network)], source, loaded.token_file, loaded.client_ca)
+    return Target([DEFAULT_ENDPOINT], "the default", loaded.token_file, loaded.client_ca)
 
 
 def advertised(network: str) -> str:
@@ -115,11 +122,44 @@ def named_context(name: str) -> dict[str, Any]:
     return context
 
 
-def save_context(name: str, *, endpoints: list[str], directory: Path) -> None:
+def save_context(
+    name: str,
+    *,
+    endpoints: list[str],
+    directory: Path | None = None,
+    ca: Path | None = None,
+    token_file: Path | None = None,
+) -> None:
     """Remember a cluster and make it current."""
     stored = _load()
-    stored["contexts"][name] = {"endpoints": endpoints, "dir": str(directory)}
+    named = {"dir": directory, "ca": ca, "token_file": token_file}
+    files = {key: str(path) for key, path in named.items() if path is not None}
+    stored["contexts"][name] = {"endpoints": endpoints, **files}
     stored["current"] = name
+    _store(stored)
+
+
+def all_contexts() -> tuple[str | None, dict[str, dict[str, Any]]]:
+    """The name of the one in use, and every context."""
+    stored = _load()
+    return stored["current"] if stored["current"] in stored["contexts"] else None, stored["contexts"]
+
+
+def use_context(name: str) -> None:
+    """Raises: CliError when no context has this name."""
+    named_context(name)
+    stored = _load()
+    stored["current"] = name
+    _store(stored)
+
+
+def delete_context(name: str) -> None:
+    """Raises: CliError when no context has this name."""
+    named_context(name)
+    stored = _load()
+    del stored["contexts"][name]
+    if stored["current"] == name:
+        stored["current"] = None
     _store(stored)
 
 
@@ -152,7 +192,9 @@ def _load() -> dict[str, Any]:
 
 def _is_context(context: Any) -> bool:
     endpoints = context.get("endpoints") if isinstance(context, dict) else None
-    return isinstance(endpoints, list) and bool(endpoints) and all(isinstance(item, str) for item in endpoints)
+    if not (isinstance(endpoints, list) and endpoints and all(isinstance(item, str) for item in endpoints)):
+        return False
+    return all(isinstance(context.get(key, ""), str) for key in ("dir", "ca", "token_file"))
 
 
 def _store(stored: dict[str, Any]) -> None:

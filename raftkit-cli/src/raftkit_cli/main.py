@@ -33,6 +33,9 @@ class Root(LazyGroup):
         "leader": ("raftkit_cli.verbs.leader:leader", "Show or hand over leadership."),
         "kv": ("raftkit_cli.verbs.kv:kv", "Read and write keys."),
         "check": ("raftkit_cli.verbs.check:check", "Record what clients see, and judge whether it was right."),
+        "certs": ("raftkit_cli.verbs.certs:certs", "Make and show TLS certificates."),
+        "token": ("raftkit_cli.verbs.token:token", "Make, list and revoke access tokens."),
+        "context": ("raftkit_cli.verbs.context:context", "Clusters known by name."),
         "plugins": ("raftkit_cli.verbs.plugins:plugins", "What is installed and what it provides."),
         "version": ("raftkit_cli.verbs.version:version", "Versions of raftkit and its parts."),
     }

@@ -37,6 +37,7 @@ class NodeLog:
         logging.basicConfig(level=level, handlers=[handler], force=True)
         if level > logging.DEBUG:
             logging.getLogger("asyncio").setLevel(logging.ERROR)
+        logging.getLogger("raftkit.audit").setLevel(logging.INFO)  # who changed the cluster is always told
 
     def starting(self, data_dir: Path, storage: str, network: str) -> None:
         """On stderr even with ``--json``: a start that fails must leave its error as the only document."""

@@ -40,6 +40,7 @@ class Invocation:
         self.context: str | None = None
         self.config_path: Path | None = None
         self.token_file: Path | None = None
+        self.ca_file: Path | None = None
         self.timeout_s = DEFAULT_TIMEOUT_S
         self.no_input = False
         self.yes = False
@@ -116,7 +117,7 @@ def _store(target: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
             invocation = ctx.ensure_object(Invocation)
             if target == "endpoints":
                 value = split_endpoints(value)
-            elif target in ("config_path", "token_file"):
+            elif target in ("config_path", "token_file", "ca_file"):
                 from pathlib import Path  # not at the top: the front page needs no paths
 
                 value = Path(value)
@@ -160,6 +161,14 @@ def global_options(*, hidden: bool) -> list[click.Parameter]:
         option("-c", "--config", "config_file", target="config_path", type=path, help="A raftkit.toml to read."),
         option(
             "--token-file", target="token_file", type=path, env="RAFTKIT_TOKEN_FILE", help="File with the access token."
+        ),
+        option(
+            "--cacert",
+            "ca_file",
+            target="ca_file",
+            type=path,
+            env="RAFTKIT_CACERT",
+            help="Certificates of the CA that signed the nodes'.",
         ),
         option(
             "--timeout", target="timeout_s", type=Duration(), metavar="TIME", help="Limit of one request. [default: 5s]"

@@ -51,6 +51,14 @@ class Caller(msgspec.Struct, frozen=True):
     def allows(self, role: RouteRole) -> bool:
         return role == "open" or _RANK[self.role] >= _RANK[role]
 
+    def require(self, role: RouteRole) -> None:
+        """Raises: AccessDenied unless the caller may do what needs ``role``."""
+        if not self.allows(role):
+            raise AccessDenied(
+                f"the token {self.name!r} has the role {self.role}, this needs {role}",
+                hint=f"use a token with that role: raftkit token new NAME --role {role}",
+            )
+
 
 _RANK: dict[str, int] = {"read": 0, "write": 1, "admin": 2}
 ANYONE = Caller("anyone", "admin")
@@ -86,18 +94,13 @@ class Access:
         self._stamp = stamp
         return True
 
-    def check(self, request: web.Request, role: RouteRole, now: float) -> Caller:
-        """Who asks, if that is allowed. Raises: AccessDenied."""
+    def identify(self, request: web.Request, role: RouteRole, now: float) -> Caller:
+        """Who asks, from where they may ask. Raises: AccessDenied."""
         _check_origin(request)
         caller = self._caller(request, role, now)
         if not caller.by_token:
             # A page that was made to resolve to this machine can send requests, but it has no token.
             self._check_host(request)
-        if not caller.allows(role):
-            raise AccessDenied(
-                f"the token {caller.name!r} has the role {caller.role}, this needs {role}",
-                hint="use a token with that role: raftkit token new --role " + role,
-            )
         return caller
 
     def _caller(self, request: web.Request, role: RouteRole, now: float) -> Caller:
@@ -132,6 +135,8 @@ def _check_origin(request: web.Request) -> None:
 
 def host_of(header: str) -> str:
     """The host in a ``Host`` header, without port and brackets, lower case; "" if it is none."""
+    if any(char in header for char in "@/?#\\"):
+        return ""
     try:
         return (urlsplit("//" + header).hostname or "").rstrip(".")
     except ValueError:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
@@ -31,6 +32,7 @@ from raftkit_http.api.schema import (
 )
 from raftkit_http.endpoints import Endpoints, normalize
 from raftkit_http.exchange import Lost, NotSent, Outgoing, exchange, make_session
+from raftkit_http.tls import ca_context
 from raftkit_http.watching import Follower
 
 T = TypeVar("T")
@@ -53,7 +55,14 @@ class HttpClusterClient(ClusterClient):
         ConfigError: an endpoint is no ``http://host:port``, the timeout is not positive, or the token is malformed.
     """
 
-    def __init__(self, endpoints: Sequence[str], *, timeout: float = DEFAULT_TIMEOUT, token: str | None = None) -> None:
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        token: str | None = None,
+        ca: Path | str | None = None,
+    ) -> None:
         if isinstance(endpoints, str):
             endpoints = endpoints.split(",")
         if type(timeout) not in (int, float) or not 0 < timeout < 86400:
@@ -63,12 +72,17 @@ class HttpClusterClient(ClusterClient):
         self._endpoints = Endpoints(endpoints)
         self._timeout = float(timeout)
         self._token = token
+        self._tls = ca_context(None if ca is None else Path(ca)) if self._endpoints.need_tls else None
+        if token is not None and self._endpoints.would_show_token:
+            raise ConfigError(
+                "the token would travel unencrypted over the network", hint="name the nodes as https://HOST:PORT"
+            )
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> HttpClusterClient:
         if self._session is not None:
             raise ConfigError("this client is open already")
-        self._session = make_session(self._token)
+        self._session = make_session(self._token, self._tls)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -293,10 +307,10 @@ class Attempt:
 
 
 def make_client(endpoints: list[str], options: Mapping[str, Any]) -> HttpClusterClient:
-    """What the hook ``raftkit_register_clients`` registers. Options: ``timeout`` (seconds), ``token``."""
-    unknown = sorted(set(options) - {"timeout", "token"})
+    """What the hook ``raftkit_register_clients`` registers. Options: ``timeout`` (seconds), ``token``, ``ca``."""
+    unknown = sorted(set(options) - {"ca", "timeout", "token"})
     if unknown:
-        raise UnknownOption(f"the http client has no option {unknown[0]!r}", hint="known options: timeout, token")
+        raise UnknownOption(f"the http client has no option {unknown[0]!r}", hint="known options: ca, timeout, token")
     return HttpClusterClient(endpoints, **options)
 
 

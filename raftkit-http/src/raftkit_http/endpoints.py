@@ -26,6 +26,9 @@ class Endpoints:
         if not self._configured:
             raise ConfigError("a client needs at least one endpoint", hint="for example http://127.0.0.1:7401")
         self._learned: list[str] = []
+        self.need_tls = any(endpoint.startswith("https:") for endpoint in self._configured)
+        self.would_show_token = any(_is_exposed(endpoint) for endpoint in self._configured)
+        """Whether a token would be sent over a network in plain text."""
         self._preferred: str | None = None
         self._failed: set[str] = set()
         self._answered: dict[str, float] = {}
@@ -69,12 +72,18 @@ class Endpoints:
         last = [] if self._preferred is None else [self._preferred]
         return list(dict.fromkeys([*self._configured, *self._learned, *last]))
 
-    @staticmethod
-    def _addresses(texts: Iterable[str]) -> list[str]:
+    def _addresses(self, texts: Iterable[str]) -> list[str]:
         found: list[str] = []
         for text in texts:
             try:
-                found.append(normalize(text))
+                endpoint = normalize(text)
             except ConfigError:
                 continue  # another transport's address; the rest may still be reached
+            if not (self.need_tls and _is_exposed(endpoint)):  # whoever asked for TLS is not led out of it
+                found.append(endpoint)
         return found
+
+
+def _is_exposed(endpoint: str) -> bool:
+    address = parse_peer_address(endpoint)
+    return address.scheme == "http" and not address.is_loopback

@@ -7,6 +7,7 @@ bounded, never decompressed, never redirected, and decoded strictly.
 from __future__ import annotations
 
 import io
+import ssl
 from typing import Generic, TypeVar
 
 import aiohttp
@@ -60,13 +61,15 @@ class Answer(Generic[T]):
 _envelopes = msgspec.json.Decoder(Envelope, strict=True)
 
 
-def make_session(token: str | None) -> aiohttp.ClientSession:
+def make_session(token: str | None, tls: ssl.SSLContext | None = None) -> aiohttp.ClientSession:
     """A session without proxies from the environment, cookies, or decompression. The caller closes it."""
     headers = {"Accept": JSON_TYPE, "Accept-Encoding": "identity"}
     if token is not None:
         headers["Authorization"] = f"Bearer {token}"
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=100, keepalive_timeout=KEEPALIVE_SECONDS),
+        connector=aiohttp.TCPConnector(
+            limit=100, keepalive_timeout=KEEPALIVE_SECONDS, ssl=True if tls is None else tls
+        ),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers=headers,
         auto_decompress=False,
@@ -148,6 +151,8 @@ def _decode(response: aiohttp.ClientResponse, body: bytes, into: type[T]) -> Ans
 def reason_of(error: BaseException) -> str:
     """Short, and without the library's own words where plain ones exist."""
     os_error = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return "its certificate is not trusted: name the CA with --cacert FILE"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return "its name cannot be resolved"
     if isinstance(os_error, ConnectionRefusedError):

@@ -38,6 +38,7 @@ from raftkit_core.types.operations import (
     TransferLeader,
 )
 from raftkit_core.types.vote import LeaderId
+from raftkit_http.access import Access
 from raftkit_http.api import attach
 from raftkit_http.api.guard import ApiLimits, ClientApi
 from raftkit_http.server import HttpServer
@@ -254,10 +255,12 @@ ApiNodes = Callable[..., AbstractAsyncContextManager[ApiNode]]
 
 
 @asynccontextmanager
-async def _api_node(raft: FakeRaft | None = None, limits: ApiLimits | None = None) -> AsyncIterator[ApiNode]:
+async def _api_node(
+    raft: FakeRaft | None = None, limits: ApiLimits | None = None, access: Access | None = None
+) -> AsyncIterator[ApiNode]:
     raft = FakeRaft() if raft is None else raft
     server = HttpServer(Address("127.0.0.1", 0))
-    api = attach(server, raft, limits)
+    api = attach(server, raft, limits, access=access)
     await server.start()
     _serving.add(server)
     try:

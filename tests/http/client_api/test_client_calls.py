@@ -146,7 +146,7 @@ async def test_bad_settings_are_refused() -> None:
 
 
 async def test_the_token_is_sent_and_not_shown() -> None:
-    client = make_client(["http://h:1"], {"token": "canary", "timeout": 1})
+    client = make_client(["https://h:1"], {"token": "canary", "timeout": 1})
     assert "canary" not in repr(client)
     async with client:
         assert client._session is not None

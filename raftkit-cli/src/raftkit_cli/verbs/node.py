@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from raftkit_core import Raft
     from raftkit_core.config import Config
     from raftkit_core.types.membership import Node
+    from raftkit_core.types.security import Security
 
 DEFAULT_NETWORK = "http://127.0.0.1:7401"
 DEFAULT_STORAGE = "sqlite:raft.db"
@@ -28,6 +29,9 @@ LOOK_AGAIN_S = 0.02
 """Metrics change with every batch of writes; the log must not cost as much as the writes."""
 SHUTDOWN_LIMIT_S = 5.0
 """What a graceful end may take. Everything that was answered is durable already, so the rest may be cut off."""
+
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 class _Members(NodeAssignment):
@@ -63,6 +67,11 @@ def node() -> None:
     help="Every first member, this node too. Read by an empty store only: the lowest id begins the cluster.",
 )
 @click.option("--state-machine", metavar="NAME", help="What the log drives. [default: kv]")
+@click.option("--ca", type=_FILE, metavar="FILE", help="Certificates of the CA of peers, for https://.")
+@click.option("--cert", type=_FILE, metavar="FILE", help="This node's certificate; it must name the node's id.")
+@click.option("--key", type=_FILE, metavar="FILE", help="The key of the certificate.")
+@click.option("--tokens", type=_FILE, metavar="FILE", help="Hashes of clients' tokens: raftkit token new.")
+@click.option("--insecure", is_flag=True, help="Listen beyond this machine without TLS and tokens.")
 @click.option("--tied", is_flag=True, hidden=True, help="End when standard input closes: when the parent is gone.")
 @pass_invocation
 def run_node(invocation: Invocation, /, tied: bool, **flags: Any) -> int:
@@ -93,6 +102,7 @@ class NodeSettings:
         self.snapshots: str | None = None
         self.initial_cluster: dict[str, Node] | None = None
         self.plugins: Any = None
+        self.security: Security
 
     @classmethod
     def of(cls, invocation: Invocation, flags: dict[str, Any]) -> NodeSettings:
@@ -127,6 +137,7 @@ class NodeSettings:
         )
         settings.config = file.config({} if flags["cluster"] is None else {"cluster": flags["cluster"]})
         settings.snapshots = file.snapshots
+        settings.security = _security(file.security, flags)
         settings.initial_cluster = file.initial_cluster
         if flags["initial_cluster"]:
             settings.initial_cluster = {
@@ -140,6 +151,13 @@ class NodeSettings:
             )
         settings.plugins = _plugins(invocation, file.plugins_allow, file.plugins_disable)
         return settings
+
+
+def _security(file: Security, flags: dict[str, Any]) -> Security:
+    import msgspec
+
+    given = {name: flags[name] for name in ("ca", "cert", "key", "tokens") if flags[name] is not None}
+    return msgspec.structs.replace(file, insecure=file.insecure or flags["insecure"], **given)
 
 
 def _plugins(invocation: Invocation, allow: list[str] | None, disable: list[str]) -> Any:
@@ -169,10 +187,12 @@ async def _serve(settings: NodeSettings, log: NodeLog, stack: contextlib.ExitSta
         snapshots=settings.snapshots,
         initial_cluster=settings.initial_cluster,
         plugins=settings.plugins,
+        security=settings.security,
     )
     try:
         async with opened as raft:
             stop.opened()
+            _reload_on_hangup(raft, log, stack)
             log.ready(settings.network, settings.config.cluster)
             log.waiting(raft.is_pristine, settings.initial_cluster)
             await _until_stopped(raft, log, stop)
@@ -183,6 +203,20 @@ async def _serve(settings: NodeSettings, log: NodeLog, stack: contextlib.ExitSta
     stop.end_countdown()
     log.stopped(stop.reason)
     return 0
+
+
+def _reload_on_hangup(raft: Raft, log: NodeLog, stack: contextlib.ExitStack) -> None:
+    """SIGHUP: certificates and tokens are read again now, not only when somebody looks at them next."""
+    if not hasattr(signal, "SIGHUP"):
+        return
+
+    def hung_up() -> None:
+        log.say("SIGHUP: reading certificates and tokens")
+        raft.reload()
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, hung_up)
+    stack.callback(loop.remove_signal_handler, signal.SIGHUP)
 
 
 async def _until_stopped(raft: Raft, log: NodeLog, stop: _StopSignal) -> None:

@@ -132,6 +132,17 @@ def new_token(path: Path, name: str, role: Role) -> str:
     return secret
 
 
+def revoke_token(path: Path, name: str) -> None:
+    """Take the line of ``name`` out of the file. Raises: ConfigError if there is none."""
+    if not any(token.name == name for token in read_tokens(path).tokens):
+        raise ConfigError(f"{path} has no token {name[:80]!r}", hint="raftkit token list")
+    kept = [line for line in path.read_text().split("\n") if line.split()[:1] != [name]]
+    try:
+        write_private(path, "\n".join(kept))
+    except OSError as error:
+        raise ConfigError(f"the tokens file {path} cannot be written: {error.strerror or error}") from None
+
+
 def write_private(path: Path, text: str, *, replace: bool = True) -> None:
     """Write ``text`` so that only the owner can read it, and readers see the old file or the new one.
 

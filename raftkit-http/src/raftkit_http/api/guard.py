@@ -160,7 +160,8 @@ class ClientApi:
             caller = NOBODY
             response: web.StreamResponse | None = None
             try:
-                caller = self.access.check(request, route.role, asyncio.get_running_loop().time())
+                caller = self.access.identify(request, route.role, asyncio.get_running_loop().time())
+                caller.require(route.role)
             except errors.AccessDenied as error:
                 response = _refused(request, error)
             if response is None:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from aiohttp import WSMsgType, web
 
-from raftkit_core.errors import AccessDenied, BadRequest, OutcomeUnknown, Overloaded, RaftError, RPCTimeout, to_info
+from raftkit_core.errors import BadRequest, OutcomeUnknown, Overloaded, RaftError, RPCTimeout, to_info
 from raftkit_http.api.decode import check_depth, clean
 from raftkit_http.api.envelope import ErrorBody
 from raftkit_http.api.guard import GRACE_SECONDS, Call, log
@@ -107,8 +107,7 @@ class SocketSession:
 
     async def _carry_out(self, call: Call, frame: Frame) -> Any:
         if frame.op == "write":
-            if not call.caller.allows("write"):
-                raise AccessDenied(f"the token {call.caller.name!r} may read only")
+            call.caller.require("write")
             if type(frame.body) is not bytes:
                 raise BadRequest("the body of a write is the encoded command (bytes)")
             return await propose(call, command_of_bytes(call.raft, frame.body))
