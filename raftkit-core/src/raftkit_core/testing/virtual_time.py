@@ -23,8 +23,13 @@ OWNER: ContextVar[str | None] = ContextVar("raftkit_owner", default=None)
 """Whose callbacks and timers these are: what :meth:`VirtualTimeLoop.freeze` tells apart."""
 
 
+TURNS_AT_ONCE_MAX = 200_000
+"""Turns of the loop without any time passing: more is a program that waits busily, which here would last for ever."""
+
+
 class VirtualDeadlock(RuntimeError):
-    """Every task waits and no timer is left: the message names each task and the line where it waits."""
+    """Every task waits and no timer is left, or time stands still while tasks run: the message names each task and the
+    line where it waits."""
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
@@ -32,6 +37,9 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def __init__(self, start: float = 0.0) -> None:
         self._virtual_now = start
+        self._turns_at_once = 0
+        self.ends_at: float | None = None
+        """The latest the program may take; later is a :class:`VirtualDeadlock` that says who waits."""
         self._frozen: dict[str, list[asyncio.Handle]] = {}
         self._virtual_selector = _TimeSelector(self)
         super().__init__(self._virtual_selector)
@@ -108,6 +116,16 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             raise VirtualDeadlock(f"every task waits and no timer is set at {self.time():.6f} s:\n{self._describe()}")
         if timeout > 0:
             self._virtual_now += timeout
+            self._turns_at_once = 0
+            if self.ends_at is not None and self._virtual_now > self.ends_at:
+                ends_at, self.ends_at = self.ends_at, None  # so that what is left can be closed
+                raise VirtualDeadlock(f"the program is not over after {ends_at:g} s:\n{self._describe()}")
+        else:
+            self._turns_at_once += 1
+            if self._turns_at_once > TURNS_AT_ONCE_MAX:
+                raise VirtualDeadlock(
+                    f"the program is busy for ever, time does not move on from {self.time():.6f} s:\n{self._describe()}"
+                )
 
     def _describe(self) -> str:
         tasks = sorted(asyncio.all_tasks(self), key=lambda task: task.get_name())

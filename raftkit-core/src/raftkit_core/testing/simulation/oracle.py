@@ -11,6 +11,7 @@ from typing import Any
 from zlib import crc32
 
 from raftkit_core.network.wire import Kind
+from raftkit_core.testing.simulation.rules import NOT_RULES, RULES
 from raftkit_core.testing.simulation.sim_disk import SimDisk
 from raftkit_core.testing.simulation.trace import Trace
 from raftkit_core.types.entry import MEMBERSHIP, NORMAL, Entry, decode_membership
@@ -65,6 +66,7 @@ class Oracle:
         self._commit_told_last: tuple[NodeId, LogId] | None = None
 
     def breach(self, rule: str, node: NodeId, detail: str) -> None:
+        assert rule in RULES or rule in NOT_RULES, f"{rule} is no rule"
         self._trace.event("breach", node, f"{rule} {detail}")
         self.breaches.append(Breach(rule, node, detail, self._trace.now()))
 
@@ -341,8 +343,10 @@ class Oracle:
             for node, disk in self._disks.items()
             if disk.holds(commit) or (node != leader and self.acks.get(node, {}).get(leader_id, -1) >= commit.index)
         ]
-        if not self._effective(leader).is_quorum(holders):
-            self.breach("S5", leader, f"commits {commit}, durable only at {holders}")
+        effective, governing = self._effective(leader), self._governing(self._disks[leader], commit.index)
+        # A membership may have been appended between the commit and the message that tells of it.
+        if not effective.is_quorum(holders) and (governing is None or not governing.is_quorum(holders)):
+            self.breach("S5", leader, f"commits {commit}, durable only at {holders} of {effective.configs}")
         for node in holders:
             entry = self._disks[node].entry_at(commit.index)
             if entry is not None and entry.log_id == commit:
@@ -351,6 +355,14 @@ class Oracle:
                     if below is not None:
                         self._committed(leader, below)
                 return
+
+    @staticmethod
+    def _governing(disk: SimDisk, index: int) -> Membership | None:
+        """The membership in force at ``index`` in the log on ``disk``."""
+        for log_id, members in reversed(disk.memberships):
+            if index_of(log_id) <= index:
+                return members
+        return None if disk.snapshot is None else disk.snapshot[0].membership.membership
 
     def _committed(self, node: NodeId, entry: Entry) -> None:
         """``node`` takes ``entry`` for committed. S6: for ever, and everywhere."""

@@ -8,24 +8,26 @@ import itertools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from random import Random
 from typing import Any
 
 from raftkit_core.config import ReadPolicy
 from raftkit_core.errors import RaftError, WaitTimeout
 from raftkit_core.testing.linearizability import History, judge
+from raftkit_core.testing.simulation.faults import FaultPlayer
 from raftkit_core.testing.simulation.report import SeedReport, Violation
-from raftkit_core.testing.simulation.runtime_scenario import LEADER, Action, RuntimeScenario, plan
+from raftkit_core.testing.simulation.runtime_scenario import Action, RuntimeScenario, Weather, plan
 from raftkit_core.testing.simulation.sim_machine import DurableKv
 from raftkit_core.testing.simulation.simulation import SEARCH_BUDGET, Simulation
 from raftkit_core.testing.virtual_time import VirtualDeadlock, VirtualTimeLoop
 from raftkit_core.types.ids import NodeId
-from raftkit_core.types.log_id import index_of
-from raftkit_core.types.membership import RemoveNodes
 
 RING = "runtime"
 OPERATIONS = frozenset({"put", "get", "lease_get", "cas", "delete"})
 CALL_TIMEOUT = 1.5
+TAIL_SECONDS = 300.0
+"""V10: the latest a run may end after its last fault."""
 HEAL_TIMEOUTS = 30
 """V1: all members hold the same within so many times lease + largest election timeout."""
 
@@ -40,32 +42,11 @@ class RuntimeRun:
             scenario.node_ids,
             voters=scenario.voters,
             config=scenario.make_config(),
-            machine=DurableKv if scenario.machine == "durable-kv" else None,
-            faults=self._set_up,
+            machine_on=DurableKv if scenario.machine == "durable-kv" else None,
+            faults=lambda sim: self.player.calm_disks(),
         )
-        self.tasks: dict[asyncio.Task[None], None] = {}
-        self._weather = scenario.weather
-        self._storms = 0
+        self.player = FaultPlayer(self.sim, Weather(), scenario.disks)
         self._values: dict[str, str | None] = {}
-        self.lost: dict[NodeId, None] = {}
-        """Nodes whose store was wiped or is damaged, until an operator has let them rejoin."""
-        self.sim.on_end = self._restart_soon
-        self._delays = self.sim.stream("supervisor")
-
-    def _set_up(self, sim: Simulation) -> None:
-        self._calm_disks()
-
-    def _calm_disks(self) -> None:
-        disks = self.scenario.disks
-        for disk in self.sim.disks.values():
-            disk.at_once, disk.latency, disk.atomic = disks.at_once, disks.latency, disks.atomic
-            disk.hung = disk.full = False
-            disk.failing = 0.0
-
-    def _set_weather(self) -> None:
-        weather, hub = self._weather, self.sim.hub
-        for name in weather.__struct_fields__:
-            setattr(hub.weather, name, getattr(weather, name))
 
     # --- the run ----------------------------------------------------------------------------------------------------
 
@@ -74,16 +55,14 @@ class RuntimeRun:
         sim = self.sim
         try:
             await sim.leader()
-            await sim.eventually(lambda: self._calm(list(self.scenario.node_ids), True), "the first calm")
-            self._set_weather()
+            await sim.eventually(lambda: sim.agreed(), "the first calm")
+            self.player.weather = self.scenario.weather
+            self.player.set_weather()
             await self._act()
             await self._recover()
             sim.check()
         finally:
-            for task in self.tasks:
-                task.cancel()
-            if self.tasks:
-                await asyncio.wait(list(self.tasks))
+            await self.player.stop()
             await sim.close()
         sim.require_unbroken()
 
@@ -98,27 +77,17 @@ class RuntimeRun:
             else:
                 faults.append(action)
         for name, mine in clients.items():
-            self._spawn(self._be_client(name, mine, began), f"client {name}")
+            self.player.spawn(self._be_client(name, mine, began), f"client {name}")
         for action in faults:
             await self._until(began + action.at_s)
             sim.require_unbroken()
-            self._do(action)
+            self.player.do(action)
         await self._until(began + self.scenario.seconds)
         sim.require_unbroken()
 
     async def _until(self, at: float) -> None:
         if at > self.sim.now:
             await asyncio.sleep(at - self.sim.now)
-
-    def _spawn(self, work: Any, name: str) -> None:
-        task = self.sim.loop.create_task(work, name=name)
-        self.tasks[task] = None
-        task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self.tasks.pop(task, None)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self.sim.oracle.breach("crash", task.get_name(), f"{type(error).__name__}: {error}")
 
     async def _be_client(self, name: str, actions: list[Action], began: float) -> None:
         client = self.sim.client(name)
@@ -143,229 +112,26 @@ class RuntimeRun:
                 found = await client.get(action.key, policy, **options)
                 self._values[action.key] = None if found is None else found.decode()
 
-    # --- faults -----------------------------------------------------------------------------------------------------
-
-    def _node(self, action: Action) -> NodeId:
-        if action.node != LEADER:
-            return action.node
-        return self.sim._leader() or self.sim.ids[action.pick % len(self.sim.ids)]
-
-    def _later(self, action: Action, undo: Any) -> None:
-        async def undo_later() -> None:
-            await asyncio.sleep(action.for_s)
-            done = undo()
-            if done is not None:
-                await done
-
-        self._spawn(undo_later(), f"end of {action.kind}")
-
-    def _do(self, action: Action) -> None:
-        sim = self.sim
-        node = self._node(action)
-        sim.trace.seen(f"action.{action.kind}")
-        random = Random(action.pick)
-        disk = sim.disk(node)
-        match action.kind:
-            case "crash" | "power_loss":
-                self._kill(action, node)
-            case "wipe":
-                if self._may_lose(node):
-                    sim.wipe(node)
-                    self._later(action, lambda: self._rejoin(node))
-            case "pause":
-                if not sim.is_paused(node):
-                    sim.pause(node)
-                    self._later(action, lambda: sim.resume(node))
-            case "partition":
-                ids = list(sim.ids)
-                random.shuffle(ids)
-                place = random.randint(1, len(ids) - 1)
-                sim.partition(ids[:place], ids[place:], silent=random.random() < 0.7)
-                self._later(action, sim.heal)
-            case "isolate":
-                sim.isolate(node, silent=random.random() < 0.7)
-                self._later(action, sim.heal)
-            case "cut" | "hold" | "flap":
-                other = random.choice([each for each in sim.ids if each != node])
-                src, dst = (node, other) if random.random() < 0.5 else (other, node)
-                if action.kind == "hold":
-                    sim.hold(src, dst)
-                    self._later(action, sim.heal)
-                elif action.kind == "cut":
-                    sim.cut(src, dst, silent=random.random() < 0.7)
-                    self._later(action, sim.heal)
-                else:
-                    self._spawn(self._flap(src, dst, action.for_s), "flapping link")
-            case "storm":
-                self._storm(action, random)
-            case "slow_disk":
-                disk.at_once, disk.latency = 0.0, (0.05, random.choice((0.2, 1.0, 3.0)))
-                self._later(action, self._calm_disks)
-            case "hang_disk":
-                disk.hung = True
-                self._later(action, self._calm_disks)
-            case "full_disk":
-                disk.full = True
-                self._later(action, self._calm_disks)
-            case "failing_disk":
-                disk.failing = 0.3
-                self._later(action, self._calm_disks)
-            case "rot":
-                if self._may_lose(node) and disk.entries:
-                    disk.rotten[random.choice(disk.entries).index] = None
-                    sim.crash(node) if node in sim._lives else None
-                    self._later(action, lambda: self._rejoin(node))
-            case "transfer" | "elect" | "snapshot" | "purge":
-                self._trigger(action, node)
-            case "add" | "remove" | "swap":
-                self._spawn(self._change(action, node, random), f"operator: {action.kind}")
-            case _:
-                raise AssertionError(f"{action.kind} is no fault")
-
-    def _kill(self, action: Action, node: NodeId) -> None:
-        if node in self.sim._lives:
-            self.sim.crash(node, reset=action.kind != "power_loss")
-        self._later(action, lambda: self._start(node))
-
-    async def _start(self, node: NodeId) -> None:
-        """Start a node that is down, or has ended by itself, if it can be."""
-        sim = self.sim
-        if node in sim.running or (node in sim._lives and sim._lives[node].raft is None):
-            return
-        try:
-            await sim.restart(node)
-        except RaftError as error:
-            sim.trace.seen(f"start.{type(error).__name__}")
-
-    def _restart_soon(self, node: NodeId) -> None:
-        """A supervisor starts again what has ended, as long as the run lasts."""
-
-        async def restart() -> None:
-            await asyncio.sleep(self._delays.uniform(0.2, 2.0))
-            if node in self.sim._lives and node not in self.sim.running:
-                await self._start(node)
-                if node not in self.sim._lives:
-                    self._restart_soon(node)
-
-        self._spawn(restart(), f"restart {node}")
-
-    async def _rejoin(self, node: NodeId) -> None:
-        """What the documentation says to do after a store is lost: remove, start empty, add, promote."""
-        sim = self.sim
-        await self._start(node)  # damage may not have been met yet
-        await asyncio.sleep(0.5)
-        sim.wipe(node)
-        await self._start(node)
-        for _ in range(20):
-            leader = sim._leader()
-            if leader is not None and leader != node and node in sim.running:
-                raft = sim.raft(leader)
-                try:
-                    members = raft._core.engine.effective
-                    bound = members.nodes.get(node)
-                    if bound is not None and bound.store_id != sim.raft(node).store_id:
-                        keep = [voter for voter in members.voter_ids if voter != node]
-                        await raft.change_membership(keep, timeout=2)
-                    if node not in raft._core.engine.effective.nodes:
-                        await raft.add_learner(node, sim.address(node), timeout=3)
-                    await raft.change_membership({*raft._core.engine.effective.voter_ids, node}, timeout=3)
-                    self.lost.pop(node, None)
-                    sim.trace.seen("members.rejoined")
-                    return
-                except RaftError as error:
-                    sim.trace.seen(f"rejoin.{type(error).__name__}")
-            await asyncio.sleep(0.3)
-
-    def _may_lose(self, node: NodeId) -> bool:
-        """One store at a time may be lost for good: more than the cluster must survive is not asked of it."""
-        if len(self.lost) >= (self.scenario.voters - 1) // 2 and node not in self.lost:
-            return False
-        self.lost[node] = None
-        return True
-
-    def _storm(self, action: Action, random: Random) -> None:
-        weather = self.sim.hub.weather
-        weather.loss, weather.answer_loss = random.choice((0.1, 0.3)), random.choice((0.0, 0.5))
-        weather.latency = (0.001, random.choice((0.05, 0.3)))
-        weather.duplicate = weather.reorder = 0.2
-        self._later(action, self._set_weather)
-
-    async def _flap(self, src: NodeId, dst: NodeId, seconds: float) -> None:
-        end = self.sim.now + seconds
-        while self.sim.now < end:
-            self.sim.cut(src, dst)
-            await asyncio.sleep(0.15)
-            self.sim.heal()
-            await asyncio.sleep(0.15)
-
-    def _trigger(self, action: Action, node: NodeId) -> None:
-        if node not in self.sim.running:
-            return
-        trigger = self.sim.raft(node).trigger()
-        with suppress(RaftError):
-            if action.kind == "transfer":
-                trigger.transfer_leader()
-            elif action.kind == "elect":
-                trigger.elect()
-            elif action.kind == "snapshot":
-                trigger.snapshot()
-            else:
-                trigger.purge_log(action.pick % 500)
-
-    async def _change(self, action: Action, node: NodeId, random: Random) -> None:
-        """An operator at work: adds what is missing, removes, replaces."""
-        sim = self.sim
-        leader = sim._leader()
-        if leader is None:
-            return
-        raft = sim.raft(leader)
-        try:
-            members = raft._core.engine.effective
-            absent = [each for each in sim.running if each not in members.nodes]
-            if action.kind == "add" and absent:
-                await raft.add_learner(absent[0], sim.address(absent[0]), blocking=False, timeout=5)
-                sim.trace.seen("members.added")
-            elif action.kind == "remove" and len(members.voter_ids) > 3:
-                keep = [each for each in members.voter_ids if each != node][: len(members.voter_ids)]
-                await raft.change_membership(keep or members.voter_ids, retain=random.random() < 0.5, timeout=5)
-                sim.trace.seen("members.removed")
-            elif action.kind == "swap":
-                size = random.randint(min(3, len(members.nodes)), len(members.nodes))
-                goal = random.sample(sorted(members.nodes), size)
-                await raft.change_membership(goal, retain=True, timeout=5)
-                sim.trace.seen("members.swapped")
-            elif action.kind == "add" and members.learner_ids:
-                learner = members.learner_ids[0]
-                if raft._core.engine.effective.nodes[learner].store_id is not None and learner in sim.running:
-                    await raft.change_membership({*members.voter_ids, learner}, timeout=5)
-                    sim.trace.seen("members.promoted")
-        except RaftError as error:
-            sim.trace.seen(f"members.{type(error).__name__}")
-
     # --- the end ----------------------------------------------------------------------------------------------------
 
     async def _recover(self) -> None:
         """All faults end; V1 to V4."""
         sim = self.sim
-        for task in list(self.tasks):
-            task.cancel()
-        if self.tasks:
-            await asyncio.wait(list(self.tasks))
+        player = self.player
+        await player.stop()
         sim.heal()
-        for node in sim.ids:
-            sim.resume(node)
-        self._weather = type(self._weather)()
-        self._set_weather()
-        self._calm_disks()
+        player.weather = Weather()
+        player.set_weather()
+        player.calm_disks()
         core = await self._core()
+        present = [node for node in core if node not in self.player.lost]
         config = sim.config
         limit = HEAL_TIMEOUTS * (config.leader_lease_ms + config.election_timeout_max_ms) / 1000
         writing = None if self.scenario.quiet else asyncio.ensure_future(self._keep_writing())
         began = sim.now
         try:
-            leader = await sim.eventually(
-                lambda: self._calm(core, writing is None), "V1 everybody holds the same", limit
-            )
+            look = sim._leader if writing is not None else partial(sim.agreed, present)
+            leader = await sim.eventually(look, "V1 everybody holds the same", limit)
         except WaitTimeout as error:
             raise AssertionError(f"V1 {error}") from None
         finally:
@@ -376,15 +142,15 @@ class RuntimeRun:
         sim.trace.seen("healed")
         await self._serves(core)
         if writing is not None:
-            await sim.eventually(lambda: self._calm(core, True), "V1 everybody holds the same", limit)
+            await sim.eventually(lambda: sim.agreed(present), "V1 everybody holds the same", limit)
 
     async def _core(self) -> list[NodeId]:
         """Who is there at the end; the others are dead, mute or deaf for ever."""
         sim = self.sim
         for node in sim.ids:
-            await self._start(node)
+            await self.player.start(node)
         ending = self.scenario.ending
-        if ending == "all" or self.lost:
+        if ending == "all" or self.player.lost:
             return list(sim.ids)
         voters = self._last_voters()
         if not voters:
@@ -414,27 +180,6 @@ class RuntimeRun:
                 found[configs] = None
         configs = next(iter(found), ())
         return list(configs[0]) if len(found) == len(configs) == 1 else []
-
-    def _calm(self, core: list[NodeId], equal: bool) -> NodeId | None:
-        """The leader, once it and every member of the core hold the same."""
-        sim = self.sim
-        leader = sim._leader()
-        if leader is None or (leader not in core):
-            return None
-        engine = sim.raft(leader)._core.engine
-        last = engine.state.last_log_id
-        if not equal:
-            return leader
-        if engine.state.committed != last:
-            return None
-        for node in core:
-            if node not in engine.effective.nodes or node in self.lost:
-                continue
-            if node not in sim.running:
-                return None
-            if sim.raft(node)._core.worker.applied != last:
-                return None
-        return leader
 
     async def _keep_writing(self) -> None:
         client = self.sim.client("writer")
@@ -483,6 +228,7 @@ def run_with_history(scenario: RuntimeScenario) -> tuple[SeedReport, History]:
     violation: Violation | None = None
     unhandled: list[str] = []
     loop = VirtualTimeLoop()
+    loop.ends_at = scenario.seconds + TAIL_SECONDS
     loop.set_exception_handler(lambda _, context: unhandled.append(_described(context)))
     with _quiet():
         try:
@@ -490,6 +236,7 @@ def run_with_history(scenario: RuntimeScenario) -> tuple[SeedReport, History]:
                 runner.run(made.run())
         except VirtualDeadlock as error:
             violation = Violation("V10", str(error), sim.trace.now())
+            sim.oracle.breaches.clear()  # what was cancelled because of it
         except Exception as error:
             violation = Violation.of(error, sim.trace.now())
     if sim.oracle.breaches:
@@ -536,9 +283,4 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
-def index_reached(sim: Simulation, node: NodeId) -> int:
-    """What ``node`` has applied."""
-    return index_of(sim.raft(node)._core.worker.applied)
-
-
-__all__ = ["RemoveNodes", "RuntimeRun", "index_reached", "run", "run_seed", "run_with_history"]
+__all__ = ["RuntimeRun", "run", "run_seed", "run_with_history"]

@@ -118,22 +118,10 @@ def plan(seed: int, profile: str = "mixed", *, seconds: float = 10.0) -> Runtime
     """The scenario of ``seed``."""
     draw = Random(f"runtime plan {profile} {seed}")
     kind = _TURNS[seed % len(_TURNS)] if profile == "mixed" else profile
-    if kind == "swarm":
-        rates = {name: rate * draw.choice((0.3, 0.6, 1.2)) for name, rate in _ALL.items() if draw.random() < 0.5}
-        weather, disks = _some_weather(draw), _some_disks(draw)
-    elif kind == "calm":
-        rates, weather, disks = {}, Weather(), Disks()
-    else:
-        rates = _RATES[kind]
-        weather = _some_weather(draw) if kind == "network" else Weather()
-        disks = _some_disks(draw)
     voters = draw.choice((3, 3, 4, 5)) if kind != "calm" else 5
-    spares = draw.randint(0, 2) if any(name in rates for name in _MEMBERS) else 0
+    spares = draw.randint(0, 2) if kind in ("swarm", "members") else 0
     ids = [f"n{number}" for number in range(1, voters + spares + 1)]
-    bad = _bad_times(draw, seconds)
-    actions = [
-        _fault(draw, name, ids, bad) for name, rate in rates.items() for _ in range(_count(draw, rate * seconds))
-    ]
+    actions, weather, disks = plan_faults(draw, kind, ids, seconds)
     actions += _operations(draw, seconds, busy=draw.choice((0.5, 1.0, 2.0)))
     actions.sort(key=lambda action: action.at_s)
     config: dict[str, Any] = {
@@ -161,6 +149,21 @@ def plan(seed: int, profile: str = "mixed", *, seconds: float = 10.0) -> Runtime
         ending=draw.choice(endings) if kind != "members" else "all",
         quiet=draw.random() < 0.5,
     )
+
+
+def plan_faults(draw: Random, kind: str, ids: list[str], seconds: float) -> tuple[list[Action], Weather, Disks]:
+    """Faults of a profile, in order, and the weather and disks between them."""
+    if kind == "swarm":
+        rates = {name: rate * draw.choice((0.3, 0.6, 1.2)) for name, rate in _ALL.items() if draw.random() < 0.5}
+    else:
+        rates = _RATES[kind]
+    weather = _some_weather(draw) if kind in ("swarm", "network") else Weather()
+    disks = Disks() if kind == "calm" else _some_disks(draw)
+    bad = _bad_times(draw, seconds)
+    actions = [
+        _fault(draw, name, ids, bad) for name, rate in rates.items() for _ in range(_count(draw, rate * seconds))
+    ]
+    return sorted(actions, key=lambda action: action.at_s), weather, disks
 
 
 def _count(draw: Random, expected: float) -> int:

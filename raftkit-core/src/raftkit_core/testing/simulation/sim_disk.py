@@ -175,6 +175,7 @@ class SimDisk(MemoryDisk):
             return
         if pending.error is not None:
             pending.future.set_exception(pending.error)
+            pending.future.exception()  # retrieved: whoever waited may have been cancelled
         else:
             pending.future.set_result(None)
 

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from contextvars import Context, copy_context
+from functools import wraps
 from random import Random
 from typing import Any
 
@@ -91,8 +92,9 @@ class _Life(Instrument):
 class Simulation:
     """``nodes`` is a number (n1, n2, …) or ids; all are voters unless ``initialize`` is False: then nothing is done.
 
-    ``storage`` makes a log storage for a :class:`SimDisk`, ``machine`` a state machine for one. ``faults`` is called
-    with the simulation before anything starts, to set weather and disks. Every source of chance has its own stream.
+    ``storage`` makes a log storage on a :class:`SimDisk`, ``machine`` a state machine, ``machine_on`` a durable one on
+    a :class:`SimDisk`. ``faults`` is called with the simulation before anything starts, to set weather and disks. Every
+    source of chance has its own stream.
     """
 
     def __init__(
@@ -102,7 +104,8 @@ class Simulation:
         *,
         config: Config | None = None,
         storage: Callable[[SimDisk], RaftLogStorage] = SimLogStorage,
-        machine: Callable[[SimDisk], RaftStateMachine] | None = None,
+        machine: Callable[[], RaftStateMachine] = KvStateMachine,
+        machine_on: Callable[[SimDisk], RaftStateMachine] | None = None,
         faults: Callable[[Simulation], None] | None = None,
         voters: int | None = None,
         initialize: bool = True,
@@ -119,7 +122,7 @@ class Simulation:
             self.disks, self.trace, single_term_leader=self.config.single_term_leader, effective=self._effective
         )
         self._storage = storage
-        self._machine = (lambda disk: KvStateMachine()) if machine is None else machine
+        self._machine = (lambda disk: machine()) if machine_on is None else machine_on
         self._faults = faults
         self._initialize = initialize
         self._loop: VirtualTimeLoop | None = None
@@ -195,6 +198,19 @@ class Simulation:
             members = {node_id: self.address(node_id) for node_id in self.voters}
             await self.loop.create_task(raft.initialize(members), context=self._context(first).copy())
 
+    def guarding(self, test: Callable[..., Any]) -> Callable[..., Any]:
+        """``test`` with this simulation closed at its end, and checked if nothing else failed."""
+
+        @wraps(test)
+        async def guarded(*args: Any, **kwargs: Any) -> None:
+            try:
+                await test(*args, **kwargs)
+                self.check()
+            finally:
+                await self.close()
+
+        return guarded
+
     async def close(self) -> None:
         """Take everything down, and wait until nothing is left of it."""
         if self._starting is not None and not self._starting.done():
@@ -236,6 +252,7 @@ class Simulation:
         """Start ``node_id`` on what its disk holds. Raises: what :meth:`Raft.start` does."""
         assert node_id not in self._lives, f"{node_id} runs already"
         self._starts += 1
+        self.loop.thaw(node_id)
         disk = self.disk(node_id)
         clock = self._clocks.get(node_id)
         if clock is None:
@@ -408,6 +425,41 @@ class Simulation:
                 return leader
         return None
 
+    def agreed(self, among: Iterable[NodeId] | None = None) -> NodeId | None:
+        """The leader, if it has committed its whole log and every member (of those ``among``) has applied all of it."""
+        leader = self._leader()
+        if leader is None:
+            return None
+        engine = self.raft(leader)._core.engine
+        last = engine.state.last_log_id
+        if engine.state.committed != last:
+            return None
+        up = self.running
+        for node_id in self.ids if among is None else among:
+            if node_id in engine.effective.nodes and (
+                node_id not in up or self.raft(node_id)._core.worker.applied != last
+            ):
+                return None
+        return leader
+
+    async def settle(self, timeout: float = 30.0) -> NodeId:
+        """End every fault, start what is down, and wait until all members hold the same: gives the leader.
+
+        Raises: WaitTimeout; what a start raises.
+        """
+        await self.start()
+        self.heal()
+        self.hub.weather.calm()
+        for node_id, disk in self.disks.items():
+            disk.hung = disk.full = False
+            disk.failing = 0.0
+            self.resume(node_id)
+        for node_id in self.ids:
+            if node_id not in self.running:
+                await self.restart(node_id)
+        found: NodeId = await self.eventually(self.agreed, "all members hold the same", timeout)
+        return found
+
     async def eventually(self, look: Callable[[], Any], what: str, timeout: float = 30.0) -> Any:
         """What ``look`` gives, as soon as that is true. Raises: WaitTimeout."""
         deadline = self.now + timeout
@@ -421,6 +473,42 @@ class Simulation:
         """Let virtual time pass. Raises: InvariantBroken."""
         await self.start()
         await asyncio.sleep(seconds)
+        self.require_unbroken()
+
+    async def write(self, command: Any, *, node: NodeId | None = None, timeout: float = 5.0) -> Any:
+        """What the machine answers to ``command``, asked at ``node`` (default: whoever leads). Raises: RaftError."""
+        asked = await self.leader() if node is None else node
+        return (await self.raft(asked).write(command, timeout=timeout)).data
+
+    async def read(self, fn_or_query: Any, *, node: NodeId | None = None, timeout: float = 5.0) -> Any:
+        """A linearizable read, asked at ``node`` (default: whoever leads). Raises: RaftError."""
+        asked = await self.leader() if node is None else node
+        return await self.raft(asked).read(fn_or_query, timeout=timeout)
+
+    async def disturb(self, seconds: float, *, profile: str = "swarm") -> None:
+        """Seeded faults for ``seconds``: what ``raftkit sim`` does to a cluster of this size. Everything is repaired
+        then; who lost its store is let in again.
+
+        Raises: InvariantBroken.
+        """
+        from raftkit_core.testing.simulation.faults import FaultPlayer
+        from raftkit_core.testing.simulation.runtime_scenario import plan_faults
+
+        await self.start()
+        draw = self.stream(f"faults/{self.now}")
+        actions, weather, disks = plan_faults(draw, profile, self.ids, seconds)
+        player = FaultPlayer(self, weather, disks)
+        player.set_weather()
+        player.calm_disks()
+        began = self.now
+        try:
+            for action in actions:
+                await asyncio.sleep(max(0.0, began + action.at_s - self.now))
+                self.require_unbroken()
+                player.do(action)
+            await asyncio.sleep(max(0.0, began + seconds - self.now))
+        finally:
+            await player.repair()
         self.require_unbroken()
 
     def client(self, name: str = "client") -> SimClient:
