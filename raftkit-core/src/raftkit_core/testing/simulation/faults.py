@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raftkit_core.errors import RaftError
 from raftkit_core.testing.simulation.runtime_scenario import LEADER, Action, Disks, Weather
-from raftkit_core.testing.simulation.simulation import Simulation
 from raftkit_core.types.ids import NodeId
+
+if TYPE_CHECKING:
+    from raftkit_core.testing.simulation.simulation import Simulation
 
 
 class FaultPlayer:
