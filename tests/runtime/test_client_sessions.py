@@ -10,6 +10,7 @@ import pytest
 
 from raftkit_core.config import Config, SnapshotPolicy
 from raftkit_core.errors import (
+    BadCommand,
     BadRequest,
     CommandRejected,
     ForwardToLeader,
@@ -617,3 +618,17 @@ async def test_the_public_names() -> None:
         assert session.ref.token in repr(session)
         await session.close()
         await session.close()
+
+
+async def test_many_writes_from_any_node_have_their_own_outcomes() -> None:
+    async with counters() as cluster:
+        leader = await cluster.leader()
+        ref = await opened(leader)
+        for raft in (leader, cluster.raft(others(leader)[0])):
+            serials = [SessionSerial(ref, serial) for serial in (1, 2, 3, 4)]
+            commands = [Add(1), Add(-1), "nonsense", Add(1)]
+            results = await raft.write_many(commands, serials)
+            assert [getattr(result, "data", type(result)) for result in results] == [1, CommandRejected, BadCommand, 2]
+            assert [getattr(r, "data", type(r)) for r in await raft.write_many([Add(0), None])][1] is BadCommand
+        assert await raft.write_many([]) == []
+        assert await total(leader) == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from random import Random
@@ -492,6 +492,9 @@ class Raft:
     ) -> list[ClientWriteResponse | RaftError]:
         """Propose ``commands`` in one append, in order; gives each one's result or error."""
         payloads = [self._envelope(self.machine.codec.encode_command(command)) for command in commands]
+        return await self._append_many(payloads, timeout)
+
+    async def _append_many(self, payloads: Sequence[bytes], timeout: float) -> list[ClientWriteResponse | RaftError]:
         if not payloads:
             return []
         loop = asyncio.get_running_loop()
@@ -507,6 +510,52 @@ class Raft:
         await asyncio.gather(*futures, return_exceptions=True)
         return [_result_of(future) for future in futures]
 
+    async def write_many(
+        self, commands: Sequence[Any], serials: Sequence[SessionSerial] | None = None, *, timeout: float = WRITE_TIMEOUT
+    ) -> list[ClientWriteResponse | RaftError]:
+        """Like :meth:`write` for several commands at once: one append where this node leads. Gives each one's result or
+        error, in order. ``serials`` are those of the commands, under sessions of whoever calls; one whose outcome is
+        unknown is not sent again here."""
+        self._core.check_running()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        once: Sequence[SessionSerial | None] = [None] * len(commands) if serials is None else serials
+        results: list[ClientWriteResponse | RaftError | None] = [None] * len(commands)
+        payloads: dict[int, bytes] = {}
+        if self._core.engine.is_leader:
+            for number, (command, serial) in enumerate(zip(commands, once, strict=True)):
+                try:
+                    payloads[number] = self._payload(self.machine.codec.encode_command(command), serial)
+                except RaftError as error:
+                    results[number] = error
+            try:
+                appended = await self._append_many(list(payloads.values()), timeout)
+            except RaftError as error:
+                appended = [error] * len(payloads)
+            for number, result in zip(payloads, appended, strict=True):
+                # Definite: no log has it, and another node may lead.
+                results[number] = None if isinstance(result, ForwardToLeader | QuorumNotEnough) else result
+        rest = [number for number, result in enumerate(results) if result is None]
+        left = max(deadline - loop.time(), 0.001)
+        done = await asyncio.gather(*(self._outcome(commands[number], once[number], left) for number in rest))
+        for number, result in zip(rest, done, strict=True):
+            results[number] = result
+        return [result for result in results if result is not None]
+
+    async def _outcome(
+        self, command: Any, once: SessionSerial | None, timeout: float
+    ) -> ClientWriteResponse | RaftError:
+        try:
+            return await self.write(command, session=once, timeout=timeout)
+        except RaftError as error:
+            return error
+
+    def _payload(self, body: bytes, once: SessionSerial | None) -> bytes:
+        if once is None:
+            return self._envelope(body)
+        self._sessions.heard(once)
+        return self._envelope(body, once.session.id, once.serial, once.acknowledged_floor)
+
     def _envelope(self, body: bytes, session: int = 0, serial: int = 0, floor: int = 0) -> bytes:
         payload = encode_envelope(Envelope(ENVELOPE_VERSION, self.machine.name, session, serial, floor, body))
         if len(payload) > self.config.max_entry_bytes:
@@ -519,12 +568,7 @@ class Raft:
     def _propose(
         self, body: bytes, timeout: float, condition: WriteCondition | None = None, once: SessionSerial | None = None
     ) -> asyncio.Future[ClientWriteResponse]:
-        if once is None:
-            payload = self._envelope(body)
-        else:
-            self._sessions.heard(once)
-            payload = self._envelope(body, once.session.id, once.serial, once.acknowledged_floor)
-        return self._core.propose(payload, timeout, condition)
+        return self._core.propose(self._payload(body, once), timeout, condition)
 
     async def write(
         self, command: Any, *, session: ClientSession | SessionSerial | None = None, timeout: float = WRITE_TIMEOUT

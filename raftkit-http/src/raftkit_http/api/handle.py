@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, Protocol
 
 from raftkit_core.config import Config, ReadPolicy
+from raftkit_core.errors import RaftError
 from raftkit_core.network.client import NodeReport, NodeStatus
 from raftkit_core.state_machine.interface import Codec
 from raftkit_core.state_machine.kv_watch import KvWatch
@@ -13,6 +14,7 @@ from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import Node
 from raftkit_core.types.metrics import NodeEvent, RaftMetrics
 from raftkit_core.types.operations import Operation
+from raftkit_core.types.session import SessionSerial
 
 
 class WriteOutcome(Protocol):
@@ -56,7 +58,12 @@ class RaftHandle(Protocol):
     async def survey(self, events_after: dict[str, int] | None = None, *, timeout: float = ...) -> list[NodeReport]: ...
     def events(self, after: int = 0, limit: int = ...) -> list[NodeEvent]: ...
     def metrics(self) -> MetricsWatch: ...
-    async def write(self, command: Any, *, timeout: float = 5.0) -> WriteOutcome: ...
+    async def write(
+        self, command: Any, *, session: SessionSerial | None = None, timeout: float = 5.0
+    ) -> WriteOutcome: ...
+    async def write_many(
+        self, commands: Sequence[Any], serials: Sequence[SessionSerial] | None = None, *, timeout: float = 5.0
+    ) -> Sequence[WriteOutcome | RaftError]: ...
     async def read(self, fn_or_query: Any, policy: ReadPolicy = ..., *, timeout: float = 5.0) -> Any: ...
     def watch(self, prefix: str = "", from_revision: int | None = None) -> KvWatch: ...
     async def call(self, operation: Operation, *, timeout: float = 5.0) -> Any: ...

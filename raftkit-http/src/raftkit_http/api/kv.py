@@ -23,7 +23,7 @@ from raftkit_http.api.schema import (
     PutValueRequest,
     ReadRequest,
 )
-from raftkit_http.api.write import propose, require_kv
+from raftkit_http.api.write import once_of_headers, propose, require_kv
 
 PREFIX = "/v1/kv/"
 
@@ -61,16 +61,17 @@ async def put_key(call: Call) -> web.Response:
     """The body is the value as it is; with ``Content-Type: application/json`` it is ``{"value": …}``."""
     require_kv(call.raft)
     key, if_revision = key_in_path(call.request, PREFIX), call.query.revision()
+    once = once_of_headers(call.request)
     body = await read_body(call.request, call.command_limit_bytes)
     if call.request.content_type == JSON_TYPE:
         body = decode_json(body, PutValueRequest).value_bytes()
-    return success(call.request, "write", await propose(call, Put(key, body, if_revision)))
+    return success(call.request, "write", await propose(call, Put(key, body, if_revision), once))
 
 
 async def delete_key(call: Call) -> web.Response:
     require_kv(call.raft)
     command = Delete(key_in_path(call.request, PREFIX), call.query.revision())
-    return success(call.request, "write", await propose(call, command))
+    return success(call.request, "write", await propose(call, command, once_of_headers(call.request)))
 
 
 async def cas_key(call: Call) -> web.Response:
@@ -78,7 +79,7 @@ async def cas_key(call: Call) -> web.Response:
     key = key_in_path(call.request, PREFIX, "/cas")
     require_type(call.request, JSON_TYPE)
     body = await call.json(CasValueRequest, limit_bytes=call.command_limit_bytes)
-    return success(call.request, "write", await propose(call, body.command_for(key)))
+    return success(call.request, "write", await propose(call, body.command_for(key), once_of_headers(call.request)))
 
 
 async def read_key(call: Call, key: str, policy: ReadPolicy) -> KeyValueAnswer:

@@ -8,7 +8,7 @@ from aiohttp import hdrs, web
 
 from raftkit_core.errors import BadRequest, NotFound
 from raftkit_http.access import Access
-from raftkit_http.api import cluster, health, kv, overview, socket, ui, watch, write
+from raftkit_http.api import cluster, health, kv, overview, sessions, socket, ui, watch, write
 from raftkit_http.api.decode import quoted
 from raftkit_http.api.envelope import failure, success
 from raftkit_http.api.guard import ApiLimits, Call, ClientApi, Role, Route
@@ -45,6 +45,27 @@ def _data_routes() -> list[Route]:
     return [
         Route(method="POST", path="/v1/write", role=write_, summary="Write a command", handler=write.post_write),
         Route(method="POST", path="/v1/read", role="read", summary="Read a key or a list", handler=kv.post_read),
+        Route(
+            method="POST",
+            path="/v1/sessions",
+            role=write_,
+            summary="Open a client session",
+            handler=sessions.post_session,
+        ),
+        Route(
+            method="POST",
+            path="/v1/sessions/keep-alive",
+            role=write_,
+            summary="Keep a session alive",
+            handler=sessions.post_keep_alive,
+        ),
+        Route(
+            method="POST",
+            path="/v1/sessions/close",
+            role=write_,
+            summary="Close a session",
+            handler=sessions.post_close,
+        ),
         Route(
             method="GET",
             path="/v1/kv",

@@ -16,6 +16,7 @@ from raftkit_core.network.client import MemberStatus, NodeStatus
 from raftkit_core.types.kv import CompareAndSet, Delete, KeyValue, KvCommand, KvEvent, Put
 from raftkit_core.types.membership import Membership, Node
 from raftkit_core.types.metrics import NodeEvent
+from raftkit_core.types.session import DEFAULT_TTL_MS, MAX_TTL_MS, MIN_TTL_MS
 
 JSON_TYPE = "application/json"
 MSGPACK_TYPE = "application/msgpack"
@@ -32,6 +33,12 @@ NodeIdText = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")]
 Address = Annotated[str, Meta(min_length=1, max_length=512, pattern=r"^[\x21-\x7e]+\Z")]
 """Printable ASCII without spaces: an address with a line break in it would be a forged header or log line later."""
 TagText = Annotated[str, Meta(max_length=256, pattern=r"^[^\x00-\x1f\x7f]*\Z")]
+
+
+SessionText = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}-[1-9][0-9]{0,15}\Z")]
+Serial = Annotated[int, Meta(ge=1, lt=MAX_SAFE_INT)]
+COMMANDS = ("put", "delete", "cas", "command", "command_b64")
+"""The forms a write has in JSON."""
 
 
 class Request(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -96,8 +103,15 @@ class CasRequest(CasValueRequest, kw_only=True):
 
 
 class WriteRequest(Request):
-    """Body of ``POST /v1/write``: exactly one of these. ``put``, ``delete`` and ``cas`` need the kv machine."""
+    """Body of ``POST /v1/write``: exactly one of the commands. ``put``, ``delete`` and ``cas`` need the kv machine.
 
+    With ``session`` and ``serial`` the command has one effect however often it is sent; results up to
+    ``acknowledged_floor`` may be forgotten.
+    """
+
+    session: SessionText | UnsetType = UNSET
+    serial: Serial | UnsetType = UNSET
+    acknowledged_floor: Annotated[int, Meta(ge=0, lt=MAX_SAFE_INT)] = 0
     put: PutRequest | UnsetType = UNSET
     delete: DeleteRequest | UnsetType = UNSET
     cas: CasRequest | UnsetType = UNSET
@@ -212,6 +226,29 @@ class WriteAnswer(msgspec.Struct, frozen=True, kw_only=True):
     log_index: int
     term: int
     result: Any = None
+
+
+class OpenSessionRequest(Request):
+    ttl_ms: Annotated[int, Meta(ge=MIN_TTL_MS, le=MAX_TTL_MS)] = DEFAULT_TTL_MS
+
+
+class SessionRequest(Request):
+    """Body of a keep-alive and of a close."""
+
+    session: SessionText
+
+
+class SessionAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The session lasts ``valid_ms`` from the moment the request was *sent*: its time to live, less what clocks may
+    drift."""
+
+    session: str
+    ttl_ms: int
+    valid_ms: int
+
+
+class SessionClosedAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    existed: bool
 
 
 # --- Cluster --------------------------------------------------------------------------------------------------------

@@ -1,9 +1,16 @@
 """``/v1/ws``: many requests in flight on one connection, as MessagePack frames.
 
-Request ``[id, op, body]`` with ``id`` an integer the client chooses; ``write``: body is the command encoded by the
-machine's codec; ``read``: body is what ``POST /v1/read`` takes. Answer ``[id, true, data]`` or ``[id, false, error]``,
-in the order things finish. No more than ``max_socket_window`` are in flight: beyond that the server stops reading, and
-TCP tells the client to slow down. Writes of one socket reach the Raft in the order of their frames.
+Request ``[id, op, body]`` or ``[id, op, body, timeout_ms]`` with ``id`` an integer the client chooses.
+
+- ``write``: body is the command encoded by the machine's codec.
+- ``writes``: body is ``[session, [[serial, floor, command]…]]``, many at once; without a session (null) the serials and
+  floors are 0.
+- ``read``: body is what ``POST /v1/read`` takes.
+
+Answer ``[id, true, data]`` or ``[id, false, error]``, in the order things finish; the data of ``writes`` is one
+``[true, data]`` or ``[false, error]`` for each. No more than ``max_socket_window`` requests are in flight (each write
+counts, and one frame is always taken): beyond that the server stops reading, and TCP tells the client to slow down.
+Writes of one socket reach the Raft in the order of their frames.
 """
 
 from __future__ import annotations
@@ -15,21 +22,36 @@ import msgspec
 from aiohttp import WSMsgType, web
 
 from raftkit_core.errors import BadRequest, OutcomeUnknown, Overloaded, RaftError, RPCTimeout, to_info
+from raftkit_core.types.session import SessionSerial
 from raftkit_http.api.decode import check_depth, clean
 from raftkit_http.api.envelope import ErrorBody
 from raftkit_http.api.guard import GRACE_SECONDS, Call, log
 from raftkit_http.api.kv import answer_read
 from raftkit_http.api.schema import MAX_SAFE_INT, ReadRequest
-from raftkit_http.api.write import command_of_bytes, propose
+from raftkit_http.api.write import command_of_bytes, propose, propose_many, session_ref
 
 PING_SECONDS = 20.0
+MAX_WRITES = 1024
+"""In one frame."""
 CLOSE_SECONDS = 2.0
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     id: Annotated[int, msgspec.Meta(ge=0, lt=MAX_SAFE_INT)]
-    op: Literal["write", "read"]
+    op: Literal["write", "writes", "read"]
     body: Any
+    timeout_ms: Annotated[int, msgspec.Meta(ge=1, lt=2**31)] | None = None
+
+
+class SerialWrite(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    serial: Annotated[int, msgspec.Meta(ge=0, lt=MAX_SAFE_INT)]
+    acknowledged_floor: Annotated[int, msgspec.Meta(ge=0, lt=MAX_SAFE_INT)]
+    command: bytes
+
+
+class ManyWrites(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    session: str | None
+    writes: Annotated[list[SerialWrite], msgspec.Meta(min_length=1, max_length=MAX_WRITES)]
 
 
 _frames = msgspec.msgpack.Decoder(Frame, strict=True)
@@ -62,7 +84,8 @@ class SocketSession:
         self._call = call
         self._api = call.api
         self._socket = socket
-        self._window = asyncio.Semaphore(call.api.limits.max_socket_window)
+        self._running = 0
+        self._room: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
         async for message in self._socket:
@@ -74,11 +97,15 @@ class SocketSession:
             except (msgspec.MsgspecError, ValueError, RecursionError):
                 await self._socket.close(code=1007, message=b"a frame is [id, op, body]")
                 return
-            await self._window.acquire()
+            weight = _weight(frame)
+            while self._running and self._running + weight > self._api.limits.max_socket_window:
+                self._room = asyncio.get_running_loop().create_future()
+                await self._room
+            self._running += weight
             # Tasks start in the order they are made, and call the Raft before they first wait.
-            self._api.own(self._serve(frame))
+            self._api.own(self._serve(frame, weight))
 
-    async def _serve(self, frame: Frame) -> None:
+    async def _serve(self, frame: Frame, weight: int) -> None:
         try:
             answer = await self._answer(frame)
             if not self._socket.closed:
@@ -86,10 +113,16 @@ class SocketSession:
         except ConnectionError:
             pass  # the client is gone; what it asked for was carried out all the same
         finally:
-            self._window.release()
+            self._running -= weight
+            if self._room is not None and not self._room.done():
+                self._room.set_result(None)
 
     async def _answer(self, frame: Frame) -> tuple[int, bool, Any]:
-        deadline = asyncio.get_running_loop().time() + self._api.limits.default_timeout
+        limits = self._api.limits
+        timeout = limits.default_timeout
+        if frame.timeout_ms is not None:
+            timeout = min(frame.timeout_ms / 1000, limits.max_timeout)
+        deadline = asyncio.get_running_loop().time() + timeout
         call = Call(self._api, self._call.request, self._call.query, deadline, owned=True, caller=self._call.caller)
         try:
             with self._api.admitted():
@@ -106,8 +139,11 @@ class SocketSession:
             return frame.id, False, ErrorBody.of(to_info(error))
 
     async def _carry_out(self, call: Call, frame: Frame) -> Any:
-        if frame.op == "write":
+        if frame.op != "read":
             call.caller.require("write")
+        if frame.op == "writes":
+            return await _many(call, frame.body)
+        if frame.op == "write":
             if type(frame.body) is not bytes:
                 raise BadRequest("the body of a write is the encoded command (bytes)")
             return await propose(call, command_of_bytes(call.raft, frame.body))
@@ -117,3 +153,37 @@ class SocketSession:
         except msgspec.ValidationError as error:
             raise BadRequest(f"this is no read: {clean(str(error))}") from error
         return (await answer_read(call, body))[1]
+
+
+def _weight(frame: Frame) -> int:
+    """How many requests a frame counts for; what is malformed is refused later."""
+    if frame.op != "writes" or type(frame.body) is not list or len(frame.body) != 2 or type(frame.body[1]) is not list:
+        return 1
+    return max(1, min(len(frame.body[1]), MAX_WRITES))
+
+
+async def _many(call: Call, body: Any) -> list[tuple[bool, Any]]:
+    try:
+        many = msgspec.convert(body, ManyWrites, strict=True, builtin_types=(bytes,))
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise BadRequest(f"these are no writes: {clean(str(error))}") from error
+    session = None if many.session is None else session_ref(many.session)
+    if session is None and any(write.serial or write.acknowledged_floor for write in many.writes):
+        raise BadRequest("a serial says nothing without its session")
+    refused: dict[int, RaftError] = {}
+    commands: list[Any] = []
+    serials: list[SessionSerial] = []
+    for number, write in enumerate(many.writes):
+        try:
+            command = command_of_bytes(call.raft, write.command)
+        except RaftError as error:
+            refused[number] = error
+            continue
+        commands.append(command)
+        if session is not None:
+            serials.append(SessionSerial(session, write.serial, write.acknowledged_floor))
+    answers = iter(await propose_many(call, commands, None if session is None else serials) if commands else ())
+    told = [refused[number] if number in refused else next(answers) for number in range(len(many.writes))]
+    return [
+        (False, ErrorBody.of(to_info(answer))) if isinstance(answer, RaftError) else (True, answer) for answer in told
+    ]

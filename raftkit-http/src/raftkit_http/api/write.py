@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -10,21 +11,37 @@ from aiohttp import web
 
 from raftkit_core.errors import BadCommand, BadRequest, NotFound, RaftError, RequestTooLarge
 from raftkit_core.types.kv import KV_MACHINE
-from raftkit_http.api.decode import check_depth, clean, decode_json, read_body, require_type
+from raftkit_core.types.session import MAX_SERIAL, SessionRef, SessionSerial
+from raftkit_http.api.decode import check_depth, clean, decode_json, quoted, read_body, require_type
 from raftkit_http.api.envelope import success
 from raftkit_http.api.guard import Call
 from raftkit_http.api.handle import RaftHandle, WriteOutcome
-from raftkit_http.api.schema import JSON_TYPE, MSGPACK_TYPE, KvWriteRequest, WriteAnswer, WriteRequest, kv_command
+from raftkit_http.api.schema import (
+    COMMANDS,
+    JSON_TYPE,
+    MSGPACK_TYPE,
+    KvWriteRequest,
+    WriteAnswer,
+    WriteRequest,
+    kv_command,
+)
+
+SESSION_HEADER = "Raftkit-Session"
+SERIAL_HEADER = "Raftkit-Serial"
+FLOOR_HEADER = "Raftkit-Acknowledged-Floor"
 
 
 async def post_write(call: Call) -> web.Response:
     media_type = require_type(call.request, JSON_TYPE, MSGPACK_TYPE)
+    once = once_of_headers(call.request)
     body = await read_body(call.request, call.command_limit_bytes)
     if media_type == MSGPACK_TYPE:
         command = command_of_bytes(call.raft, body)
     else:
-        command = command_of_json(call.raft, decode_json(body, WriteRequest))
-    return success(call.request, "write", await propose(call, command))
+        request = decode_json(body, WriteRequest)
+        command = command_of_json(call.raft, request)
+        once = once_of_body(request, once)
+    return success(call.request, "write", await propose(call, command, once))
 
 
 def command_of_bytes(raft: RaftHandle, body: bytes) -> Any:
@@ -35,7 +52,7 @@ def command_of_bytes(raft: RaftHandle, body: bytes) -> Any:
 
 def command_of_json(raft: RaftHandle, body: WriteRequest) -> Any:
     """The one form given, as the machine's command. Raises: BadRequest, BadCommand, RequestTooLarge, NotFound."""
-    forms = [name for name in body.__struct_fields__ if getattr(body, name) is not msgspec.UNSET]
+    forms = [name for name in COMMANDS if getattr(body, name) is not msgspec.UNSET]
     if len(forms) != 1:
         raise BadRequest(
             f"a write is exactly one of put, delete, cas, command and command_b64, not {len(forms)}",
@@ -82,20 +99,95 @@ def check_size(raft: RaftHandle, encoded: bytes) -> None:
         )
 
 
-async def propose(call: Call, command: Any) -> WriteAnswer:
+def once_of_headers(request: web.Request) -> SessionSerial | None:
+    """``Raftkit-Session`` and ``Raftkit-Serial`` (and ``Raftkit-Acknowledged-Floor``) of a write; None without them.
+
+    Raises: BadRequest.
+    """
+    session, serial = request.headers.get(SESSION_HEADER), request.headers.get(SERIAL_HEADER)
+    floor = request.headers.get(FLOOR_HEADER)
+    if session is None and serial is None and floor is None:
+        return None
+    if session is None or serial is None:
+        raise BadRequest(f"{SESSION_HEADER} and {SERIAL_HEADER} are given together, or not at all")
+    numbers: list[int] = []
+    for name, text in ((SERIAL_HEADER, serial), (FLOOR_HEADER, "0" if floor is None else floor)):
+        if not (text.isascii() and text.isdecimal() and len(text) <= 16):
+            raise BadRequest(f"{name} must be a number, not {quoted(text)}")
+        numbers.append(int(text))
+    return _once(session, *numbers)
+
+
+def once_of_body(body: WriteRequest, from_headers: SessionSerial | None) -> SessionSerial | None:
+    """Session and serial of a JSON write. Raises: BadRequest."""
+    if isinstance(body.session, msgspec.UnsetType) and isinstance(body.serial, msgspec.UnsetType):
+        if body.acknowledged_floor:
+            raise BadRequest("acknowledged_floor says nothing without session and serial")
+        return from_headers
+    if isinstance(body.session, msgspec.UnsetType) or isinstance(body.serial, msgspec.UnsetType):
+        raise BadRequest("session and serial are given together, or not at all")
+    if from_headers is not None:
+        raise BadRequest("session and serial are given in the body and in headers")
+    return _once(body.session, body.serial, body.acknowledged_floor)
+
+
+def _once(session: str, serial: int, floor: int) -> SessionSerial:
+    if not (1 <= serial <= MAX_SERIAL and 0 <= floor < serial):
+        raise BadRequest(
+            f"serial {serial} with acknowledged floor {floor}: serials begin with 1, and the floor is below the serial"
+        )
+    return SessionSerial(session_ref(session), serial, floor)
+
+
+def session_ref(token: str) -> SessionRef:
+    """Raises: BadRequest."""
+    try:
+        return SessionRef.parse(token)
+    except ValueError as error:
+        raise BadRequest(f"{quoted(token)}: {error}", hint="open one: POST /v1/sessions") from error
+
+
+async def propose(call: Call, command: Any, once: SessionSerial | None = None) -> WriteAnswer:
     """Write, from whatever node this is. Raises: what ``Raft.write`` raises, the machine's refusal included."""
     check_size(call.raft, call.raft.machine.codec.encode_command(command))
-    outcome = await call.change(measured(call, command))
+    return answer_of(await call.change(measured(call, command, once)))
+
+
+def answer_of(outcome: WriteOutcome) -> WriteAnswer:
     return WriteAnswer(
         log_index=outcome.log_id.index, term=outcome.log_id.term, result=msgspec.to_builtins(outcome.data)
     )
 
 
-async def measured(call: Call, command: Any) -> WriteOutcome:
+async def propose_many(
+    call: Call, commands: Sequence[Any], serials: Sequence[SessionSerial] | None
+) -> Sequence[WriteAnswer | RaftError]:
+    """Several writes as one append; each has its own outcome."""
+    metrics, clock = call.api.metrics, asyncio.get_running_loop().time
+    started = clock()
+    outcomes = await call.change(call.raft.write_many(commands, serials, timeout=call.remaining))
+    seconds = clock() - started
+    answers: list[WriteAnswer | RaftError] = []
+    for outcome in outcomes:
+        refusal = outcome if isinstance(outcome, RaftError) else outcome.data
+        if isinstance(refusal, RaftError):
+            metrics.proposal_failed(refusal.code)
+            answers.append(refusal)
+        else:
+            assert not isinstance(outcome, RaftError), "told apart above"
+            metrics.proposal(seconds)
+            answers.append(answer_of(outcome))
+    return answers
+
+
+async def measured(call: Call, command: Any, once: SessionSerial | None = None) -> WriteOutcome:
     metrics, clock = call.api.metrics, asyncio.get_running_loop().time
     started = clock()
     try:
-        outcome = await call.raft.write(command, timeout=call.remaining)
+        if once is None:
+            outcome = await call.raft.write(command, timeout=call.remaining)
+        else:
+            outcome = await call.raft.write(command, session=once, timeout=call.remaining)
         if isinstance(outcome.data, RaftError):
             raise outcome.data
     except RaftError as error:
