@@ -27,6 +27,7 @@ from raftkit_core.network import calls
 from raftkit_core.network.wire import Kind, decode_frame, encode_frame, encode_request
 from raftkit_core.testing.recording_service import BytesSource, RecordingService
 from raftkit_core.types.entry import NORMAL, Entry
+from raftkit_core.types.ids import MAX_FRAME_BYTES
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import Node, StoredMembership
 from raftkit_core.types.messages import (
@@ -41,7 +42,7 @@ from raftkit_core.types.messages import (
 )
 from raftkit_core.types.snapshot import SnapshotMeta
 from raftkit_core.types.vote import LeaderId, Vote
-from raftkit_http import peers, snapshots
+from raftkit_http import frames, peers, snapshots
 from raftkit_http.network import HttpNetwork, HttpNetworkFactory
 from raftkit_http.settings import HttpSettings
 
@@ -302,22 +303,47 @@ async def test_closing_fails_pending_calls_at_once_on_both_sides() -> None:
 # --- What strangers send ----------------------------------------------------------------------------------------------
 
 
+class RawPeer:
+    """A connection as a peer has it, with the frames written by hand."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def send(self, frame: bytes) -> None:
+        self.writer.write(len(frame).to_bytes(4, "big") + frame)
+
+    async def receive(self) -> bytes:
+        size = int.from_bytes(await self.reader.readexactly(4), "big")
+        return await self.reader.readexactly(size)
+
+    async def is_closed_without_answer(self) -> bool:
+        try:
+            return await asyncio.wait_for(self.reader.read(1), 5) == b""
+        except ConnectionError:
+            return True
+
+
+REQUEST = "GET /raft/v1/default/{lane} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n"
+
+
 @asynccontextmanager
-async def raw_socket(p: Pair, lane: str) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
-    url = f"{p.target.server.url}/raft/v1/default/{lane}"
-    async with aiohttp.ClientSession() as session, session.ws_connect(url) as raw:
-        yield raw
+async def raw_peer(p: Pair, lane: str) -> AsyncIterator[RawPeer]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", p.target.server.port)
+    headers = "".join(f"{name}: {value}\r\n" for name, value in frames.UPGRADE_HEADERS.items())
+    writer.write(REQUEST.format(lane=lane, headers=headers).encode())
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head == frames.SWITCHING
+    try:
+        yield RawPeer(reader, writer)
+    finally:
+        writer.close()
 
 
-async def closed_without_answer(raw: aiohttp.ClientWebSocketResponse) -> bool:
-    message = await asyncio.wait_for(raw.receive(), 5)
-    return message.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR)
-
-
-async def greet(raw: aiohttp.ClientWebSocketResponse, p: Pair) -> None:
+async def greet(raw: RawPeer, p: Pair) -> None:
     hello = encode_request(Kind.HELLO, p.caller.local_hello("n2"))
-    await raw.send_bytes(encode_frame(Kind.HELLO, 0, 1000, hello))
-    assert decode_frame((await raw.receive()).data).kind == Kind.ANSWER
+    raw.send(encode_frame(Kind.HELLO, 0, 1000, hello))
+    assert decode_frame(await raw.receive()).kind == Kind.ANSWER
 
 
 GARBAGE = [b"", b"\xc1", b"GET / HTTP/1.1", b"\x94\x63\x01\x01\xc0", b"\x94\x04\x01\x01\xc0", b"\x91" * 3000]
@@ -328,19 +354,19 @@ GARBAGE = [b"", b"\xc1", b"GET / HTTP/1.1", b"\x94\x63\x01\x01\xc0", b"\x94\x04\
 async def test_a_garbage_frame_closes_that_connection_and_nothing_else(garbage: bytes, greeted: bool) -> None:
     async with pair() as p:
         await p.net.heartbeat(BEAT, 2)
-        async with raw_socket(p, "control") as raw:
+        async with raw_peer(p, "control") as raw:
             if greeted:
                 await greet(raw, p)
-            await raw.send_bytes(garbage)
-            assert await closed_without_answer(raw)
+            raw.send(garbage)
+            assert await raw.is_closed_without_answer()
         await p.net.heartbeat(BEAT, 2)
 
 
 async def test_nothing_is_believed_before_hello() -> None:
     async with pair() as p:
-        async with raw_socket(p, "control") as raw:
-            await raw.send_bytes(encode_frame(Kind.HEARTBEAT, 1, 100, encode_request(Kind.HEARTBEAT, BEAT)))
-            assert await closed_without_answer(raw)
+        async with raw_peer(p, "control") as raw:
+            raw.send(encode_frame(Kind.HEARTBEAT, 1, 100, encode_request(Kind.HEARTBEAT, BEAT)))
+            assert await raw.is_closed_without_answer()
         assert p.service.calls == []
 
 
@@ -350,25 +376,48 @@ async def test_a_large_frame_or_an_append_does_not_belong_on_the_control_connect
             encode_frame(Kind.APPEND_ENTRIES, 1, 100, encode_request(Kind.APPEND_ENTRIES, append(0))),
             encode_frame(Kind.HEARTBEAT, 1, 100, b"\xc4\xff" + bytes(255) * 20),
         ):
-            async with raw_socket(p, "control") as raw:
+            async with raw_peer(p, "control") as raw:
                 await greet(raw, p)
-                await raw.send_bytes(frame)
-                assert await closed_without_answer(raw)
+                raw.send(frame)
+                assert await raw.is_closed_without_answer()
         assert p.service.count("append_entries") == 0
 
 
 async def test_a_connection_that_says_no_hello_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "HELLO_DEADLINE", 0.05)
-    async with pair() as p, raw_socket(p, "data") as raw:
-        assert await closed_without_answer(raw)
+    async with pair() as p, raw_peer(p, "data") as raw:
+        assert await raw.is_closed_without_answer()
         await p.net.append_entries(append(0), 2)
 
 
 async def test_a_browser_is_no_peer() -> None:
     async with pair() as p, aiohttp.ClientSession() as session:
-        with pytest.raises(aiohttp.WSServerHandshakeError) as caught:
-            await session.ws_connect(f"{p.target.server.url}/raft/v1/default/control", origin="http://evil.example")
-        assert caught.value.status == 403
+        url = f"{p.target.server.url}/raft/v1/default/control"
+        async with session.get(url, headers={"Raftkit-Frames": "1", "Origin": "http://evil.example"}) as answer:
+            assert answer.status == 403
+        async with session.get(url) as answer:
+            assert answer.status == 426
+
+
+async def test_frames_come_in_whatever_pieces_the_network_makes_of_them() -> None:
+    async with pair() as p, raw_peer(p, "control") as raw:
+        await greet(raw, p)
+        beat = encode_request(Kind.HEARTBEAT, BEAT)
+        pieces = [encode_frame(Kind.HEARTBEAT, number, 1000, beat) for number in range(1, 6)]
+        stream = b"".join(len(piece).to_bytes(4, "big") + piece for piece in pieces)
+        for start in range(0, len(stream), 7):
+            raw.writer.write(stream[start : start + 7])
+            await asyncio.sleep(0)
+        raw.writer.write(stream)
+        assert [decode_frame(await raw.receive()).request_id for _ in range(10)] == [1, 2, 3, 4, 5] * 2
+
+
+async def test_a_length_no_frame_has_closes_the_connection() -> None:
+    async with pair() as p, raw_peer(p, "data") as raw:
+        await greet(raw, p)
+        raw.writer.write((MAX_FRAME_BYTES + 1).to_bytes(4, "big"))
+        assert await raw.is_closed_without_answer()
+        assert p.target._endpoint.refused_frames == 1
 
 
 async def serve_raw(answer: bytes) -> asyncio.Server:
@@ -389,9 +438,9 @@ async def serve_raw(answer: bytes) -> asyncio.Server:
         b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/latest\r\nContent-Length: 0\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
         b"SSH-2.0-OpenSSH_9.9\r\n\r\n",
-        b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n",
+        b"HTTP/1.1 101 Switching\r\nUpgrade: tcp\r\nConnection: upgrade\r\n\r\n",
     ],
-    ids=["redirect", "no upgrade", "not http", "bad accept"],
+    ids=["redirect", "no upgrade", "not http", "other frames"],
 )
 async def test_a_rogue_server_is_unreachable(answer: bytes) -> None:
     rogue = await serve_raw(answer)

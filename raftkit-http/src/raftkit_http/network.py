@@ -1,4 +1,4 @@
-"""The transport ``http://…``: two WebSockets per pair of peers, and a PUT per snapshot."""
+"""The transport ``http://…``: two connections of frames per pair of peers, and a PUT per snapshot."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from raftkit_http.peers import LANES, PeerEndpoint
 from raftkit_http.server import HttpServer
 from raftkit_http.settings import Address, HttpSettings, IpNetwork, parse_peer_address, why_refused
 from raftkit_http.snapshots import send_snapshot
-from raftkit_http.sockets import PeerSocket, dial_socket
+from raftkit_http.sockets import dial_frames
 from raftkit_http.tls import TlsContexts
 
 logger = logging.getLogger(__name__)
@@ -53,12 +53,12 @@ class HttpNetwork(LaneNetwork):
             max_frame_bytes = LANES[name][1]
 
             async def dial(connection: Connection) -> Link:
-                return await dial_socket(
+                return await dial_frames(
                     factory.session,
                     f"{self._base}/{name}",
                     connection,
                     target,
-                    max_message_bytes=max_frame_bytes,
+                    max_frame_bytes=max_frame_bytes,
                     tls=factory.calling_tls,
                 )
 
@@ -258,7 +258,6 @@ def _peer_session(networks: tuple[IpNetwork, ...]) -> aiohttp.ClientSession:
         trust_env=False,
         auto_decompress=False,
         requote_redirect_url=False,
-        ws_response_class=PeerSocket,
         trace_configs=[trace],
     )
 

@@ -1,4 +1,4 @@
-"""The serving side of peer connections: ``GET /raft/v1/{group}/control`` and ``…/data``, upgraded to WebSockets."""
+"""The serving side of peer connections: ``GET /raft/v1/{group}/control`` and ``…/data``, upgraded to frames."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import aiohttp
 from aiohttp import web
 
 from raftkit_core.errors import AccessDenied
@@ -16,9 +15,9 @@ from raftkit_core.network.serving import ServedConnection
 from raftkit_core.network.wire import CONTROL_KINDS, DATA_KINDS, FrameError
 from raftkit_core.types.identity import PeerIdentity
 from raftkit_core.types.ids import MAX_FRAME_BYTES, NodeId
+from raftkit_http.frames import SWITCHING, UPGRADE_HEADERS, FrameProtocol
 from raftkit_http.listener import GuardedHandler
 from raftkit_http.snapshots import SnapshotReceiver
-from raftkit_http.sockets import FrameWriter
 from raftkit_http.tls import certified_ids
 
 logger = logging.getLogger(__name__)
@@ -29,10 +28,6 @@ CONNECTIONS_MAX = 512
 """Peer connections: far more than a cluster has, far fewer than would hurt."""
 HELLO_DEADLINE = 5.0
 """Seconds a new connection may take to say hello."""
-PING_INTERVAL = 30.0
-"""Seconds between pings: a connection whose peer vanished without a word is closed."""
-CLOSE_TIMEOUT = 0.5
-"""Seconds for the closing handshake of WebSockets: nobody waits for a peer that is gone."""
 UNSENT_BYTES_MAX = 2 * MAX_FRAME_BYTES
 """Answers a peer has not read; reading its requests stops there."""
 STOP_TIMEOUT = 2.0
@@ -92,10 +87,12 @@ class PeerEndpoint:
 
     async def _connect(self, request: web.Request) -> web.StreamResponse:
         if "Origin" in request.headers:
-            # WebSockets know no same-origin rule: any web page in a browser on this machine could be the caller.
+            # Any web page in a browser on this machine could be the caller.
             return web.Response(status=403, text="peers do not come from browsers\n")
         if self.certified and not _certificate_of(request):
             return web.Response(status=403, text="peers must show a certificate\n")
+        if request.headers.get("Raftkit-Frames") != UPGRADE_HEADERS["Raftkit-Frames"]:
+            return web.Response(status=426, headers=UPGRADE_HEADERS, text="this is for the nodes of the cluster\n")
         if len(self._accepted) >= CONNECTIONS_MAX:
             return web.Response(status=503, text="too many peer connections\n")
         accepted = _Accepted(request, self)
@@ -113,80 +110,99 @@ class PeerEndpoint:
 
 
 class _Accepted:
-    """One WebSocket of one peer."""
+    """One connection of one peer."""
 
     def __init__(self, request: web.Request, endpoint: PeerEndpoint) -> None:
         self.group = request.match_info["group"]
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._request = request
         self._endpoint = endpoint
+        self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting: asyncio.Task[None] | None = None
         kinds, max_frame_bytes = LANES[request.match_info["lane"]]
-        self._socket = web.WebSocketResponse(
-            timeout=CLOSE_TIMEOUT,
-            heartbeat=PING_INTERVAL,
-            compress=False,
-            max_msg_size=max_frame_bytes + 1,  # aiohttp refuses from this size on
-        )
-        self._writer = FrameWriter(self._socket.send_bytes)
+        transport, former = request.transport, request.protocol
+        assert transport is not None, "a request that is being handled has a connection"
         find: Callable[[], RaftService | None] = lambda: endpoint.services.get(self.group)  # noqa: E731
         self._served = ServedConnection(
             self.group,
             find,
             kinds,
-            send=self._writer.push,
-            refused=self._writer.end,
+            send=self._send,
+            refused=self._end,
             offer=lambda message, peer: endpoint._snapshots.announce(self.group, message, peer),
             max_frame_bytes=max_frame_bytes,
             admission=PeerAdmission(request, certified=endpoint.certified),
         )
+        self._frames = FrameProtocol(
+            transport,
+            former,
+            max_frame_bytes=max_frame_bytes,
+            received=self._received,
+            broken=self._broken,
+            lost=self._connection_lost,
+        )
 
     def abort(self) -> None:
         """Drop the connection at once."""
-        if self._request.transport is not None:
-            self._request.transport.abort()
+        self._frames.abort()
 
     async def run(self) -> web.StreamResponse:
-        await self._socket.prepare(self._request)
-        writing = asyncio.get_running_loop().create_task(self._writer.run(), name="peer answers")
-        writing.add_done_callback(self._written)
+        """Until the connection ends."""
+        self._frames.transport.write(SWITCHING)
         hello_timer = asyncio.get_running_loop().call_later(HELLO_DEADLINE, self._end_unless_greeted)
         try:
-            await self._read()
-        except FrameError as error:
-            self._endpoint.refused_frames += 1
-            logger.warning("closing a connection of %s: %s", self._peer_name(), error)
-            await self._socket.close(code=aiohttp.WSCloseCode.POLICY_VIOLATION, message=_reason(error))
+            await asyncio.wait([self._lost])
         finally:
             hello_timer.cancel()
-            writing.cancel()
-            await asyncio.wait([writing])
-            await self._served.close()
             self.abort()
-        return self._socket
+            if self._waiting is not None:
+                self._waiting.cancel()
+                await asyncio.wait([self._waiting])
+            await self._served.close()
+        return web.Response(status=101)  # for whom it may concern: the connection is gone
 
-    async def _read(self) -> None:
-        """Until the connection ends. Raises: FrameError."""
-        while True:
-            message = await self._socket.receive()
-            if message.type is not aiohttp.WSMsgType.BINARY:
-                return
-            self._served.received(message.data)
-            if not self._served.has_room:
-                await self._served.wait_for_room()
-            await self._writer.wait_until_below(UNSENT_BYTES_MAX)
+    def _send(self, frame: bytes) -> None:
+        self._frames.send(frame)
+
+    def _end(self) -> None:
+        self._frames.close()
+
+    def _received(self, frames: list[bytes]) -> None:
+        """Raises: FrameError."""
+        self._served.received_many(frames)
+        if self._waiting is None and not self._has_room:
+            self._frames.transport.pause_reading()
+            self._waiting = asyncio.get_running_loop().create_task(self._wait_for_room(), name="peer waits")
+
+    @property
+    def _has_room(self) -> bool:
+        return self._served.has_room and self._frames.unsent_bytes <= UNSENT_BYTES_MAX
+
+    async def _wait_for_room(self) -> None:
+        """Read on once requests are answered, and the peer has read the answers."""
+        while not self._has_room and not self._frames.is_over:
+            await self._served.wait_for_room()
+            if self._frames.unsent_bytes > UNSENT_BYTES_MAX:
+                await self._frames.writable()
+        self._waiting = None
+        if not self._frames.is_over:
+            self._frames.transport.resume_reading()
+
+    def _broken(self, error: FrameError) -> None:
+        self._endpoint.refused_frames += 1
+        logger.warning("closing a connection of %s: %s", self._peer_name(), error)
+        self.abort()
+
+    def _connection_lost(self, error: Exception | None) -> None:
+        if error is not None:
+            logger.debug("the connection of %s broke: %s", self._peer_name(), error)
+        if not self._lost.done():
+            self._lost.set_result(None)
 
     def _end_unless_greeted(self) -> None:
         if self._served.peer is None:
             logger.info("a connection to group %s said no hello", self.group)
             self.abort()
-
-    def _written(self, writing: asyncio.Task[None]) -> None:
-        """The writer ended: after a refusal, or because the peer is gone or does not read."""
-        if not writing.cancelled() and (error := writing.exception()) is not None:
-            logger.debug("answering %s failed: %s", self._peer_name(), error)
-            self.abort()
-        elif self._request.transport is not None:
-            self._request.transport.close()  # what was written still leaves
 
     def _peer_name(self) -> str:
         return f"peer {self._served.peer.node_id}" if self._served.peer is not None else "an unknown peer"
@@ -195,8 +211,3 @@ class _Accepted:
 def _certificate_of(request: web.Request) -> Mapping[str, Any] | None:
     certificate: Mapping[str, Any] | None = request.get_extra_info("peercert")
     return certificate
-
-
-def _reason(error: FrameError) -> bytes:
-    """A close frame holds 123 bytes."""
-    return str(error).encode("utf-8", "replace")[:100]

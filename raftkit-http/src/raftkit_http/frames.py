@@ -1,0 +1,149 @@
+"""Length-prefixed frames on a connection that began as HTTP.
+
+A peer connection is an HTTP request that is answered by ``101``; from then on each side sends frames, each behind its
+length in four bytes, big end first. No task, no queue and no timer per frame: what a read of the socket brings in is
+handed over at once, and what is sent is written at once. (A WebSocket in its place costs a mask over every byte, and in
+aiohttp a task on either side: measured, a write of one outstanding takes half as long again.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import cast
+
+from raftkit_core.network.wire import FrameError
+
+UPGRADE_HEADERS = {"Connection": "Upgrade", "Upgrade": "tcp", "Raftkit-Frames": "1"}
+"""What asks for such a connection, and what grants it. (``tcp`` is a token that aiohttp knows, and means nothing.)"""
+SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\n%b\r\n" % b"".join(
+    f"{name}: {value}\r\n".encode() for name, value in UPGRADE_HEADERS.items()
+)
+LENGTH_BYTES = 4
+
+
+class FrameProtocol(asyncio.Protocol):
+    """Takes a transport over from ``former``, which still hears of its end.
+
+    ``received`` gets the frames that came in together, and may raise FrameError; ``broken`` is told then, and of frames
+    larger than ``max_frame_bytes``, and must end the connection. ``lost`` is called once, at the end.
+    """
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        former: asyncio.BaseProtocol,
+        *,
+        max_frame_bytes: int,
+        received: Callable[[list[bytes]], None],
+        broken: Callable[[FrameError], None],
+        lost: Callable[[Exception | None], None],
+    ) -> None:
+        self.transport = transport
+        self._former = former
+        self._max_frame_bytes = max_frame_bytes
+        self._received = received
+        self._broken = broken
+        self._lost = lost
+        self._buffer = bytearray()
+        self._writable: asyncio.Future[None] | None = None
+        self.is_over = False
+        """Nothing is taken or sent any more."""
+        _probe_idle_connections(transport)
+        transport.set_protocol(self)
+
+    def send(self, frame: bytes) -> None:
+        """Write a frame, behind those before it. Whoever sends bounds what a peer does not read."""
+        if not self.is_over:
+            self.transport.write(b"%b%b" % (len(frame).to_bytes(LENGTH_BYTES, "big"), frame))
+
+    @property
+    def unsent_bytes(self) -> int:
+        return self.transport.get_write_buffer_size()
+
+    async def writable(self) -> None:
+        """Wait until the other side has read most of what was written, or the connection ends."""
+        if not self.is_over:
+            if self._writable is None:
+                self._writable = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._writable])
+
+    def close(self) -> None:
+        """End the connection once what was written has left."""
+        self.is_over = True
+        self.transport.close()
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        self.is_over = True
+        self.transport.abort()
+
+    # --- what the event loop calls ----------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        if self.is_over:
+            return
+        try:
+            if not self._buffer and len(data) >= LENGTH_BYTES:
+                size = int.from_bytes(data[:LENGTH_BYTES], "big")
+                if size == len(data) - LENGTH_BYTES and size <= self._max_frame_bytes:
+                    self._received([data[LENGTH_BYTES:]])  # mostly: one frame, whole
+                    return
+            self._buffer += data
+            frames = self._whole_frames()
+            if frames:
+                self._received(frames)
+        except FrameError as error:
+            self._broken(error)
+
+    def _whole_frames(self) -> list[bytes]:
+        """Take the frames that are whole out of the buffer. Raises: FrameError."""
+        buffer = self._buffer
+        frames: list[bytes] = []
+        start, end = 0, len(buffer)
+        with memoryview(buffer) as view:
+            while end - start >= LENGTH_BYTES:
+                size = int.from_bytes(view[start : start + LENGTH_BYTES], "big")
+                if size > self._max_frame_bytes:
+                    raise FrameError(f"a frame of {size} bytes, at most {self._max_frame_bytes} belong here")
+                after = start + LENGTH_BYTES + size
+                if after > end:
+                    break
+                frames.append(bytes(view[start + LENGTH_BYTES : after]))
+                start = after
+        del buffer[:start]
+        return frames
+
+    def eof_received(self) -> bool:
+        return False  # the transport closes itself
+
+    def pause_writing(self) -> None:
+        cast(asyncio.Protocol, self._former).pause_writing()
+
+    def resume_writing(self) -> None:
+        cast(asyncio.Protocol, self._former).resume_writing()
+        self._tell_writable()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_over = True
+        self._buffer.clear()
+        self._tell_writable()
+        self._former.connection_lost(exc)
+        self._lost(exc)
+
+    def _tell_writable(self) -> None:
+        waiter, self._writable = self._writable, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+
+def _probe_idle_connections(transport: asyncio.Transport) -> None:
+    """A peer that vanished without a word is noticed by the system, also on a connection that has nothing to say."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, option):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)

@@ -1,0 +1,91 @@
+"""One node in a process of its own, driven by lines of JSON on its standard input.
+
+``python -m benchmarks.node_process ID STORAGE NETWORK MACHINE DATA_DIR [--uvloop]``. Orders are
+``{"do": "initialize", "members": {id: address}}``, ``status``, ``write`` or ``read`` with ``outstanding``, ``seconds``
+and so on, and ``quit``; each gets one line of JSON as answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import msgspec
+
+from raftkit_core import Node, Raft, ReadPolicy, open_raft
+from raftkit_core.types.kv import Get, Put
+
+from .drive import closed_loop
+
+
+async def carry_out(raft: Raft, order: dict[str, Any]) -> dict[str, Any]:
+    match order["do"]:
+        case "initialize":
+            await raft.initialize({node_id: Node(address) for node_id, address in order["members"].items()})
+            return {}
+        case "status":
+            metrics = raft.metrics().value
+            times = os.times()
+            return {
+                "leader": metrics.current_leader,
+                "applied": -1 if metrics.last_applied is None else metrics.last_applied.index,
+                "cpu": times.user + times.system,
+                "written_bytes": _written_bytes(),
+            }
+        case "write":
+            value = b"v" * (order["payload"] - 12)
+            commands = [Put(f"key{number:05d}", value) for number in range(1000)]
+
+            async def write(number: int) -> None:
+                await raft.client_write(commands[number % 1000])
+
+            return msgspec.to_builtins(await closed_loop(write, order["outstanding"], order["seconds"]))
+        case "read":
+            query = Get("key00001")
+            policy = ReadPolicy(order["policy"])
+
+            async def read(number: int) -> None:
+                await raft.read(query, policy)
+
+            return msgspec.to_builtins(await closed_loop(read, order["outstanding"], order["seconds"]))
+        case other:
+            raise ValueError(other)
+
+
+def _written_bytes() -> int:
+    """What this process had written to disks, by the kernel's count."""
+    with open("/proc/self/io", encoding="ascii") as counts:
+        return next(int(line.split()[1]) for line in counts if line.startswith("write_bytes"))
+
+
+async def main(node_id: str, storage: str, network: str, machine: str, data_dir: str) -> None:
+    loop = asyncio.get_running_loop()
+    lines = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    async with open_raft(node_id, storage=storage, network=network, state_machine=machine, data_dir=data_dir) as raft:
+        gc.collect()
+        gc.freeze()
+        print(json.dumps({"ready": time.time()}), flush=True)
+        while line := await lines.readline():
+            order = json.loads(line)
+            if order["do"] == "quit":
+                return
+            try:
+                answer = await carry_out(raft, order)
+            except Exception as error:
+                answer = {"error": f"{type(error).__name__}: {error}"}
+            print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    if "--uvloop" in sys.argv:
+        import uvloop
+
+        uvloop.run(main(*sys.argv[1:6]))
+    else:
+        asyncio.run(main(*sys.argv[1:6]))
