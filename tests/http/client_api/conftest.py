@@ -22,6 +22,7 @@ from raftkit_core.types.entry import NORMAL, Entry
 from raftkit_core.types.kv import KV_MACHINE, KeyValue, ListKeys
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import (
+    AddVoterIds,
     Membership,
     Node,
     RemoveNodes,
@@ -207,6 +208,8 @@ class FakeRaft:
         match operation:
             case AddLearner(node_id, node):
                 return Membership.of(old.configs, {**old.nodes, node_id: node})
+            case ChangeMembership(AddVoterIds(ids)):
+                return Membership.of([[*old.voter_ids, *ids]], old.nodes)
             case ChangeMembership(ReplaceAllVoters(ids)):
                 return Membership.of([ids], old.nodes)
             case ChangeMembership(RemoveNodes(ids)):

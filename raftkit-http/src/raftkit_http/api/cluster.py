@@ -5,7 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from raftkit_core.network.client import MembershipResult
-from raftkit_core.types.membership import RemoveNodes, ReplaceAllVoters
+from raftkit_core.types.membership import AddVoterIds, RemoveNodes, ReplaceAllVoters
 from raftkit_core.types.operations import (
     AddLearner,
     ChangeMembership,
@@ -21,10 +21,14 @@ from raftkit_http.api.schema import (
     AddLearnerRequest,
     ChangeMembersRequest,
     EmptyRequest,
+    InitializeAnswer,
     InitializeRequest,
     LeaderAnswer,
     MembersAnswer,
+    PromoteRequest,
     RemoveMembersRequest,
+    SetMembersRequest,
+    SnapshotAnswer,
     TransferAnswer,
     TransferRequest,
     member_list,
@@ -64,7 +68,7 @@ async def post_initialize(call: Call) -> web.Response:
         await call.raft.initialize(members)
 
     await call.change(initialize())
-    return success(call.request, "initialize", {"members": sorted(members)})
+    return success(call.request, "initialize", InitializeAnswer(members=sorted(members)))
 
 
 async def post_member(call: Call) -> web.Response:
@@ -77,6 +81,22 @@ async def post_change(call: Call) -> web.Response:
     body = await call.json(ChangeMembersRequest)
     voters = ReplaceAllVoters(tuple(sorted(set(body.voters))))
     return await _membership(call, ChangeMembership(voters, retain=body.retain, force=body.force))
+
+
+async def post_promote(call: Call) -> web.Response:
+    body = await call.json(PromoteRequest)
+    return await _membership(call, ChangeMembership(AddVoterIds(tuple(sorted(set(body.ids))))))
+
+
+async def post_set(call: Call) -> web.Response:
+    """Step by step, each of which the leader carries out: what is done stays done when a later one fails."""
+    body = await call.json(SetMembersRequest)
+    known = call.raft.metrics().value.membership.membership.nodes
+    for node_id, node in sorted(body.members.items()):
+        if node_id not in known:
+            await call.change(call.raft.call(AddLearner(node_id, node.to_node()), timeout=call.remaining))
+    voters = ReplaceAllVoters(tuple(sorted(body.members)))
+    return await _membership(call, ChangeMembership(voters, retain=body.retain))
 
 
 async def post_remove(call: Call) -> web.Response:
@@ -110,4 +130,4 @@ async def post_snapshot(call: Call) -> web.Response:
             await started
 
     await call.change(trigger())
-    return success(call.request, "snapshot", {"node": call.raft.id})
+    return success(call.request, "snapshot", SnapshotAnswer(node=call.raft.id))

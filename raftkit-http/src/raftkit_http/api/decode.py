@@ -168,6 +168,36 @@ class Query:
             raise BadRequest(f"consistency must be one of {known}, not {quoted(text)}") from None
 
 
+def precondition(request: web.Request, query: Query) -> int | None:
+    """The revision a key must be at (0: absent): ``If-Match: "17"``, ``If-None-Match: *``, or ``?if_revision=17``.
+
+    Raises: BadRequest for more than one of them, or another form.
+    """
+    given: list[int] = []
+    match = request.headers.get("If-Match")
+    if match is not None:
+        digits = match.strip()
+        digits = digits[1:-1] if len(digits) > 2 and digits[0] == digits[-1] == '"' else digits
+        if not (digits.isascii() and digits.isdecimal() and len(digits) <= 16 and int(digits) < MAX_SAFE_INT):
+            raise BadRequest(f"If-Match is a revision, not {quoted(match)}", hint="take the ETag of a GET")
+        given.append(int(digits))
+    absent = request.headers.get("If-None-Match")
+    if absent is not None:
+        if absent.strip() != "*":
+            raise BadRequest("If-None-Match may only be *: the key must not exist")
+        given.append(0)
+    revision = query.revision()
+    if revision is not None:
+        given.append(revision)
+    if len(given) > 1:
+        raise BadRequest("give one precondition: If-Match, If-None-Match or if_revision")
+    return given[0] if given else None
+
+
+def has_precondition_header(request: web.Request) -> bool:
+    return "If-Match" in request.headers or "If-None-Match" in request.headers
+
+
 def key_in_path(request: web.Request, prefix: str, suffix: str = "") -> str:
     """The key after ``prefix``, percent-decoded once, slashes allowed. Raises: BadRequest if it is not UTF-8.
 

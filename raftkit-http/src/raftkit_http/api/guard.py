@@ -17,7 +17,15 @@ from aiohttp import web
 
 from raftkit_core import errors
 from raftkit_http.access import ANYONE, NOBODY, Access, Caller, RouteRole, TooManyFailures, Unauthenticated, audit
-from raftkit_http.api.decode import BodyTooSlow, Query, UnsupportedBody, decode_json, read_body, require_type
+from raftkit_http.api.decode import (
+    BodyTooSlow,
+    Query,
+    UnsupportedBody,
+    decode_json,
+    has_precondition_header,
+    read_body,
+    require_type,
+)
 from raftkit_http.api.envelope import failure, status_of
 from raftkit_http.api.handle import RaftHandle
 from raftkit_http.api.metrics import ApiMetrics
@@ -186,6 +194,8 @@ class ClientApi:
             return failure(request, error, status=408)
         except UnsupportedBody as error:
             return failure(request, error, status=415)
+        except errors.PreconditionFailed as error:
+            return failure(request, error, status=412 if has_precondition_header(request) else None)
         except errors.RaftError as error:
             return failure(request, error)
         except TimeoutError:

@@ -10,6 +10,7 @@ from raftkit_core.errors import Fatal, NeedsRejoin, QuorumNotEnough, RaftError, 
 from raftkit_http.api.envelope import failure, success
 from raftkit_http.api.guard import Call
 from raftkit_http.api.metrics import CONTENT_TYPE
+from raftkit_http.api.schema import HealthAnswer
 
 STATUS_SECONDS = 1.0
 """How long a scrape waits for the node's status before it goes on without."""
@@ -20,7 +21,7 @@ async def get_livez(call: Call) -> web.Response:
     problem = fatal_problem(call)
     if problem is not None:
         return failure(call.request, problem)
-    return success(call.request, "health", {"node": call.raft.id, "alive": True})
+    return success(call.request, "health", HealthAnswer(node=call.raft.id, alive=True))
 
 
 async def get_readyz(call: Call) -> web.Response:
@@ -28,7 +29,7 @@ async def get_readyz(call: Call) -> web.Response:
     problem = fatal_problem(call) or readiness_problem(call)
     if problem is not None:
         return failure(call.request, problem, status=503)
-    return success(call.request, "health", {"node": call.raft.id, "ready": True})
+    return success(call.request, "health", HealthAnswer(node=call.raft.id, ready=True))
 
 
 def fatal_problem(call: Call) -> RaftError | None:

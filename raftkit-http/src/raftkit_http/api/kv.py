@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from raftkit_core.config import ReadPolicy
 from raftkit_core.errors import BadRequest, NotFound
 from raftkit_core.types.kv import Delete, Get, KeyValue, ListKeys, Put
-from raftkit_http.api.decode import decode_json, key_in_path, quoted, read_body, require_type
+from raftkit_http.api.decode import decode_json, key_in_path, precondition, quoted, read_body, require_type
 from raftkit_http.api.envelope import success
 from raftkit_http.api.guard import Call
 from raftkit_http.api.schema import (
@@ -33,7 +33,9 @@ async def get_key(call: Call) -> web.Response:
     answer = await read_key(call, key, call.query.consistency())
     if answer.item is None:
         raise NotFound(f"the key {quoted(key)} does not exist")
-    return success(call.request, "kv", answer.item)
+    response = success(call.request, "kv", answer.item)
+    response.headers[hdrs.ETAG] = f'"{answer.item.revision}"'
+    return response
 
 
 async def list_keys(call: Call) -> web.Response:
@@ -60,7 +62,7 @@ async def answer_read(call: Call, body: ReadRequest) -> tuple[str, Any]:
 async def put_key(call: Call) -> web.Response:
     """The body is the value as it is; with ``Content-Type: application/json`` it is ``{"value": …}``."""
     require_kv(call.raft)
-    key, if_revision = key_in_path(call.request, PREFIX), call.query.revision()
+    key, if_revision = key_in_path(call.request, PREFIX), precondition(call.request, call.query)
     once = once_of_headers(call.request)
     body = await read_body(call.request, call.command_limit_bytes)
     if call.request.content_type == JSON_TYPE:
@@ -70,7 +72,7 @@ async def put_key(call: Call) -> web.Response:
 
 async def delete_key(call: Call) -> web.Response:
     require_kv(call.raft)
-    command = Delete(key_in_path(call.request, PREFIX), call.query.revision())
+    command = Delete(key_in_path(call.request, PREFIX), precondition(call.request, call.query))
     return success(call.request, "write", await propose(call, command, once_of_headers(call.request)))
 
 

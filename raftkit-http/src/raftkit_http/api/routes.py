@@ -8,11 +8,12 @@ from aiohttp import hdrs, web
 
 from raftkit_core.errors import BadRequest, NotFound
 from raftkit_http.access import Access
-from raftkit_http.api import cluster, health, kv, overview, sessions, socket, ui, watch, write
+from raftkit_http.api import cluster, health, kv, openapi, overview, sessions, socket, ui, watch, write
 from raftkit_http.api.decode import quoted
 from raftkit_http.api.envelope import failure, success
 from raftkit_http.api.guard import ApiLimits, Call, ClientApi, Role, Route
 from raftkit_http.api.handle import RaftHandle
+from raftkit_http.api.schema import IndexAnswer, RouteAnswer
 
 if TYPE_CHECKING:
     from raftkit_http.server import HttpServer
@@ -33,6 +34,14 @@ def routes() -> list[Route]:
             role="read",
             summary="Prometheus metrics",
             handler=health.get_metrics,
+            light=True,
+        ),
+        Route(
+            method="GET",
+            path="/openapi.json",
+            role="open",
+            summary="This API as OpenAPI 3.1",
+            handler=openapi.get_openapi,
             light=True,
         ),
     ]
@@ -172,6 +181,20 @@ def _cluster_routes() -> list[Route]:
         ),
         Route(
             method="POST",
+            path="/v1/members/promote",
+            role=admin,
+            summary="Make learners voters",
+            handler=cluster.post_promote,
+        ),
+        Route(
+            method="POST",
+            path="/v1/members/set",
+            role=admin,
+            summary="Add what is missing and make exactly these the voters",
+            handler=cluster.post_set,
+        ),
+        Route(
+            method="POST",
             path="/v1/members/remove",
             role=admin,
             summary="Remove learners",
@@ -202,8 +225,11 @@ def _cluster_routes() -> list[Route]:
 
 
 async def get_index(call: Call) -> web.Response:
-    listed = [{"method": route.method, "path": route.path, "summary": route.summary} for route in routes()]
-    return success(call.request, "index", {"node": call.raft.id, "routes": listed})
+    listed = [
+        RouteAnswer(method=route.method, path=openapi.path_of(route), summary=route.summary, role=route.role)
+        for route in routes()
+    ]
+    return success(call.request, "index", IndexAnswer(node=call.raft.id, routes=listed))
 
 
 async def no_such_route(call: Call) -> web.Response:

@@ -287,6 +287,19 @@ class ChangeMembersRequest(Request):
     force: bool = False
 
 
+class PromoteRequest(Request):
+    """Learners that become voters."""
+
+    ids: Annotated[list[NodeIdText], Meta(min_length=1, max_length=MAX_MEMBERS)]
+
+
+class SetMembersRequest(Request):
+    """The voters there should be, with the address of each. ``retain``: voters that leave stay as learners."""
+
+    members: Annotated[dict[NodeIdText, NodeBody], Meta(min_length=1, max_length=MAX_MEMBERS)]
+    retain: bool = False
+
+
 class RemoveMembersRequest(Request):
     ids: Annotated[list[NodeIdText], Meta(min_length=1, max_length=MAX_MEMBERS)]
 
@@ -360,6 +373,38 @@ class EventsAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     events: list[NodeEvent]
+
+
+class InitializeAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    members: list[str]
+
+
+class SnapshotAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The node that has a snapshot of everything it had applied."""
+
+    node: str
+
+
+class HealthAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One of ``alive`` and ``ready``, as asked."""
+
+    node: str
+    alive: bool | UnsetType = UNSET
+    ready: bool | UnsetType = UNSET
+
+
+class RouteAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    method: str
+    path: str
+    summary: str
+    role: str
+
+
+class IndexAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What there is to ask for."""
+
+    node: str
+    routes: list[RouteAnswer]
 
 
 class TransferAnswer(msgspec.Struct, frozen=True, kw_only=True):
