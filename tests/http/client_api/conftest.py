@@ -33,11 +33,18 @@ from raftkit_core.types.metrics import NodeEvent, RaftMetrics, ServerState
 from raftkit_core.types.operations import (
     AddLearner,
     ChangeMembership,
+    CloseSession,
+    KeepSession,
     MembershipDone,
+    OpenSession,
     Operation,
+    SessionClosed,
+    SessionKept,
+    SessionOpened,
     TransferDone,
     TransferLeader,
 )
+from raftkit_core.types.session import SessionRef
 from raftkit_core.types.vote import LeaderId
 from raftkit_http.access import Access
 from raftkit_http.api import attach
@@ -199,6 +206,13 @@ class FakeRaft:
         if isinstance(operation, TransferLeader):
             self.leader = operation.to or self.id
             return TransferDone(self.leader)
+        match operation:
+            case OpenSession(ttl_ms):
+                return SessionOpened(SessionRef("0123456789abcdef" * 2, 42), ttl_ms)
+            case KeepSession():
+                return SessionKept(30_000)
+            case CloseSession():
+                return SessionClosed(True)
         self.membership = self._changed(operation)
         self.index += 1
         return MembershipDone(LogId(LeaderId(1, self.id), self.index), self.membership)
