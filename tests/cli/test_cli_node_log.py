@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 
 import pytest
@@ -67,3 +69,16 @@ def test_with_json_each_event_is_a_document_on_stdout(capsys: pytest.CaptureFixt
     assert [document["data"]["event"] for document in documents] == ["ready", "role", "membership"]
     assert {document["schema"] for document in documents} == {"raftkit.node.event/1"}
     assert captured.err == ""
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_log_that_cannot_be_written_is_no_reason_to_stop(as_json: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.StringIO):
+        def write(self, _text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sys.stdout", Full())
+    monkeypatch.setattr("sys.stderr", Full())
+    log = NodeLog("n1", Output(as_json=as_json))
+    log.changed(STORY[1])
+    log.say("nobody hears this")

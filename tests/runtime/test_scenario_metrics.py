@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from raftkit_core.config import Config
-from raftkit_core.errors import IdentityError, NeedsRejoin, PeerBusy, WaitTimeout
+from raftkit_core.errors import IdentityError, NeedsRejoin, PeerBusy, StorageFull, WaitTimeout
+from raftkit_core.runtime.metrics import Watch
 from raftkit_core.runtime.ticker import Ticker
 from raftkit_core.testing.cluster import memory_cluster, outcome
 from raftkit_core.types.identity import PeerIdentity
@@ -102,6 +103,32 @@ async def test_watching_metrics_gives_the_present_value_and_every_later_one() ->
         await raft.client_write(Put("b", b"1"))
         await watcher
         assert (seen[0], seen[-1]) == (1, 3)
+
+
+async def test_a_watcher_that_is_busy_when_the_node_ends_still_hears_why() -> None:
+    async with memory_cluster(1) as cluster:
+        raft = cluster.raft("n1")
+        seen = []
+        async for value in raft.metrics():
+            seen.append(value.fatal)
+            if len(seen) == 1:
+                raft.fail(StorageFull("no room", subject="log", verb="write"))
+                await asyncio.sleep(1)  # the watch is closed meanwhile
+    assert seen[0] is None
+    assert "no room" in (seen[-1] or "")
+
+
+async def test_a_watcher_that_was_busy_sees_what_changed_meanwhile_at_once() -> None:
+    numbers = [1]
+    watch = Watch(lambda: numbers[-1])
+    seen = []
+    async for value in watch:
+        seen.append(value)
+        if len(seen) == 2:
+            break
+        numbers.append(2)
+        watch.publish()  # nobody waits just now, and nothing is published later
+    assert seen == [1, 2]
 
 
 async def test_waiting_ends_with_the_latest_metrics_when_the_time_is_over() -> None:

@@ -5,9 +5,11 @@ With ``--json`` the lines go to stdout, one document each (``raftkit.node.event/
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,14 +100,22 @@ class NodeLog:
     def _event(self, event: str, text: str, **fields: Any) -> None:
         if self._out.as_json:
             data = {"node": self._node_id, "event": event, "message": text, **fields}
-            self._out.result("node.event", data)
+            with _unheard():
+                self._out.result("node.event", data)
         else:
             self._line(event, text)
 
     def _line(self, event: str, text: str) -> None:
         clock = time.strftime("%H:%M:%S") if is_terminal(sys.stderr) else time.strftime("%Y-%m-%dT%H:%M:%S%z")
         if not self._out.quiet or event in ("fatal", "needs_rejoin"):
-            self._out.note(f"{clock} {self._node_id} {text}")
+            with _unheard():
+                self._out.note(f"{clock} {self._node_id} {text}")
+
+
+def _unheard() -> AbstractContextManager[None]:
+    """A log that cannot be written (its disk is full, its reader is gone) is no reason for a node to stop, and least of
+    all for one that wants to say why it stops."""
+    return contextlib.suppress(OSError)
 
 
 def _members(metrics: RaftMetrics) -> str:

@@ -64,9 +64,15 @@ class Watch(Generic[T]):
     async def __aiter__(self) -> AsyncIterator[T]:
         last = self.value
         yield last
-        while not self.is_closed:
-            await self.changed()
+        while True:
+            # Whoever iterates may have been busy while the value changed, or while it changed for the last time: what
+            # it says now is looked at before anything is waited for.
+            is_last = self.is_closed
             value = self.value
             if value != last:
                 last = value
                 yield value
+            elif is_last:
+                return
+            else:
+                await self.changed()
