@@ -42,7 +42,7 @@ async def test_killed_nodes_lose_nothing(count: int, machine: str, seed: int, tm
         cluster.start()
         result = await trial(cluster, kills, seed=seed, keep=tmp_path)
     print(said(result))
-    assert result.acknowledged > 100
+    assert result.acknowledged > 20
 
 
 @pytest.mark.parametrize("seed", [21, 22])
@@ -51,4 +51,4 @@ async def test_paused_nodes_answer_nothing_from_the_past(seed: int, tmp_path: Pa
         cluster.start()
         result = await trial(cluster, pauses, seed=seed, keep=tmp_path)
     print(said(result))
-    assert result.acknowledged > 100
+    assert result.acknowledged > 20
