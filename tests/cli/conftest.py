@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from raftkit_cli.main import cli
-from raftkit_core import errors, hookimpl
+from raftkit_core import Config, errors, hookimpl, open_raft
 from raftkit_core.network.client import (
     ClusterClient,
     Consistency,
@@ -22,7 +24,7 @@ from raftkit_core.network.client import (
     PeerStatus,
     StorageStatus,
 )
-from raftkit_core.types.kv import KeyValue, KvEvent, WriteResult
+from raftkit_core.types.kv import KeyValue, KvEvent, Put, WriteResult
 from raftkit_core.types.membership import Node
 
 
@@ -44,8 +46,19 @@ class FakeCluster:
         self.endpoints: list[list[str]] = []
         self.options: list[Mapping[str, Any]] = []
         self.calls: list[tuple[str, Any]] = []
+        self.snapshot: int | None = None
+        self.snapshot_bytes = b""
+        self.store_ids: dict[str, str] = {}
+        """Stores of nodes that are not the one the membership names."""
         self.learner_behind = [30, 4]
         """What a new learner lacks, look by look."""
+
+    def bind(self) -> None:
+        """The membership names the store every member has."""
+        self.members = {
+            name: (msgspec.structs.replace(node, store_id="5" * 32), voter)
+            for name, (node, voter) in self.members.items()
+        }
 
     def status(self, node_id: str) -> NodeStatus:
         is_leader = node_id == self.leader
@@ -54,7 +67,8 @@ class FakeCluster:
             id=node_id,
             cluster="demo",
             cluster_id="c" * 32,
-            store_id="5" * 32,
+            store_id=self.store_ids.get(node_id, "5" * 32),
+            snapshot=self.snapshot,
             version="0.1.0",
             role="leader" if is_leader else "follower",
             term=self.term,
@@ -159,7 +173,11 @@ class FakeClient(ClusterClient):
         return cluster.leader
 
     async def trigger_snapshot(self, address: str | None = None) -> None:
-        self._called("trigger_snapshot", address)
+        cluster = self._called("trigger_snapshot", address)
+        cluster.snapshot = cluster.index
+
+    async def read_snapshot(self, address: str | None = None) -> AsyncGenerator[bytes, None]:
+        yield self._called("read_snapshot", address).snapshot_bytes
 
     async def write(self, command: Any) -> Any:
         raise AssertionError("no verb uses it")
@@ -304,3 +322,51 @@ def make_error() -> Callable[[str], errors.RaftError]:
         return kind(f"made for the test: {code}")
 
     return make
+
+
+class Keeper:
+    """Stores of nodes that do not run, in ``raftkit-data/ID`` of the working folder, and a saved snapshot."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def make(self, *node_ids: str, writes: int = 3, snapshot: Path | None = None) -> None:
+        """A cluster that ran once: its members' stores, each with ``writes`` keys. ``snapshot`` gets its state."""
+        asyncio.run(self._make(node_ids, writes, snapshot))
+
+    async def _make(self, node_ids: tuple[str, ...], writes: int, snapshot: Path | None) -> None:
+        hub = f"memory:{self.folder.parent.name}"
+        async with AsyncExitStack() as stack:
+            rafts = [
+                await stack.enter_async_context(
+                    open_raft(
+                        node_id,
+                        storage="sqlite:raft.db",
+                        network=hub,
+                        data_dir=self.folder / "raftkit-data" / node_id,
+                        config=Config(heartbeat_interval_ms=20, leader_lease_ms=50, election_timeout_min_ms=60),
+                    )
+                )
+                for node_id in node_ids
+            ]
+            await rafts[0].initialize({node_id: Node(f"{hub}/{node_id}") for node_id in node_ids})
+            index = 0
+            for number in range(writes):
+                index = (await rafts[0].write(Put(f"k{number}", b"v"))).log_id.index
+            for raft in rafts:
+                await raft.wait(20).applied_index_at_least(index)
+            if snapshot is not None:
+                rafts[0].trigger().snapshot()
+                await rafts[0].wait(20).metrics(lambda m: m.snapshot is not None, "a snapshot")
+                source = await rafts[0].get_snapshot()
+                assert source is not None
+                chunks = [chunk async for chunk in source.open(0)]
+                await source.close()
+                snapshot.write_bytes(b"".join(chunks))  # noqa: ASYNC240
+            for raft in rafts:
+                raft.fail(errors.Stopped("all stop at once"))
+
+
+@pytest.fixture
+def keeper(tmp_path: Path) -> Keeper:
+    return Keeper(tmp_path / "work")

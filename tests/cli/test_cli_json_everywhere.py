@@ -37,6 +37,7 @@ SUCCESS = {
     "member add": ["n4", "fake://n4"],
     "member promote": ["n3"],
     "member remove": ["n3", "--yes"],
+    "member rejoin": ["n3", "--yes"],
     "leader show": [],
     "leader transfer": ["n3"],
     "kv put": ["k", "v"],
@@ -47,6 +48,16 @@ SUCCESS = {
     "kv watch": ["--limit", "1"],
     "check linearizable": ["--operations", "20"],
     "check history": [str(Path(__file__).parents[1] / "golden" / "raftkit-history-1.jsonl")],
+    "snapshot create": [],
+    "snapshot save": ["saved.snapshot"],
+    "snapshot inspect": ["state.snapshot"],
+    "snapshot restore": ["state.snapshot", "--id", "n7", "--yes"],
+    "storage info": ["--id", "n1"],
+    "storage verify": ["--id", "n1"],
+    "storage backup": ["n1.backup", "--id", "n1"],
+    "storage restore": ["made.backup", "--data-dir", "elsewhere", "--yes"],
+    "storage migrate": ["--id", "n1", "--from", "sqlite:raft.db", "--to", "sqlite:new.db", "--yes"],
+    "recover": ["raftkit-data/n1", "--yes"],
     "plugins list": [],
     "plugins show": ["core"],
     "plugins trace": [],
@@ -102,16 +113,29 @@ def _local_cluster(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verb", SUCCESS)
-def test_success_is_one_document(verb: str, raftkit: Any, tmp_path: Path) -> None:
+def test_success_is_one_document(verb: str, raftkit: Any, tmp_path: Path, keeper: Any) -> None:
     _local_cluster(tmp_path)
     if before := BEFORE.get(verb.split()[0]):
         raftkit(*before)
+    if verb.split()[0] in ("storage", "snapshot", "recover"):
+        keeper.make("n1", snapshot=Path("state.snapshot"))
+        raftkit.cluster.snapshot_bytes = Path("state.snapshot").read_bytes()
+    if verb == "storage restore":
+        raftkit("storage", "backup", "made.backup", "--id", "n1")
+    raftkit("kv", "put", "known", "value")
     document = raftkit.json(*verb.split(), *SUCCESS[verb])
     assert document["schema"] == f"raftkit.{verb.replace(' ', '.')}/1"
     assert set(document) == {"schema", "ok", "data"}
 
 
-@pytest.mark.parametrize("verb", [verb for verb in SUCCESS if verb.split()[0] in ("status", "member", "leader", "kv")])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        verb
+        for verb in SUCCESS
+        if verb.split()[0] in ("status", "member", "leader", "kv") or verb in ("snapshot create", "snapshot save")
+    ],
+)
 @pytest.mark.parametrize("position", ["before", "after"])
 def test_failure_of_the_cluster_is_one_document(verb: str, position: str, raftkit: Any) -> None:
     raftkit.cluster.failure = errors.QuorumNotEnough("1 of 3 voters reachable, 2 needed")

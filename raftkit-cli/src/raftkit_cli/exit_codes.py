@@ -105,6 +105,7 @@ EXIT_CODES: Final[dict[str, int]] = {
     "NODE_NOT_RUNNING": CONFLICT,
     "NODE_FAILED": CHECK_FAILED,
     "NO_LEADER": NO_QUORUM,
+    "FILE_EXISTS": CONFLICT,
 }
 
 

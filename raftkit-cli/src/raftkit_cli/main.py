@@ -36,6 +36,12 @@ class Root(LazyGroup):
         "certs": ("raftkit_cli.verbs.certs:certs", "Make and show TLS certificates."),
         "token": ("raftkit_cli.verbs.token:token", "Make, list and revoke access tokens."),
         "context": ("raftkit_cli.verbs.context:context", "Clusters known by name."),
+        "storage": ("raftkit_cli.verbs.storage:storage", "Check, back up, restore and move a node's store."),
+        "snapshot": ("raftkit_cli.verbs.snapshot:snapshot", "Make, save, look into and restore snapshots."),
+        "recover": (
+            "raftkit_cli.verbs.recover:recover",
+            "Begin again from one survivor of a lost quorum.",
+        ),
         "plugins": ("raftkit_cli.verbs.plugins:plugins", "What is installed and what it provides."),
         "version": ("raftkit_cli.verbs.version:version", "Versions of raftkit and its parts."),
     }

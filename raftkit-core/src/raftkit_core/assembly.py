@@ -18,6 +18,7 @@ from raftkit_core.instrument import Instrument
 from raftkit_core.plugins import load_plugins
 from raftkit_core.plugins.loaded import LoadedPlugins
 from raftkit_core.raft import Raft
+from raftkit_core.storage.interface import RaftSnapshotStorage
 from raftkit_core.types.adapter import AdapterContext
 from raftkit_core.types.ids import DEFAULT_GROUP, NodeId
 from raftkit_core.types.membership import Node
@@ -89,13 +90,9 @@ async def open_raft(
     for instrument in instruments:
         observers.add(instrument)
     log_storage = loaded.log_storage(storage, context)
-    if snapshot_url is not None:
-        snapshot_storage = loaded.snapshot_storage(snapshot_url, context)
-    elif paired is not None:
-        snapshot_storage = paired
-    else:
-        assert folder is not None, "chosen above"
-        snapshot_storage = loaded.snapshot_storage(f"file:{(folder / 'snapshots').resolve()}", context)
+    snapshot_storage = paired
+    if snapshot_storage is None:
+        snapshot_storage = snapshot_storage_of(loaded, storage, snapshot_url, context)
     machine = loaded.state_machine(state_machine or file.state_machine or "kv", context)
     context.security = security or file.security
     transport = loaded.network(network, context)
@@ -129,6 +126,20 @@ async def open_raft(
             await raft.shutdown()
 
 
+def snapshot_storage_of(
+    loaded: LoadedPlugins, storage: str, snapshots: str | None, context: AdapterContext
+) -> RaftSnapshotStorage:
+    """Where a node keeps its snapshots: where it was told to, where its log storage keeps them, or as files in its
+    folder. Raises: PluginError."""
+    if snapshots is not None:
+        return loaded.snapshot_storage(snapshots, context)
+    paired = loaded.paired_snapshot_storage(storage, context)
+    if paired is not None:
+        return paired
+    assert context.data_dir is not None, "a node without a place for snapshots is given a folder"
+    return loaded.snapshot_storage(f"file:{(context.data_dir / 'snapshots').resolve()}", context)
+
+
 def check_bootstrap_marker(raft: Raft, folder: Path | None) -> None:
     """Remember outside the store which store this folder was bootstrapped with: a wiped one must not begin anew.
 
@@ -143,8 +154,7 @@ def check_bootstrap_marker(raft: Raft, folder: Path | None) -> None:
     if known is not None and raft.is_pristine:
         raise NeedsRejoin(
             f"{raft.id} was bootstrapped with store {known}, but its store is empty and new ({raft.store_id})",
-            hint=f"restore the data; or rejoin: raftkit member remove {raft.id}, start it in an empty folder, then"
-            f" raftkit member add {raft.id} …",
+            hint=f"restore the data; or start it in an empty folder, then: raftkit member rejoin {raft.id}",
         )
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     scratch = marker.with_suffix(".tmp")

@@ -30,6 +30,7 @@ from raftkit_http.api.schema import (
     TransferAnswer,
     WriteAnswer,
 )
+from raftkit_http.download import download_snapshot
 from raftkit_http.endpoints import Endpoints, normalize
 from raftkit_http.exchange import Lost, NotSent, Outgoing, exchange, make_session
 from raftkit_http.tls import ca_context
@@ -127,6 +128,12 @@ class HttpClusterClient(ClusterClient):
 
     async def trigger_snapshot(self, address: str | None = None) -> None:
         await self._call(_post("/v1/snapshot", {}), dict, changes=True, only=address)
+
+    def read_snapshot(self, address: str | None = None) -> AsyncGenerator[bytes, None]:
+        if self._session is None:
+            raise ConfigError("the client is not open", hint="async with HttpClusterClient([...]) as client: …")
+        endpoints = self._endpoints.order() if address is None else [normalize(address)]
+        return download_snapshot(self._session, endpoints)
 
     # --- Writes -----------------------------------------------------------------------------------------------------
 

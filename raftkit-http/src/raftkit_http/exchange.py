@@ -110,7 +110,7 @@ def _streamed(body: bytes | None) -> bytes | io.BytesIO | None:
 
 async def answer_of(response: aiohttp.ClientResponse, into: type[T]) -> Answer[T]:
     """What ``response`` says, whatever its status. Raises: NotSent, Lost."""
-    return _decode(response, await _read(response), into)
+    return decode_answer(response, await _read(response), into)
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
@@ -129,7 +129,7 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
     return b"".join(chunks)
 
 
-def _decode(response: aiohttp.ClientResponse, body: bytes, into: type[T]) -> Answer[T]:
+def decode_answer(response: aiohttp.ClientResponse, body: bytes, into: type[T]) -> Answer[T]:
     try:
         envelope = _envelopes.decode(body)
         if envelope.ok:

@@ -192,6 +192,60 @@ def remove(invocation: Invocation, node: str, force: bool, dry_run: bool) -> Non
     )
 
 
+@member.command("rejoin")
+@click.argument("node")
+@click.option("--url", metavar="URL", help="Where it is reached. [default: the address it has as a member]")
+@click.option("--client", "client_url", metavar="URL", help="Where clients reach it, if that is another address.")
+@click.option("--learner", is_flag=True, help="Leave it a learner.")
+@click.option("--wait", type=Duration(), default="60s", show_default=True, help="How long it may take to catch up.")
+@_dry_run
+@pass_invocation
+def rejoin(
+    invocation: Invocation,
+    node: str,
+    url: str | None,
+    client_url: str | None,
+    learner: bool,
+    wait: float,
+    dry_run: bool,
+) -> None:
+    """Let NODE come back with an empty or restored store: remove it, add it as a learner, promote it.
+
+    Start it first. A node that lost its store has forgotten votes and entries, so its old membership must not count any
+    more. Interrupted, run it again: it goes on with what is left to do.
+    """
+    from raftkit_cli.rejoin import Rejoin
+
+    check_node_id(node)
+
+    async def look(client: ClusterClient) -> Rejoin:
+        return await Rejoin.plan(client, node, url=url, client_url=client_url, as_learner=learner)
+
+    plan = with_client(invocation, look, limit_s=3 * invocation.timeout_s)
+    invocation.out.note(plan.words)
+    if plan.steps and not dry_run:
+        if plan.removes_member:
+            invocation.confirm(f"Remove {node} and add it again with its new store?")
+
+        async def work(client: ClusterClient) -> None:
+            await plan.carry_out(
+                client, tell=invocation.out.note, catch_up=lambda: _catch_up(invocation, client, node, wait)
+            )
+
+        with_client(invocation, work, changes="the rejoin", limit_s=wait + 8 * invocation.timeout_s)
+    data = {**plan.fields, "dry_run": dry_run, "done": bool(plan.steps) and not dry_run}
+
+    def human() -> None:
+        if not plan.steps:
+            invocation.out.line(f"{node} is a {plan.goal} with the store it has: nothing to do")
+        elif dry_run:
+            invocation.out.line("nothing was changed")
+        else:
+            invocation.out.line(f"{node} is a {plan.goal} again")
+
+    invocation.out.result("member.rejoin", data, human)
+
+
 async def leader_view(client: ClusterClient) -> NodeStatus:
     """The leader's own status: the newest membership and the replication of every peer.
 

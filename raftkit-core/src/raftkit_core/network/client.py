@@ -133,6 +133,15 @@ class ClusterClient(ABC):
     @abstractmethod
     async def trigger_snapshot(self, address: str | None = None) -> None: ...
 
+    def read_snapshot(self, address: str | None = None) -> AsyncGenerator[bytes, None]:
+        """The newest snapshot of the node at ``address`` (None: of the first that answers), as its container's bytes.
+
+        Raises: NotFound while there is none; StorageCorrupt if the bytes end early.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} cannot read snapshots", hint="take one offline: raftkit storage backup"
+        )
+
     @abstractmethod
     async def write(self, command: Any) -> Any:
         """A command of the cluster's state machine, as JSON-like data; gives its result as JSON-like data."""

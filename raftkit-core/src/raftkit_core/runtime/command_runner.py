@@ -235,7 +235,7 @@ class CommandRunner:
     def _retire(self, reason: str) -> None:
         error = LogReversion(
             f"this store lost writes it had confirmed, and is retired: {reason}",
-            hint=f"rejoin with an empty folder: raftkit member remove {self._engine.config.id}, then add it again",
+            hint=f"start it with an empty folder, then: raftkit member rejoin {self._engine.config.id}",
         )
         self._writer.retire(lambda: self._retire_store(reason), error)
 

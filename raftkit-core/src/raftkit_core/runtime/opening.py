@@ -61,8 +61,14 @@ async def open_identity(
                 hint=f"start it with {what} {stored!r}, or give the node a data folder of its own",
             )
     if identity.retired:
-        raise NeedsRejoin(
-            f"this store is retired: {identity.retired}",
-            hint=f"rejoin with an empty folder: raftkit member remove {context.node_id}, then add it again",
-        )
+        raise NeedsRejoin(f"this store is retired: {identity.retired}", hint=_way_on(identity.retired, context.node_id))
     return identity
+
+
+def _way_on(retired: str, node_id: str) -> str:
+    """What to do about a store that no node may start on."""
+    if retired.startswith("not finished: "):
+        return "run the command again that was filling it, to its end"
+    if retired.startswith("migrated to "):
+        return f"start the node on the store it was moved to: --storage {retired.removeprefix('migrated to ')}"
+    return f"start {node_id} with an empty folder, then: raftkit member rejoin {node_id}"

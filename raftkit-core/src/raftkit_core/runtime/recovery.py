@@ -92,7 +92,7 @@ def _contradiction(one: str, other: str) -> StoreLostWrites:
     """Two committed entries at one index: never repaired by overwriting either (openraft.md §6 item 14)."""
     return StoreLostWrites(
         f"{one}, but {other}: the parts of this node's data do not belong together",
-        hint="rejoin this node: raftkit member remove, then add it with an empty folder",
+        hint="start this node with an empty folder, then: raftkit member rejoin ID",
     )
 
 
@@ -105,7 +105,7 @@ def _check_vote(log: LogState) -> None:
             f"the log ends at {last}, but the vote is {vote}: the store lost a vote it had confirmed",
             subject="vote",
             verb="read",
-            hint="rejoin this node: raftkit member remove, then add it with an empty folder",
+            hint="start this node with an empty folder, then: raftkit member rejoin ID",
         )
 
 
@@ -145,13 +145,13 @@ async def recover(
         raise StoreLostWrites(
             f"the log is purged up to {log.last_purged}, but the state machine stands at {applied}: the snapshot or the"
             " machine's data lost what had been saved",
-            hint="rejoin this node: raftkit member remove, then add it with an empty folder",
+            hint="start this node with an empty folder, then: raftkit member rejoin ID",
         )
     committed = max_log_id(log.committed, applied)
     if index_of(committed) > index_of(log.last_log_id):
         raise StoreLostWrites(
             f"the log ends at {log.last_log_id}, but {committed} was committed here",
-            hint="rejoin this node: raftkit member remove, then add it with an empty folder",
+            hint="start this node with an empty folder, then: raftkit member rejoin ID",
         )
     log_ids = await load_log_ids(storage, log)
     for what, position in (

@@ -250,7 +250,7 @@ class PeerService:
         if core.engine.is_foreign_store(peer.node_id, peer.store_id):
             raise NeedsRejoin(
                 f"{peer.node_id} has store {peer.store_id}, which is not the one the membership names",
-                hint=f"rejoin it: raftkit member remove {peer.node_id}, then add it again",
+                hint=f"let it rejoin: raftkit member rejoin {peer.node_id}",
             )
         return core
 

@@ -8,7 +8,7 @@ from aiohttp import hdrs, web
 
 from raftkit_core.errors import BadRequest, NotFound
 from raftkit_http.access import Access
-from raftkit_http.api import cluster, health, kv, openapi, overview, sessions, socket, ui, watch, write
+from raftkit_http.api import cluster, health, kv, openapi, overview, sessions, snapshot_file, socket, ui, watch, write
 from raftkit_http.api.decode import quoted
 from raftkit_http.api.envelope import failure, success
 from raftkit_http.api.guard import ApiLimits, Call, ClientApi, Role, Route
@@ -220,6 +220,14 @@ def _cluster_routes() -> list[Route]:
             role=admin,
             summary="Snapshot this node",
             handler=cluster.post_snapshot,
+        ),
+        Route(
+            method="GET",
+            path="/v1/snapshot",
+            role=admin,
+            summary="The bytes of this node's snapshot",
+            handler=snapshot_file.get_snapshot,
+            long_lived=True,
         ),
     ]
 

@@ -1,0 +1,184 @@
+"""``raftkit storage``, ``snapshot`` and ``recover`` on stores that ran once."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def sql(node_id: str, statement: str) -> None:
+    connection = sqlite3.connect(Path("raftkit-data") / node_id / "raft.db")
+    with connection:
+        connection.execute(statement)
+    connection.close()
+
+
+def identity(raftkit: Any, *arguments: str) -> dict[str, Any]:
+    found: dict[str, Any] = raftkit.json("storage", "info", *arguments)["data"]["identity"]
+    return found
+
+
+def test_a_store_is_described_and_checked(raftkit: Any, keeper: Any) -> None:
+    keeper.make("n1")
+    data = raftkit.json("storage", "verify", "--id", "n1")["data"]
+    assert data["findings"] == []
+    assert data["entries"] == data["log"]["last"]["index"] + 1
+    assert len(data["log_sha256"]) == 64
+    assert identity(raftkit, "--id", "n1")["node"] == "n1"
+    assert "is sound" in raftkit("storage", "verify", "--id", "n1").stdout
+
+
+def test_every_damage_is_named_and_is_exit_10(raftkit: Any, keeper: Any) -> None:
+    keeper.make("n1")
+    sql("n1", "UPDATE log SET payload = x'00' WHERE idx IN (2, 3)")
+    document = raftkit.json("storage", "verify", "--id", "n1", code=10)
+    assert [finding["where"] for finding in document["data"]["findings"]] == ["entry 2", "entry 3"]
+    assert document["error"]["code"] == "STORAGE_CORRUPT"
+    assert "member rejoin n1" in document["error"]["hint"]
+    result = raftkit("storage", "verify", "--id", "n1")
+    assert result.stderr.count("damaged: log, entry ") == 2
+    assert raftkit("storage", "backup", "bad.backup", "--id", "n1").exit_code == 10, "nothing damaged is copied"
+    assert not Path("bad.backup").exists()
+
+
+def test_what_is_not_there_is_not_made(raftkit: Any) -> None:
+    document = raftkit.json("storage", "verify", "--id", "n9", code=10)
+    assert "there is no folder" in document["error"]["message"]
+    assert not Path("raftkit-data").exists()
+
+
+def test_a_backup_is_restored_elsewhere_as_another_store(raftkit: Any, keeper: Any) -> None:
+    keeper.make("n1")
+    before = raftkit.json("storage", "verify", "--id", "n1")["data"]
+    assert raftkit.json("storage", "backup", "n1.backup", "--id", "n1", "--dry-run")["data"]["written"] is False
+    assert not Path("n1.backup").exists()
+    raftkit.json("storage", "backup", "n1.backup", "--id", "n1")
+    assert raftkit.json("storage", "backup", "n1.backup", "--id", "n1", code=8)["error"]["code"] == "FILE_EXISTS"
+    dry = raftkit.json("storage", "restore", "n1.backup", "--data-dir", "there", "--dry-run")
+    assert dry["data"]["entries"] == before["entries"]
+    assert not Path("there").exists()
+    assert raftkit("storage", "restore", "n1.backup", "--data-dir", "there").exit_code == 2, "it asks first"
+    raftkit.json("storage", "restore", "n1.backup", "--data-dir", "there", "--yes")
+    after = raftkit.json("storage", "verify", "--id", "n1", "--data-dir", "there")["data"]
+    assert (after["log_sha256"], after["log"]) == (before["log_sha256"], before["log"])
+    assert after["identity"]["store_id"] != before["identity"]["store_id"]
+    again = raftkit.json("storage", "restore", "n1.backup", "--data-dir", "there", "--yes", code=10)
+    assert "nothing is overwritten" in again["error"]["message"]
+
+
+def test_a_migrated_store_keeps_its_id_and_the_old_one_is_retired(raftkit: Any, keeper: Any) -> None:
+    keeper.make("n1")
+    before = raftkit.json("storage", "verify", "--id", "n1")["data"]
+    words = ["storage", "migrate", "--id", "n1", "--from", "sqlite:raft.db", "--to", "sqlite:new.db"]
+    assert raftkit.json(*words, "--dry-run")["data"]["written"] is False
+    assert not Path("raftkit-data/n1/new.db").exists()
+    raftkit.json(*words, "--yes")
+    after = raftkit.json("storage", "verify", "--id", "n1", "--storage", "sqlite:new.db")["data"]
+    assert after == before | {"location": after["location"]}
+    assert identity(raftkit, "--id", "n1")["retired"] == "migrated to sqlite:new.db"
+
+
+def test_a_recovery_says_what_it_would_do_and_then_does_it(raftkit: Any, keeper: Any) -> None:
+    keeper.make("n1", "n2", "n3")
+    plan = raftkit("recover", "raftkit-data/n1")
+    assert plan.exit_code == 0
+    assert "nothing was changed" in plan.stdout
+    assert "n2, n3: not looked at" in plan.stderr
+    old = identity(raftkit, "--id", "n1")["cluster_id"]
+    data = raftkit.json("recover", "n1=raftkit-data/n1", "--yes")["data"]
+    assert (data["survivor"], data["applied"], data["voters_not_looked_at"]) == ("n1", True, ["n2", "n3"])
+    assert Path(data["backup"]).exists()
+    now = identity(raftkit, "--id", "n1")
+    assert now["cluster_id"] == data["new_cluster_id"] != old == data["old_cluster_id"]
+    assert now["retired"] is None
+
+
+def test_of_several_stores_the_newest_survives_and_the_others_are_retired(raftkit: Any, keeper: Any) -> None:
+    keeper.make("n1", "n2", "n3")
+    last = raftkit.json("storage", "info", "--id", "n2")["data"]["log"]["last"]["index"]
+    sql("n1", f"DELETE FROM log WHERE idx = {last}")
+    sql("n1", "SELECT 1")
+    data = raftkit.json("recover", "raftkit-data/n2", "raftkit-data/n3", "--yes")["data"]
+    other = "n3" if data["survivor"] == "n2" else "n2"
+    assert "recovered from" in identity(raftkit, "--id", other)["retired"]
+    assert data["had_quorum"] is True
+
+
+def test_a_snapshot_is_saved_looked_into_and_restored(raftkit: Any, keeper: Any) -> None:
+    keeper.make("n1", snapshot=Path("state.snapshot"))
+    raftkit.cluster.snapshot_bytes = Path("state.snapshot").read_bytes()
+    saved = raftkit.json("snapshot", "save", "mine.snapshot")["data"]
+    assert Path("mine.snapshot").read_bytes() == raftkit.cluster.snapshot_bytes
+    seen = raftkit.json("snapshot", "inspect", "mine.snapshot")["data"]
+    assert seen["snapshot"] == saved["snapshot"]
+    assert seen["state_machine"] == "kv/1"
+    words = ["snapshot", "restore", "mine.snapshot", "--id", "n7", "--cluster", "copy"]
+    assert raftkit.json(*words)["data"]["applied"] is False
+    assert not Path("raftkit-data/n7").exists()
+    done = raftkit.json(*words, "--yes")["data"]
+    assert done["cluster_id"] not in (None, seen["cluster_id"])
+    assert identity(raftkit, "--id", "n7", "--cluster", "copy")["cluster_id"] == done["cluster_id"]
+
+
+def test_what_does_not_arrive_whole_is_not_saved(raftkit: Any, keeper: Any) -> None:
+    keeper.make("n1", snapshot=Path("state.snapshot"))
+    raftkit.cluster.snapshot_bytes = Path("state.snapshot").read_bytes()[:-3]
+    assert raftkit.json("snapshot", "save", "mine.snapshot", code=10)["error"]["code"] == "STORAGE_CORRUPT"
+    assert not Path("mine.snapshot").exists()
+
+
+# --- rejoin ---------------------------------------------------------------------------------------------------------
+
+
+def changes(raftkit: Any) -> list[str]:
+    wanted = ("change_membership", "add_learner", "remove_nodes")
+    return [f"{name} {argument}" for name, argument in raftkit.cluster.calls if name in wanted]
+
+
+def test_a_wiped_voter_is_removed_added_and_promoted(raftkit: Any) -> None:
+    raftkit.cluster.bind()
+    raftkit.cluster.store_ids["n3"] = "9" * 32
+    assert raftkit.json("member", "rejoin", "n3", "--dry-run")["data"]["steps"] == ["remove", "add", "promote"]
+    assert changes(raftkit) == []
+    assert raftkit("member", "rejoin", "n3").exit_code == 2, "it asks first"
+    assert raftkit.json("member", "rejoin", "n3", "--yes")["data"]["done"] is True
+    assert changes(raftkit) == [
+        "change_membership (['n1', 'n2'], False, False)",
+        "add_learner n3",
+        "change_membership (['n1', 'n2', 'n3'], True, False)",
+    ]
+
+
+def test_an_interrupted_rejoin_goes_on_with_what_is_left(raftkit: Any) -> None:
+    raftkit.cluster.bind()
+    del raftkit.cluster.members["n3"]
+    document = raftkit.json("member", "rejoin", "n3", code=3)
+    assert "--url" in document["error"]["hint"]
+    assert raftkit.json("member", "rejoin", "n3", "--url", "fake://n3")["data"]["steps"] == ["add", "promote"]
+    raftkit.cluster.members["n3"] = (raftkit.cluster.members["n3"][0], False)
+    raftkit.cluster.bind()
+    assert raftkit.json("member", "rejoin", "n3")["data"]["steps"] == ["promote"]
+
+
+def test_a_member_with_its_own_store_needs_no_rejoin(raftkit: Any) -> None:
+    raftkit.cluster.bind()
+    result = raftkit("member", "rejoin", "n3")
+    assert "nothing to do" in result.stdout
+    assert changes(raftkit) == []
+
+
+def test_a_node_that_is_down_or_another_one_is_not_rejoined(raftkit: Any) -> None:
+    raftkit.cluster.bind()
+    raftkit.cluster.down.add("n3")
+    assert raftkit.json("member", "rejoin", "n3", code=4)["error"]["code"] == "UNREACHABLE"
+    document = raftkit.json("member", "rejoin", "n3", "--url", "fake://n1", code=10)
+    assert "there is n1, not n3" in document["error"]["message"]
+
+
+@pytest.mark.parametrize("verb", ["recover", "storage info"])
+def test_a_source_without_a_store_is_refused(raftkit: Any, verb: str) -> None:
+    words = ["recover", "absent"] if verb == "recover" else ["storage", "info", "--id", "absent"]
+    assert raftkit.json(*words, code=10)["error"]["hint"]
