@@ -54,10 +54,10 @@ class Site:
     def start(self, *nodes: str) -> None:
         members = ",".join(f"{name}={url}" for name, url in self.urls.items())
         for node in nodes:
+            words = ["--id", node, "--network", self.urls[node], "--initial-cluster", members]
             with (self.folder / f"{node}.log").open("ab") as log:
                 self._running[node] = subprocess.Popen(
-                    [sys.executable, "-m", "raftkit_cli", "node", "run", "--id", node, "--network", self.urls[node]]
-                    + ["--initial-cluster", members, "--state-machine", self._machine],
+                    [sys.executable, "-m", "raftkit_cli", "node", "run", *words, "--state-machine", self._machine],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
