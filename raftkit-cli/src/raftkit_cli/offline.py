@@ -62,7 +62,14 @@ def settings_of(invocation: Invocation, flags: dict[str, Any]) -> NodeSettings:
     """Raises: ConfigError."""
     from raftkit_cli.verbs.node import NodeSettings
 
-    return NodeSettings.of(invocation, {"network": None, "initial_cluster": None, **flags})
+    return NodeSettings.of(invocation, _Flags(flags))
+
+
+class _Flags(dict[str, Any]):
+    """Options of ``node run`` that these verbs do not have were not given."""
+
+    def __missing__(self, name: str) -> None:
+        return None
 
 
 def parts_of(settings: NodeSettings, *, make_folder: bool = False) -> Parts:
