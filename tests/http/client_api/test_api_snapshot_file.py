@@ -1,0 +1,76 @@
+"""``GET /v1/snapshot``: whole and as announced, or an error; through the client, and raw."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from raftkit_core import Node, open_raft
+from raftkit_core.errors import NetworkError, NotFound, StorageCorrupt, Unreachable
+from raftkit_core.storage.snapshot_format import SnapshotDecoder
+from raftkit_http.client import HttpClusterClient
+
+
+def free_url() -> str:
+    with socket.socket() as each:
+        each.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{each.getsockname()[1]}"
+
+
+async def test_a_node_gives_the_bytes_of_its_snapshot() -> None:
+    url = free_url()
+    async with open_raft("n1", storage="memory:", network=url) as raft, HttpClusterClient([url]) as client:
+        await client.initialize({"n1": Node(url)})
+        with pytest.raises(NotFound, match="no snapshot yet"):
+            [chunk async for chunk in client.read_snapshot(url)]
+        await client.kv_put("k", b"v" * 700_000)
+        await client.trigger_snapshot(url)
+        held = (await raft.wait(20).metrics(lambda m: m.snapshot is not None, "a snapshot")).snapshot
+        for address in (url, None):
+            data = b"".join([chunk async for chunk in client.read_snapshot(address)])
+            decoder = SnapshotDecoder()
+            decoder.feed(data)
+            assert decoder.finish().last_log_id == held
+        async with aiohttp.ClientSession() as session, session.get(f"{url}/v1/snapshot") as response:
+            assert response.content_length == len(data)
+            assert response.headers["Raftkit-Snapshot-Sha256"] == hashlib.sha256(data).hexdigest()
+
+
+async def test_where_nobody_listens_nobody_is_reached() -> None:
+    async with HttpClusterClient([free_url()]) as client:
+        with pytest.raises(Unreachable):
+            [chunk async for chunk in client.read_snapshot()]
+
+
+@pytest.mark.parametrize(
+    ("sent", "length", "expected"), [(b"abd", 3, StorageCorrupt), (b"ab", 3, NetworkError)], ids=["changed", "cut"]
+)
+async def test_a_stream_that_is_not_what_was_announced_is_an_error(
+    sent: bytes, length: int, expected: type[Exception]
+) -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Raftkit-Snapshot-Sha256": hashlib.sha256(b"abc").hexdigest()})
+        response.content_length = length
+        await response.prepare(request)
+        await response.write(sent)
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    app = web.Application()
+    app.router.add_get("/v1/snapshot", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    try:
+        async with HttpClusterClient([f"http://127.0.0.1:{port}"]) as client:
+            with pytest.raises(expected):
+                [chunk async for chunk in client.read_snapshot()]
+    finally:
+        await runner.cleanup()
