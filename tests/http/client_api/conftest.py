@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -45,6 +46,7 @@ from raftkit_core.types.operations import (
     TransferLeader,
 )
 from raftkit_core.types.session import SessionRef
+from raftkit_core.types.snapshot import SnapshotMeta, SnapshotSource
 from raftkit_core.types.vote import LeaderId
 from raftkit_http.access import Access
 from raftkit_http.api import attach
@@ -240,6 +242,23 @@ class FakeRaft:
     async def snapshot(self) -> None:
         await self._gate()
         self.snapshots += 1
+
+    async def get_snapshot(self) -> SnapshotSource | None:
+        await self._gate()
+        return FakeSource()
+
+
+class FakeSource(SnapshotSource):
+    """Three bytes."""
+
+    def __init__(self) -> None:
+        self.meta = SnapshotMeta(None, StoredMembership(), "a1", 0, 3, hashlib.sha256(b"abc").hexdigest())
+
+    async def open(self, offset: int = 0, chunk_bytes: int = 1) -> AsyncIterator[bytes]:
+        yield b"abc"[offset:]
+
+    async def close(self) -> None:
+        return
 
 
 class ApiNode:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -195,6 +196,9 @@ async def _serve(settings: NodeSettings, log: NodeLog, stack: contextlib.ExitSta
             _reload_on_hangup(raft, log, stack)
             log.ready(settings.network, settings.config.cluster)
             log.waiting(raft.is_pristine, settings.initial_cluster)
+            # What is here now stays to the end. A full collection that walks over it stops the loop for 18 to 46 ms.
+            gc.collect()
+            gc.freeze()
             await _until_stopped(raft, log, stop)
             stop.begin_countdown()
     except asyncio.CancelledError:

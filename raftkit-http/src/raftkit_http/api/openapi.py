@@ -157,6 +157,10 @@ OPERATIONS: dict[Key, Operation] = {
     ("POST", "/v1/snapshot"): Operation(
         body=schema.EmptyRequest, example={}, answers={"snapshot": schema.SnapshotAnswer}
     ),
+    ("GET", "/v1/snapshot"): Operation(
+        media="application/octet-stream",
+        about="The container raftkit-snapshot/1, with its sha256 in Raftkit-Snapshot-Sha256. 404 before there is one.",
+    ),
     ("GET", "/ui"): Operation(media="text/html"),
     ("GET", "/livez"): Operation(
         answers={"health": schema.HealthAnswer},
