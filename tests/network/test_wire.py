@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from raftkit_core.errors import ErrorInfo, PayloadTooLarge
 from raftkit_core.network import wire
 from raftkit_core.network.wire import FrameError, Kind
-from raftkit_core.types.entry import BLANK, MEMBERSHIP, NORMAL, Entries, Entry
+from raftkit_core.types.entry import BLANK, MEMBERSHIP, NORMAL, Entries, Entry, encode_membership
 from raftkit_core.types.ids import MAX_ENTRY_BYTES, MAX_FRAME_BYTES
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import Membership, Node, StoredMembership
@@ -128,6 +128,27 @@ def test_an_error_answer_is_shortened_until_it_fits_its_lane() -> None:
     assert wire.decode_error(wire.encode_error(info)).code == "FORWARD_TO_LEADER"
 
 
+MEMBERS = encode_membership(Membership.of([["n1"]], {"n1": Node("http://n1:1")}))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"garbage",
+        b"\x82\xa7configs\x91\x91\xa2n1\xa5nodes\x80",  # a voter without a node
+        b"\x82\xa7configs\x91\x90\xa5nodes\x80",  # nobody votes
+        MEMBERS.replace(b"n1", b"\xff1", 1),
+    ],
+)
+def test_an_entry_of_membership_that_is_none_is_refused_before_it_can_count(payload: bytes) -> None:
+    """A membership is in force as soon as it is appended: the engine must be able to rely on what it finds."""
+    entries = [Entry(LogId(T1, 7), 0, MEMBERSHIP, MEMBERS), Entry(LogId(T1, 8), 0, MEMBERSHIP, payload)]
+    body = wire.encode_append(AppendEntriesRequest(VOTE, PREV, entries, None, 500))
+    with pytest.raises(wire.FrameError):
+        wire.decode_append(body)
+
+
 entries_strategy = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2), st.binary(max_size=20)), max_size=30)
 
 
@@ -137,6 +158,7 @@ def test_any_append_round_trips(steps: list[tuple[int, int, bytes]], start: int 
     term, index, entries = 1, 0 if start is None else start + 1, []
     for jump, kind, payload in steps:
         term += jump
+        payload = MEMBERS if kind == MEMBERSHIP else payload
         entries.append(Entry(LogId(LeaderId(term, "n1"), index), 2**40 + index, kind, payload))
         index += 1
     request = AppendEntriesRequest(VOTE, prev, entries, None, lease)

@@ -162,7 +162,7 @@ def parse_node_file(text: str, *, origin: str = "raftkit.toml", folder: Path | N
     """Read ``text``; relative paths are under ``folder`` (None: the working directory). Raises: ConfigError."""
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own error is a ValueError
         raise ConfigError(f"{origin} is not TOML: {error}", hint='a line looks like url = "sqlite:n1.db"') from error
     try:
         return _Reader(tables, folder or Path()).read(origin)

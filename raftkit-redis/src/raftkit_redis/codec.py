@@ -7,11 +7,13 @@ misplaced list element are all found when read. There is no default for an unrea
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import TypeVar
 
 import msgspec
 
 from raftkit_core.errors import StorageCorrupt
+from raftkit_core.types.decoding import strictly
 from raftkit_core.types.entry import Entry
 from raftkit_core.types.identity import StoreIdentity
 from raftkit_core.types.log_id import LogId
@@ -25,11 +27,11 @@ _CRC_BYTES = 4
 _REVISION_BYTES = 8
 
 _encoder = msgspec.msgpack.Encoder()
-_entry_decoder = msgspec.msgpack.Decoder(Entry)
-_vote_decoder = msgspec.msgpack.Decoder(Vote)
-_log_id_decoder = msgspec.msgpack.Decoder(LogId)
-_membership_decoder = msgspec.msgpack.Decoder(StoredMembership)
-_identity_decoder = msgspec.msgpack.Decoder(StoreIdentity)
+_entry_decoder = strictly(msgspec.msgpack.Decoder(Entry).decode)
+_vote_decoder = strictly(msgspec.msgpack.Decoder(Vote).decode)
+_log_id_decoder = strictly(msgspec.msgpack.Decoder(LogId).decode)
+_membership_decoder = strictly(msgspec.msgpack.Decoder(StoredMembership).decode)
+_identity_decoder = strictly(msgspec.msgpack.Decoder(StoreIdentity).decode)
 
 T = TypeVar("T")
 
@@ -50,7 +52,7 @@ def decode_entry(blob: bytes, index: int) -> Entry:
     if found != int.from_bytes(blob[:_CRC_BYTES], "big"):
         raise _damaged("log", f"entry {index}", "its checksum does not fit")
     try:
-        entry = _entry_decoder.decode(body)
+        entry = _entry_decoder(body)
     except msgspec.DecodeError as error:
         raise _damaged("log", f"entry {index}", str(error)) from error
     if entry.log_id.index != index:
@@ -60,7 +62,7 @@ def decode_entry(blob: bytes, index: int) -> Entry:
 
 def peek_log_id(blob: bytes) -> LogId | None:
     """The log id of an entry whose index is not known beforehand; None for no entry."""
-    return _entry_decoder.decode(blob[_CRC_BYTES:]).log_id if blob else None
+    return _entry_decoder(blob[_CRC_BYTES:]).log_id if blob else None
 
 
 def encode_vote(vote: Vote) -> bytes:
@@ -133,14 +135,14 @@ def _seal(field: str, value: object) -> bytes:
     return zlib.crc32(body, zlib.crc32(field.encode())).to_bytes(_CRC_BYTES, "big") + body
 
 
-def _unseal(field: str, blob: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T | None:
+def _unseal(field: str, blob: bytes, decode: Callable[[bytes], T]) -> T | None:
     if not blob:
         return None
     body = blob[_CRC_BYTES:]
     if zlib.crc32(body, zlib.crc32(field.encode())) != int.from_bytes(blob[:_CRC_BYTES], "big"):
         raise _damaged(field, f"the stored {field}", "its checksum does not fit")
     try:
-        return decoder.decode(body)
+        return decode(body)
     except msgspec.DecodeError as error:
         raise _damaged(field, f"the stored {field}", str(error)) from error
 

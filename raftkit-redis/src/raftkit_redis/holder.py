@@ -61,7 +61,7 @@ def decode_holder(blob: bytes) -> Holder | None:
     """None if nobody can read it: it is never the reason for an error, only part of one."""
     try:
         return msgspec.json.decode(blob, type=Holder)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, ValueError, RecursionError):
         return None
 
 

@@ -32,6 +32,7 @@ from pathlib import Path
 import msgspec
 
 from raftkit_core.errors import IdentityError, StorageCorrupt, StorageError, StoreLostWrites
+from raftkit_core.types.decoding import strictly
 
 SYNC_INTERVAL_S = 0.1
 SLOT_BYTES = 1024
@@ -51,7 +52,7 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
     purged: bytes = b""
 
 
-_decoder = msgspec.msgpack.Decoder(Record)
+_decode = strictly(msgspec.msgpack.Decoder(Record).decode)
 
 
 class Witness:
@@ -230,6 +231,6 @@ def _read_slot(data: bytes, slot: int) -> tuple[int, Record] | None:
     if len(body) != length or length < 8 or zlib.crc32(body) != checksum:
         return None
     try:
-        return int.from_bytes(body[:8], "big"), _decoder.decode(body[8:])
+        return int.from_bytes(body[:8], "big"), _decode(body[8:])
     except msgspec.DecodeError:
         return None

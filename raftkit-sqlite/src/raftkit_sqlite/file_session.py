@@ -17,6 +17,7 @@ import msgspec
 
 from raftkit_core.errors import StorageError
 from raftkit_core.types.adapter import AdapterContext
+from raftkit_core.types.decoding import strictly
 from raftkit_sqlite import schema
 from raftkit_sqlite.database import JobConnection
 from raftkit_sqlite.lock import FileLock
@@ -138,7 +139,7 @@ class FileSession(ABC):
         if meta_checksum(key, row[0], start) != row[1]:
             raise corrupt(self._path, subject=subject, verb="read", what="its checksum does not fit")
         try:
-            return decoder.decode(row[0])
+            return strictly(decoder.decode)(row[0])
         except msgspec.DecodeError as error:
             raise corrupt(self._path, subject=subject, verb="read", what=str(error)) from error
 

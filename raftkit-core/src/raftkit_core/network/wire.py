@@ -25,9 +25,10 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from raftkit_core.errors import ErrorInfo, PayloadTooLarge
-from raftkit_core.types.entry import MEMBERSHIP, Entries, Entry
+from raftkit_core.types.entry import MEMBERSHIP, Entries, Entry, decode_membership
 from raftkit_core.types.ids import MAX_ENTRY_BYTES, MAX_FRAME_BYTES, is_node_id
 from raftkit_core.types.log_id import LogId, next_index
+from raftkit_core.types.membership import Membership
 from raftkit_core.types.messages import (
     AppendEntriesRequest,
     AppendEntriesResponse,
@@ -295,6 +296,9 @@ def decode_append(body: bytes | msgspec.Raw) -> AppendEntriesRequest:
         if last_leader is not None and leader < last_leader:
             raise FrameError(f"entries of {leader} after entries of {last_leader}")
         last_leader = leader
+        if run.kind == MEMBERSHIP:
+            for payload in run.payloads:
+                _guarded(decode_membership, payload)  # it counts as soon as it is in the log: it must be one
         proposed = Entries(LogId(leader, expected), run.time_ms, run.kind, run.payloads)
         expected += len(proposed)
         if len(runs) == 1:
@@ -404,6 +408,8 @@ def _check(value: Any) -> None:
         if len(value) > TEXT_MAX:
             raise FrameError(f"a text of {len(value)} characters is longer than {TEXT_MAX}")
     elif isinstance(value, msgspec.Struct):
+        if isinstance(value, Membership) and (problem := value.problem()) is not None:
+            raise FrameError(problem)
         if isinstance(value, SnapshotMeta) and not is_snapshot_id(value.snapshot_id):
             raise FrameError(f"{value.snapshot_id[:80]!r} is no snapshot id")
         if isinstance(value, HelloRequest | HelloResponse) and not (is_node_id(value.node_id) and value.group):

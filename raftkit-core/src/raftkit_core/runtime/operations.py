@@ -184,7 +184,10 @@ class Forwarder:
             raise
         except RPCError as error:
             raise Unreachable(f"{leader} cannot take it: {error.message}", outcome="not_applied") from error
-        return msgspec.msgpack.decode(answer.body, type=RESULTS[type(operation)])
+        try:
+            return msgspec.msgpack.decode(answer.body, type=RESULTS[type(operation)])
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise OutcomeUnknown(f"{leader} gave an answer that cannot be read: {error}") from error
 
     async def serve(self, request: ForwardRequest) -> ForwardResponse:
         """Another node forwarded an operation: run it here, never forward it again."""
@@ -193,7 +196,7 @@ class Forwarder:
             raise BadRequest(f"unknown operation {request.operation!r}", hint="upgrade the older node")
         try:
             operation = msgspec.msgpack.decode(request.body, type=operation_type)
-        except (msgspec.MsgspecError, ValueError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise BadRequest(f"operation {request.operation!r} cannot be decoded: {error}") from error
         result = await self._run(operation, request.timeout_ms / 1000)
         return ForwardResponse(_encoder.encode(result))

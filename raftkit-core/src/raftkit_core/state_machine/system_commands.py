@@ -6,6 +6,7 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
+from raftkit_core.types.decoding import strictly
 from raftkit_core.types.session import MAX_SERIAL, MAX_TTL_MS, MIN_TTL_MS
 
 SessionId = Annotated[int, msgspec.Meta(ge=1, le=MAX_SERIAL)]
@@ -32,7 +33,7 @@ class ExpireSessions(msgspec.Struct, frozen=True, array_like=True, tag="session_
 SystemCommand: TypeAlias = OpenSession | CloseSession | ExpireSessions
 
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(SystemCommand, strict=True)
+_decode = strictly(msgspec.msgpack.Decoder(SystemCommand, strict=True).decode)
 
 
 def encode_system_command(command: SystemCommand) -> bytes:
@@ -40,8 +41,8 @@ def encode_system_command(command: SystemCommand) -> bytes:
 
 
 def decode_system_command(body: bytes) -> SystemCommand:
-    """Raises: msgspec.MsgspecError, ValueError, RecursionError."""
-    command: SystemCommand = _decoder.decode(body)
+    """Raises: msgspec.DecodeError."""
+    command: SystemCommand = _decode(body)
     return command
 
 

@@ -8,6 +8,7 @@ from operator import attrgetter
 
 import msgspec
 
+from raftkit_core.types.decoding import strictly
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import Membership
 
@@ -83,13 +84,13 @@ ENVELOPE_VERSION = 1
 _envelope_encoder = msgspec.msgpack.Encoder()
 _envelope_decoder = msgspec.msgpack.Decoder(Envelope)
 _membership_encoder = msgspec.msgpack.Encoder(order="deterministic")
-_membership_decoder = msgspec.msgpack.Decoder(Membership)
+_decode_membership = strictly(msgspec.msgpack.Decoder(Membership).decode)
 
 
 encode_envelope: Callable[[Envelope], bytes] = _envelope_encoder.encode
 
 
-decode_envelope: Callable[[bytes], Envelope] = _envelope_decoder.decode
+decode_envelope: Callable[[bytes], Envelope] = strictly(_envelope_decoder.decode)
 """Raises: ``msgspec.DecodeError`` if the payload is not an envelope."""
 
 
@@ -99,5 +100,9 @@ def encode_membership(membership: Membership) -> bytes:
 
 
 def decode_membership(payload: bytes) -> Membership:
-    """Raises: ``msgspec.DecodeError`` if ``payload`` is not a membership."""
-    return _membership_decoder.decode(payload)
+    """Raises: ``msgspec.DecodeError`` if ``payload`` is not a membership, or one that nobody could have made."""
+    membership = _decode_membership(payload)
+    problem = membership.problem()
+    if problem is not None:
+        raise msgspec.DecodeError(problem)
+    return membership

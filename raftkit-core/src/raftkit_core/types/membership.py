@@ -52,18 +52,27 @@ class Membership(msgspec.Struct, frozen=True):
         """
         sorted_configs = tuple(tuple(sorted(set(config))) for config in configs)
         membership = cls(sorted_configs, {node_id: nodes[node_id] for node_id in sorted(nodes)})
-        for config in sorted_configs:
-            if not config:
-                raise ValueError("a voter configuration must not be empty")
-            for voter in config:
-                if voter not in nodes:
-                    raise ValueError(f"voter {voter} has no node")
-        for node_id in nodes:
-            if not is_node_id(node_id):
-                raise ValueError(
-                    f"{node_id!r} is not a node id: use 1 to 63 of [A-Za-z0-9._-], first a letter or digit"
-                )
+        problem = membership.problem()
+        if problem is not None:
+            raise ValueError(problem)
         return membership
+
+    def problem(self) -> str | None:
+        """Why :meth:`of` cannot have built this; None if it can."""
+        for config in self.configs:
+            if not config:
+                return "a voter configuration must not be empty"
+            if list(config) != sorted(set(config)):
+                return "the voters of a configuration are not sorted"
+            for voter in config:
+                if voter not in self.nodes:
+                    return f"voter {voter[:80]} has no node"
+        if list(self.nodes) != sorted(self.nodes):
+            return "the nodes are not sorted"
+        for node_id in self.nodes:
+            if not is_node_id(node_id):
+                return f"{node_id[:80]!r} is not a node id: use 1 to 63 of [A-Za-z0-9._-], first a letter or digit"
+        return None
 
     @property
     def voter_ids(self) -> VoterSet:

@@ -58,6 +58,16 @@ _frames = msgspec.msgpack.Decoder(Frame, strict=True)
 _encoder = msgspec.msgpack.Encoder()
 
 
+def decode_socket_frame(data: bytes) -> Frame:
+    """Raises: BadRequest."""
+    try:
+        frame = _frames.decode(data)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise BadRequest(f"this is no frame: {clean(str(error))}") from error
+    check_depth(frame.body)
+    return frame
+
+
 async def get_socket(call: Call) -> web.WebSocketResponse:
     api = call.api
     if len(api.sockets) >= api.limits.max_sockets:
@@ -93,8 +103,8 @@ class SocketSession:
                 await self._socket.close(code=1003, message=b"frames are binary MessagePack")
                 return
             try:
-                frame = _frames.decode(message.data)
-            except (msgspec.MsgspecError, ValueError, RecursionError):
+                frame = decode_socket_frame(message.data)
+            except BadRequest:
                 await self._socket.close(code=1007, message=b"a frame is [id, op, body]")
                 return
             weight = _weight(frame)
@@ -147,7 +157,6 @@ class SocketSession:
             if type(frame.body) is not bytes:
                 raise BadRequest("the body of a write is the encoded command (bytes)")
             return await propose(call, command_of_bytes(call.raft, frame.body))
-        check_depth(frame.body)
         try:
             body = msgspec.convert(frame.body, ReadRequest, strict=True)
         except msgspec.ValidationError as error:
