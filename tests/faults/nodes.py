@@ -7,12 +7,14 @@ must be linearizable, all nodes must come to one state, and nothing that was ack
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -140,6 +142,8 @@ class RealCluster:
         }
         self._settings = folder / "raftkit.toml"
         self._settings.write_text(settings)
+        self.counts: Counter[str] = Counter()
+        """What was done to it."""
         self.may_die: set[str] = set()
         """Nodes that are allowed to end by themselves just now."""
 
@@ -163,6 +167,21 @@ class RealCluster:
         members = ",".join(f"{node.id}={node.peer}" for node in self.nodes.values())
         for node_id in node_ids or self.nodes:
             self.nodes[node_id].start(members, self._settings)
+
+    def kill(self, node_id: str, *, counted_as: str = "kill -9") -> None:
+        self.nodes[node_id].kill()
+        self.counts[counted_as] += 1
+
+    def pause(self, node_id: str) -> None:
+        self.nodes[node_id].pause()
+        self.counts["SIGSTOP"] += 1
+
+    async def transfer(self, to: str) -> None:
+        """Ask for it; what comes of it is seen elsewhere."""
+        async with self.client() as client:
+            with contextlib.suppress(RaftError):
+                await client.transfer_leader(to)
+        self.counts["hand-over"] += 1
 
     def mend(self) -> None:
         """Everybody runs again."""

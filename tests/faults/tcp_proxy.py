@@ -2,7 +2,7 @@
 
 All peers of a node dial one address, the proxy's; who dialled is found by asking the system which process owns the
 other end. So every ordered pair of nodes is a link of its own, also on connections that carry both directions. Held
-bytes come later and in order, as over any network that runs TCP; repeated are whole WebSocket messages of the dialler.
+bytes come later and in order, as over any network that runs TCP; repeated are whole frames of the dialler.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 
 CHUNK = 64 * 1024
 HEAD_END = b"\r\n\r\n"
+LENGTH_BYTES = 4
 
 
 @dataclass
@@ -27,7 +28,7 @@ class Link:
     passage: asyncio.Event = field(default_factory=asyncio.Event)
     """Not set: nothing arrives until it is."""
     repeat: float = 0.0
-    """How likely a whole message arrives twice."""
+    """How likely a whole frame arrives twice."""
 
     def __post_init__(self) -> None:
         self.passage.set()
@@ -152,7 +153,7 @@ class Connection:
         repeats: bool,
     ) -> None:
         link = self._links.link(source, target)
-        messages = Messages() if repeats else None
+        frames = Frames() if repeats else None
         loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):
             while data := await reader.read(CHUNK):
@@ -160,19 +161,19 @@ class Connection:
                 await link.passage.wait()
                 if due > loop.time():
                     await asyncio.sleep(due - loop.time())
-                if messages is None:
+                if frames is None:
                     writer.write(data)
                 else:
-                    for piece, is_message in messages.feed(data):
+                    for piece, is_frame in frames.feed(data):
                         writer.write(piece)
-                        if is_message and self._links.chance.random() < link.repeat:
+                        if is_frame and self._links.chance.random() < link.repeat:
                             writer.write(piece)
                             self._links.repeated += 1
                 await writer.drain()
 
 
-class Messages:
-    """Cuts what a dialler sends into whole WebSocket messages, as far as they are some."""
+class Frames:
+    """Cuts what a dialler sends into the frames of a peer connection, if it is one (``raftkit_http.frames``)."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -180,7 +181,7 @@ class Messages:
         self._is_plain = False
 
     def feed(self, data: bytes) -> list[tuple[bytes, bool]]:
-        """Pieces to send on, and whether each is a binary message of its own."""
+        """Pieces to send on, and whether each is a frame of its own."""
         if self._is_plain:
             return [(data, False)]
         self._buffer += data
@@ -190,7 +191,7 @@ class Messages:
             if end < 0:
                 return []
             head = bytes(self._buffer[: end + len(HEAD_END)])
-            if b"upgrade: websocket" not in head.lower():
+            if b"raftkit-frames:" not in head.lower():
                 self._is_plain = True
                 everything = bytes(self._buffer)
                 self._buffer.clear()
@@ -198,23 +199,13 @@ class Messages:
             self._is_open = True
             del self._buffer[: len(head)]
             pieces.append((head, False))
-        while (size := self._frame_size()) is not None and size <= len(self._buffer):
-            frame = bytes(self._buffer[:size])
+        while len(self._buffer) >= LENGTH_BYTES:
+            size = LENGTH_BYTES + int.from_bytes(self._buffer[:LENGTH_BYTES], "big")
+            if size > len(self._buffer):
+                break
+            pieces.append((bytes(self._buffer[:size]), True))
             del self._buffer[:size]
-            pieces.append((frame, frame[0] == 0x82))  # FIN, binary
         return pieces
-
-    def _frame_size(self) -> int | None:
-        buffer = self._buffer
-        if len(buffer) < 2:
-            return None
-        length, at = buffer[1] & 0x7F, 2
-        if length >= 126:
-            extra = 2 if length == 126 else 8
-            if len(buffer) < 2 + extra:
-                return None
-            length, at = int.from_bytes(buffer[2 : 2 + extra], "big"), 2 + extra
-        return at + (4 if buffer[1] & 0x80 else 0) + length
 
 
 def owner_among(pids: Callable[[], dict[str, int]]) -> Callable[[int], str | None]:

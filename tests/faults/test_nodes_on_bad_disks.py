@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fuse_disk import FuseDisk, why_not
+from fuse_disk import why_not
+from nemeses import PowerCuts, fuse_disks
 from nodes import RealCluster, others, said, trial
 
 from raftkit_core.errors import RaftError
@@ -80,39 +81,10 @@ async def test_a_node_whose_disk_is_full_stops_with_words_and_comes_back(
     assert result.acknowledged > 20
 
 
-@contextlib.contextmanager
-def fuse_disks(folder: Path, count: int) -> Iterator[dict[str, FuseDisk]]:
-    if (reason := why_not()) is not None:
-        pytest.skip(reason)
-    with contextlib.ExitStack() as stack:
-        yield {
-            name: stack.enter_context(FuseDisk(folder / f"{name}-below", folder / f"{name}-disk"))
-            for name in (f"n{number}" for number in range(1, count + 1))
-        }
+needs_fuse = pytest.mark.skipif(why_not() is not None, reason=why_not() or "")
 
 
-class PowerCuts:
-    """The power of one node, or of all at once, fails: the process and every byte that was not synced are gone."""
-
-    def __init__(self, disks: dict[str, FuseDisk], rounds: int, *, always_all: bool = False) -> None:
-        self._disks = disks
-        self._rounds = rounds
-        self._always_all = always_all
-
-    async def __call__(self, cluster: RealCluster, chance: random.Random) -> None:
-        await cluster.serving()
-        for turn in range(self._rounds):
-            await asyncio.sleep(chance.uniform(0.3, 1.2))
-            cluster.check_alive()
-            is_for_all = self._always_all or turn % 2 == 1
-            victims = list(cluster.nodes) if is_for_all else [chance.choice(list(cluster.nodes))]
-            for victim in victims:
-                cluster.nodes[victim].kill()
-            for victim in victims:
-                await asyncio.to_thread(self._disks[victim].lose_power)
-            cluster.start(*victims)
-
-
+@needs_fuse
 @pytest.mark.parametrize(("machine", "seed"), [("kv", 51), ("sqlite-kv", 52)])
 async def test_power_cuts_of_one_and_of_all_nodes_lose_nothing(machine: str, seed: int, tmp_path: Path) -> None:
     with (
@@ -125,6 +97,7 @@ async def test_power_cuts_of_one_and_of_all_nodes_lose_nothing(machine: str, see
     assert result.acknowledged > 50
 
 
+@needs_fuse
 async def test_the_same_power_cuts_with_relaxed_durability_are_found_out(tmp_path: Path) -> None:
     """The disks really forget: a node says so itself, or the judges do. Else the test above would show nothing."""
     with (
@@ -141,6 +114,7 @@ async def test_the_same_power_cuts_with_relaxed_durability_are_found_out(tmp_pat
     assert any(word in str(found.value) for word in ("NEEDS_REJOIN", "STORE_LOST_WRITES", "violation:"))
 
 
+@needs_fuse
 async def test_a_disk_that_fails_to_sync_ends_its_node_and_nothing_else(tmp_path: Path) -> None:
     async def nemesis(cluster: RealCluster, chance: random.Random) -> None:
         await cluster.serving()

@@ -80,6 +80,8 @@ class ServedConnection:
         self._running: dict[int, tuple[asyncio.Future[Any] | Reply[Any], int, int]] = {}
         self._running_bytes = 0
         self._next_serial = 1
+        self._last_forward = 0
+        """The request id of the last forwarded operation: a caller counts up."""
         self._greeting = False
         self._closed = False
         self._room: asyncio.Future[None] | None = None
@@ -110,6 +112,13 @@ class ServedConnection:
         kind = request_kind(frame.kind)
         if kind not in self._kinds:
             raise FrameError(f"{kind.name} does not belong on this connection")
+        if kind is Kind.FORWARD and self.peer is not None:
+            # A stream repeats nothing, but what stands between two nodes may: everything else changes nothing when it
+            # comes twice, a forwarded write would be made twice.
+            if frame.request_id <= self._last_forward:
+                logger.warning("a forwarded request of %s came twice: the second is ignored", self.peer.node_id)
+                return
+            self._last_forward = frame.request_id
         message = decode_request(kind, frame.body)
         timeout = min(frame.timeout_ms / 1000, HANDLER_TIMEOUT) if frame.timeout_ms else HANDLER_TIMEOUT
         if kind is Kind.HELLO:

@@ -1,0 +1,55 @@
+"""The answering half of a connection: what comes twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from raftkit_core.network.serving import ServedConnection
+from raftkit_core.network.wire import Kind, encode_frame, encode_request
+from raftkit_core.testing.recording_service import RecordingService
+from raftkit_core.types.messages import ForwardRequest, ReadIndexRequest
+
+pytestmark = pytest.mark.virtual_time
+
+
+async def served(service: RecordingService, caller: RecordingService) -> tuple[ServedConnection, Callable[..., None]]:
+    """A connection that has said hello, and a way to let a request arrive on it."""
+    connection = ServedConnection(
+        "default",
+        lambda: service,
+        frozenset(Kind),
+        send=lambda _frame: None,
+        refused=lambda: None,
+        offer=lambda _request, _peer: "",
+    )
+
+    def arrive(kind: Kind, message: Any, request_id: int) -> None:
+        connection.received_many([encode_frame(kind, request_id, 1000, encode_request(kind, message))])
+
+    arrive(Kind.HELLO, caller.local_hello(service.node_id), 0)
+    await asyncio.sleep(0.01)
+    assert connection.peer is not None
+    return connection, arrive
+
+
+async def test_a_forwarded_request_that_comes_twice_is_carried_out_once() -> None:
+    service = RecordingService("n1")
+    connection, arrive = await served(service, RecordingService("n2"))
+    first, second = ForwardRequest("write", b"1", 1000), ForwardRequest("write", b"2", 1000)
+    for message, request_id in ((first, 1), (first, 1), (second, 4), (first, 1), (second, 4)):
+        arrive(Kind.FORWARD, message, request_id)
+    assert [message for kind, message, _ in service.calls if kind == "forward"] == [first, second]
+    await connection.close()
+
+
+async def test_what_changes_nothing_the_second_time_may_come_twice() -> None:
+    service = RecordingService("n1")
+    connection, arrive = await served(service, RecordingService("n2"))
+    for _ in range(2):
+        arrive(Kind.READ_INDEX, ReadIndexRequest("READ_INDEX", 1000), 1)
+    assert service.count("read_index") == 2
+    await connection.close()
