@@ -58,7 +58,7 @@ class _Watcher:
         self._body = body
         self._timer: asyncio.TimerHandle | None = None
         self.lost = False
-        core.lease_watchers.add(self.check)
+        core.lease_watchers[self.check] = None
         self.check()
 
     def check(self) -> None:
@@ -73,7 +73,7 @@ class _Watcher:
             self._timer = asyncio.get_running_loop().call_later(left, self.check)
 
     def stop(self) -> None:
-        self._core.lease_watchers.discard(self.check)
+        self._core.lease_watchers.pop(self.check, None)
         if self._timer is not None:
             self._timer.cancel()
 

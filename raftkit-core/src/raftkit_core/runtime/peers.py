@@ -21,7 +21,7 @@ class PeerTable:
         self._factory = factory
         self._service = service
         self._clients: dict[NodeId, tuple[Node, RaftNetwork]] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: dict[asyncio.Task[None], None] = {}
         self.last_error: dict[NodeId, str] = {}
         """What the last failed call to a peer said; removed by the next success."""
 
@@ -61,11 +61,11 @@ class PeerTable:
 
     def _close(self, client: RaftNetwork) -> None:
         task = asyncio.ensure_future(client.close())
-        self._closing.add(task)
+        self._closing[task] = None
         task.add_done_callback(self._closed)
 
     def _closed(self, task: asyncio.Task[None]) -> None:
-        self._closing.discard(task)
+        self._closing.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.warning("closing a connection failed: %s", error)
 
@@ -75,7 +75,9 @@ class PeerTable:
             self._close(client)
         self._clients.clear()
         if self._closing:
-            _, late = await asyncio.wait(set(self._closing), timeout=grace)
+            tasks = list(self._closing)
+            await asyncio.wait(tasks, timeout=grace)
+            late = [task for task in tasks if not task.done()]
             for task in late:
                 task.cancel()
             if late:

@@ -151,7 +151,7 @@ class RaftCore:
         self._shown: tuple[ServerState, str | None, int] | None = None
         self._shown_membership: LogId | None = None
         self._stalled_since: float | None = None
-        self.lease_watchers: set[Callable[[], None]] = set()
+        self.lease_watchers: dict[Callable[[], None], None] = {}
         self.sessions = SessionKeeper(worker.system)
         self._max_write_bytes = min(MAX_BATCH_BYTES, config.max_uncommitted_bytes)
 

@@ -85,7 +85,7 @@ class ReplicationStream:
         self._inflight_bytes = 0
         self._calls = PeerCalls(stalls)
         self._reading: asyncio.Task[None] | None = None
-        self._timers: set[asyncio.TimerHandle] = set()
+        self._timers: dict[asyncio.TimerHandle, None] = {}
         self._pause: asyncio.TimerHandle | None = None
         """Set while a busy peer is left alone."""
         self._failed_epoch = -1
@@ -213,11 +213,11 @@ class ReplicationStream:
         loop = asyncio.get_running_loop()
 
         def report() -> None:
-            self._timers.discard(timer)
+            self._timers.pop(timer, None)
             self._notify(ReplicationFailed(self.session, self.target, epoch))
 
         timer = loop.call_later(delay, report)
-        self._timers.add(timer)
+        self._timers[timer] = None
 
     def _leave_alone(self, delay: float) -> None:
         """A busy peer takes nothing for now: hold what the engine orders meanwhile for ``delay`` seconds."""

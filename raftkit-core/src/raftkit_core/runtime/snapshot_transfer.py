@@ -30,14 +30,14 @@ class SnapshotTransfers:
         self._failed = failed
         self._chunk_timeout = chunk_timeout
         self._tasks: dict[NodeId, asyncio.Task[None]] = {}
-        self._all: set[asyncio.Task[None]] = set()
+        self._all: dict[asyncio.Task[None], None] = {}
         """The cancelled ones that have not ended yet, too."""
 
     def send(self, command: ReplicateSnapshot, stream: ReplicationStream) -> None:
         self.cancel(stream.target)
         task = asyncio.ensure_future(self._send(command, stream))
         self._tasks[stream.target] = task
-        self._all.add(task)
+        self._all[task] = None
         task.add_done_callback(lambda done: self._done(done, command, stream))
 
     async def _send(self, command: ReplicateSnapshot, stream: ReplicationStream) -> None:
@@ -53,7 +53,7 @@ class SnapshotTransfers:
         self._notify(SnapshotSent(command, source.meta.last_log_id, response))
 
     def _done(self, task: asyncio.Task[None], command: ReplicateSnapshot, stream: ReplicationStream) -> None:
-        self._all.discard(task)
+        self._all.pop(task, None)
         if self._tasks.get(stream.target) is task:
             del self._tasks[stream.target]
         if task.cancelled():
@@ -74,4 +74,4 @@ class SnapshotTransfers:
         for target in list(self._tasks):
             self.cancel(target)
         if self._all:
-            await asyncio.wait(set(self._all), timeout=grace)
+            await asyncio.wait(list(self._all), timeout=grace)

@@ -551,7 +551,8 @@ class StateMachineWorker:
         if self._build is not None:
             self._build.cancel()
         if tasks:
-            _, late = await asyncio.wait(tasks, timeout=grace)
+            await asyncio.wait(tasks, timeout=grace)
+            late = [task for task in tasks if not task.done()]
             for task in late:
                 task.cancel()
             if late:
