@@ -224,6 +224,15 @@ class Oracle:
         elif held is not None and held.log_id != last:
             self._trace.seen("snapshot.over_a_conflict")
 
+    def disk_overlap(self, disk: SimDisk) -> None:
+        """S16: one write at a time."""
+        self.breach("S16", disk.node_id, "a write begins while another is under way")
+
+    def leases(self, holders: Sequence[NodeId]) -> None:
+        """S22: ``holders`` would answer reads by lease at this moment."""
+        if len(holders) > 1:
+            self.breach("S22", holders[0], f"{holders} hold a read lease at one moment")
+
     # --- the wire ---------------------------------------------------------------------------------------------------
 
     def asks(self, src: NodeId, dst: NodeId, kind: Kind, message: Any) -> None:

@@ -24,6 +24,8 @@ from raftkit_core.testing.virtual_time import VirtualDeadlock, VirtualTimeLoop
 from raftkit_core.types.ids import NodeId
 
 RING = "runtime"
+GRACE_TURNS = 50
+"""Turns of the loop in which a cancelled task has to end."""
 OPERATIONS = frozenset({"put", "get", "lease_get", "cas", "delete"})
 CALL_TIMEOUT = 1.5
 TAIL_SECONDS = 300.0
@@ -64,7 +66,17 @@ class RuntimeRun:
         finally:
             await self.player.stop()
             await sim.close()
+        await self._nothing_is_left()
         sim.require_unbroken()
+
+    async def _nothing_is_left(self) -> None:
+        """S29: every task of every node has ended."""
+        for _ in range(GRACE_TURNS):
+            if len(asyncio.all_tasks()) == 1:
+                return
+            await asyncio.sleep(0)
+        left = sorted(task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task())
+        self.sim.oracle.breach("S29", "", f"{len(left)} tasks are left: {', '.join(left[:5])}")
 
     async def _act(self) -> None:
         sim = self.sim

@@ -46,6 +46,7 @@ class DiskObserver(Protocol):
     def disk_committed(self, disk: SimDisk, committed: LogId) -> None: ...
     def disk_identity(self, disk: SimDisk, identity: StoreIdentity) -> None: ...
     def disk_snapshot(self, disk: SimDisk, meta: SnapshotMeta) -> None: ...
+    def disk_overlap(self, disk: SimDisk) -> None: ...
 
 
 class Unobserved:
@@ -58,6 +59,7 @@ class Unobserved:
     def disk_committed(self, disk: SimDisk, committed: LogId) -> None: ...
     def disk_identity(self, disk: SimDisk, identity: StoreIdentity) -> None: ...
     def disk_snapshot(self, disk: SimDisk, meta: SnapshotMeta) -> None: ...
+    def disk_overlap(self, disk: SimDisk) -> None: ...
 
 
 class Pending:
@@ -301,6 +303,7 @@ class SimLogStorage(MemoryLogStorage):
     def __init__(self, disk: SimDisk | None = None) -> None:
         super().__init__(SimDisk() if disk is None else disk)
         self._life = self.disk.life
+        self._under_way: asyncio.Future[None] | None = None
 
     async def open(self, context: AdapterContext) -> StoreIdentity | None:
         identity = await super().open(context)
@@ -342,8 +345,10 @@ class SimLogStorage(MemoryLogStorage):
         return self._begin(parts)
 
     def _begin(self, parts: list[Part]) -> Awaitable[None] | None:
+        if self._under_way is not None and not self._under_way.done():
+            self.disk.observer.disk_overlap(self.disk)
         try:
-            pending = self.disk.begin(parts, self._life)
+            pending = self._under_way = self.disk.begin(parts, self._life)
         except StorageError as error:
             self._failure = error
             raise

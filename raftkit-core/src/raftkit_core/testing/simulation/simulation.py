@@ -21,6 +21,8 @@ from raftkit_core.config import Config
 from raftkit_core.errors import RaftError, Stopped, StorageError, WaitTimeout
 from raftkit_core.instrument import Instrument, Instruments
 from raftkit_core.raft import Raft
+from raftkit_core.runtime.raft_core import MAX_QUEUED
+from raftkit_core.runtime.state_machine_worker import JOBS_KEPT
 from raftkit_core.state_machine.interface import RaftStateMachine
 from raftkit_core.state_machine.kv import KvStateMachine
 from raftkit_core.state_machine.kv_codec import KvCodec
@@ -46,6 +48,11 @@ SEARCH_BUDGET = 400_000
 """Steps of the linearizability search for one key."""
 POLL_SECONDS = 0.02
 """How often a condition is looked at, in virtual seconds."""
+
+
+SAMPLE_SECONDS = 0.05
+JOBS_BESIDES = 16
+"""Jobs of a machine that are no callers': builds and restores."""
 
 
 class InvariantBroken(AssertionError):
@@ -132,6 +139,7 @@ class Simulation:
         self._lives: dict[NodeId, _Life] = {}
         self._burials: list[asyncio.Task[None]] = []
         self._starts = 0
+        self._is_closed = False
         self._starting: asyncio.Task[None] | None = None
         self._clients: dict[str, SimClient] = {}
         self.on_end: Callable[[NodeId], None] = lambda node_id: None
@@ -192,6 +200,7 @@ class Simulation:
             self._faults(self)
         for node_id in self.ids:
             await self._start(node_id)
+        self.loop.call_later(SAMPLE_SECONDS, self._sample)
         if self._initialize:
             first = self.voters[0]
             raft = self.raft(first)
@@ -211,8 +220,26 @@ class Simulation:
 
         return guarded
 
+    def _sample(self) -> None:
+        """What has to hold at every moment, looked at now and then: S22, S29."""
+        if self._is_closed:
+            return
+        self.loop.call_later(SAMPLE_SECONDS, self._sample)
+        holders = []
+        for node_id, life in self._lives.items():
+            if life.raft is None:
+                continue
+            core = life.raft._core
+            now = self._clocks[node_id].monotonic()
+            if core.fatal is None and core.engine.is_leader and now < core.engine.read_lease_until(now):
+                holders.append(node_id)
+            if len(core._inbox) > MAX_QUEUED or len(core.worker._jobs) > JOBS_KEPT + JOBS_BESIDES:
+                self.oracle.breach("S29", node_id, "a queue is longer than its bound")
+        self.oracle.leases(holders)
+
     async def close(self) -> None:
         """Take everything down, and wait until nothing is left of it."""
+        self._is_closed = True
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
             await asyncio.wait([self._starting])
