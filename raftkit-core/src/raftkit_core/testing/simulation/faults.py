@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from raftkit_core.errors import RaftError
 from raftkit_core.testing.simulation.runtime_scenario import LEADER, Action, Disks, Weather
 from raftkit_core.types.ids import NodeId
+from raftkit_core.types.membership import RemoveNodes
 
 if TYPE_CHECKING:
     from raftkit_core.testing.simulation.simulation import Simulation
@@ -26,7 +27,11 @@ class FaultPlayer:
         self.lost: dict[NodeId, None] = {}
         """Nodes whose store was wiped or is damaged, until an operator has let them rejoin."""
         self._delays = sim.stream("supervisor")
-        sim.on_end = self._restart_soon
+        self.supervise()
+
+    def supervise(self) -> None:
+        """From now on what ends by itself is started again."""
+        self.sim.on_end = self._restart_soon
 
     def calm_disks(self) -> None:
         """Every disk as it usually is."""
@@ -192,8 +197,11 @@ class FaultPlayer:
                     members = raft._core.engine.effective
                     bound = members.nodes.get(node)
                     if bound is not None and bound.store_id != sim.raft(node).store_id:
-                        keep = [voter for voter in members.voter_ids if voter != node]
-                        await raft.change_membership(keep, timeout=2)
+                        if node in members.voter_ids:
+                            keep = [voter for voter in members.voter_ids if voter != node]
+                            await raft.change_membership(keep, timeout=2)
+                        if node in raft._core.engine.effective.nodes:
+                            await raft.change_membership(RemoveNodes((node,)), timeout=2)
                     if node not in raft._core.engine.effective.nodes:
                         await raft.add_learner(node, sim.address(node), timeout=3)
                     await raft.change_membership({*raft._core.engine.effective.voter_ids, node}, timeout=3)

@@ -63,6 +63,9 @@ class Oracle:
         self.digests: dict[int, int] = {}
         self.states: dict[int, str] = {}
         self.acks: dict[NodeId, dict[LeaderId, int]] = {}
+        """Up to where each node holds, durably and still, what it acknowledged to a leader."""
+        self.said: dict[tuple[NodeId, LeaderId], int] = {}
+        """Up to where it ever said so."""
         self._commit_told_last: tuple[NodeId, LogId] | None = None
 
     def breach(self, rule: str, node: NodeId, detail: str) -> None:
@@ -187,12 +190,18 @@ class Oracle:
             self.breach("S18", disk.node_id, f"{entry.log_id} leaves no voter")
         elif not any(config in before.configs for config in after.configs):
             self.breach("S18", disk.node_id, f"{entry.log_id} changes {before.configs} to {after.configs} at once")
-        if before_id is not None and before_id.index not in self.committed and before_id.index > 0:
+        if before_id is not None and before_id.index > 0 and not self._is_committed(before_id, before):
             self.breach("S18", disk.node_id, f"{entry.log_id} while the change {before_id} is not committed")
         if len(after.configs) > 1:
             self._trace.seen("membership.joint")
         elif len(before.configs) > 1:
             self._trace.seen("membership.joint_left")
+
+    def _is_committed(self, log_id: LogId, members: Membership) -> bool:
+        """Whether it is known to be, or its leader may know already because a quorum of ``members`` holds it."""
+        if log_id.index in self.committed:
+            return True
+        return members.is_quorum([node for node, disk in self._disks.items() if disk.holds(log_id)])
 
     def disk_committed(self, disk: SimDisk, committed: LogId) -> None:
         """S6, S13, S14."""
@@ -242,7 +251,7 @@ class Oracle:
             if message.leader_commit is not None:
                 self._commit_told(src, message.vote, message.leader_commit)
             if kind is Kind.HEARTBEAT and message.prev_log_id is not None:
-                acked = self.acks.get(dst, {}).get(message.vote.leader_id, -1)
+                acked = self.said.get((dst, message.vote.leader_id), -1)
                 if message.prev_log_id.index > acked:
                     self.breach("S26", src, f"believes that {dst} holds {message.prev_log_id}, it said {acked}")
         elif kind is Kind.VOTE:
@@ -276,7 +285,7 @@ class Oracle:
         self._check_alive(src, disk, "campaigns")
 
     def _check_alive(self, node: NodeId, disk: SimDisk, what: str) -> None:
-        if disk.failed is not None:
+        if disk.failed is not None and self._trace.now() > disk.failed_at:
             self.breach("S28", node, f"{what} after a write failed: {disk.failed}")
 
     def answers(self, src: NodeId, dst: NodeId, kind: Kind, request: Any, answer: Any) -> None:
@@ -328,6 +337,8 @@ class Oracle:
         acks = self.acks.setdefault(src, {})
         if matching.index > acks.get(vote.leader_id, -1):
             acks[vote.leader_id] = matching.index
+        said = (src, vote.leader_id)
+        self.said[said] = max(matching.index, self.said.get(said, -1))
 
     # --- commit and apply -------------------------------------------------------------------------------------------
 
@@ -398,7 +409,8 @@ class Oracle:
                     self.breach("S12", node, f"skips {skipped.log_id}")
         expected = max(before + 1, log[0].log_id.index)
         digest = self._digest_at(before)
-        self.digests.setdefault(expected - 1, digest)
+        if digest is not None:
+            self.digests.setdefault(expected - 1, digest)
         for entry in log:
             at = entry.log_id
             index = at.index
@@ -408,6 +420,8 @@ class Oracle:
             if not disk.holds(at):
                 self.breach("S15", node, f"applies {at}, which is not on its disk")
             self._committed(node, entry)
+            if digest is None:
+                continue
             if entry.kind == NORMAL:
                 result = results.get(index)
                 shown = str(result) if isinstance(result, Exception) else repr(result)
@@ -417,9 +431,13 @@ class Oracle:
                 self.breach("S12", node, f"its results up to {at} differ from those of another node")
         self._trace.event("apply", node, log[-1].log_id, f"{log[-1].log_id} {digest}")
 
-    def _digest_at(self, index: int) -> int:
-        """What was applied up to ``index``; blank and membership entries change nothing."""
+    def _digest_at(self, index: int) -> int | None:
+        """What was applied up to ``index``; blank and membership entries change nothing. None: nobody saw it applied,
+        as when a crash came between a transaction and its answer."""
         while index >= 0 and index not in self.digests:
+            entry = self.committed.get(index)
+            if entry is None or entry.kind == NORMAL:
+                return None
             index -= 1
         return self.digests.get(index, 0)
 

@@ -135,10 +135,12 @@ class RuntimeRun:
         player.weather = Weather()
         player.set_weather()
         player.calm_disks()
+        player.supervise()
         core = await self._core()
         present = [node for node in core if node not in self.player.lost]
         config = sim.config
         limit = HEAL_TIMEOUTS * (config.leader_lease_ms + config.election_timeout_max_ms) / 1000
+        player.spawn(self._help_the_stranded(), "operator: help the stranded")
         writing = None if self.scenario.quiet else asyncio.ensure_future(self._keep_writing())
         began = sim.now
         try:
@@ -192,6 +194,28 @@ class RuntimeRun:
                 found[configs] = None
         configs = next(iter(found), ())
         return list(configs[0]) if len(found) == len(configs) == 1 else []
+
+    async def _help_the_stranded(self) -> None:
+        """A member that was away while the leader's store was replaced refuses that leader: its own membership names
+        the old store. The operator hands leadership to somebody it knows."""
+        sim = self.sim
+        while True:
+            await asyncio.sleep(2.0)
+            leader = sim._leader()
+            if leader is None:
+                continue
+            stores = {node: sim.raft(node).store_id for node in sim.running}
+            for node in sim.running:
+                known = sim.raft(node)._core.engine.effective.nodes
+                if node in self.player.lost or leader not in known or known[leader].store_id == stores[leader]:
+                    continue
+                sim.trace.seen("ending.stranded")
+                voters = sim.raft(leader)._core.engine.effective.voter_ids
+                others = [each for each in voters if each in stores and each in known]
+                for other in others:
+                    if other not in (leader, node) and known[other].store_id == stores[other]:
+                        sim.raft(leader).trigger().transfer_leader(other)
+                        break
 
     async def _keep_writing(self) -> None:
         client = self.sim.client("writer")

@@ -101,6 +101,8 @@ class SimDisk(MemoryDisk):
         self.rotten_vote = False
         self.failed: StorageError | None = None
         """The first error a write of the open handle ended with."""
+        self.failed_at = 0.0
+        """When: in that very moment the node has not heard of it yet."""
         self.memberships: list[tuple[LogId | None, Membership]] = []
         """Membership entries in the log, in order; the snapshot's stands before them."""
         self.machine: Any = None
@@ -139,8 +141,9 @@ class SimDisk(MemoryDisk):
         if life != self.life:
             raise StorageError(f"the power of {self.node_id} is gone")
         if self.fail_writes is not None:
-            self.failed, self.fail_writes = self.fail_writes, None
-            raise self.failed
+            refused, self.fail_writes = self.fail_writes, None
+            self._fails(refused)
+            raise refused
         error = self._draw_error()
         if not self.hung and self.random.random() < self.at_once:
             if error is None:
@@ -183,12 +186,17 @@ class SimDisk(MemoryDisk):
 
     def _tear(self, pending: Pending, error: StorageError | None) -> None:
         """A write ends in the middle: some of it is there, or none, or all."""
-        if error is not None and self.failed is None:
-            self.failed = error
+        if error is not None:
+            self._fails(error)
         count = len(pending.parts)
         kept = self.random.choice((0, count)) if pending.atomic else self.random.randint(0, count)
         self.lost_parts += count - kept
         self._apply(pending.parts[:kept])
+
+    def _fails(self, error: StorageError) -> None:
+        if self.failed is None:
+            self.failed = error
+            self.failed_at = asyncio.get_running_loop().time()
 
     def _apply(self, parts: Sequence[Part]) -> None:
         """Make ``parts`` durable, one after the other."""
