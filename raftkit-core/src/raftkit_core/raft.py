@@ -877,6 +877,7 @@ class Raft:
             await bounded(self._network.close(), seconds, f"node {self.id}: its network")
         await bounded(self.machine.close(), seconds, f"node {self.id}: its state machine")
         await bounded(self._snapshots.close(), seconds, f"node {self.id}: its snapshots")
+        await bounded(self._identity.close(), seconds, f"node {self.id}: its identity")
         await bounded(self._storage.close(), seconds, f"node {self.id}: its log")
 
 

@@ -52,39 +52,70 @@ the terms."""
 
 
 class Identity:
-    """This store's identity: kept in the store, changed only through here."""
+    """This store's identity: kept in the store, changed only through here, one change after the other.
+
+    A change that has begun is carried through, whoever asked for it and has gone: the storage is never asked twice at a
+    time.
+    """
 
     def __init__(self, storage: RaftLogStorage, current: StoreIdentity) -> None:
         self._storage = storage
         self._lock = asyncio.Lock()
+        self._changes: dict[asyncio.Task[None], None] = {}
         self.current = current
+        self.failed: Callable[[BaseException], None] = lambda error: None
+        """Told of a save that failed: the node must not go on, also where nobody waits for the save any more."""
 
     async def adopt_cluster(self, cluster_id: str) -> None:
         """Belong to ``cluster_id`` from now on, durably. Raises: IdentityError if this store has another one."""
-        async with self._lock:
-            if self.current.cluster_id == cluster_id:
-                return
-            if self.current.cluster_id is not None:
+
+        def adopted(current: StoreIdentity) -> StoreIdentity:
+            if current.cluster_id not in (None, cluster_id):
                 raise IdentityError(
-                    f"this store belongs to cluster {self.current.cluster_id}, not to {cluster_id}",
+                    f"this store belongs to cluster {current.cluster_id}, not to {cluster_id}",
                     hint="give each cluster a data folder of its own",
                 )
-            await self._save(msgspec.structs.replace(self.current, cluster_id=cluster_id))
+            return msgspec.structs.replace(current, cluster_id=cluster_id)
+
+        await self._change(adopted)
 
     async def save_lease(self, lease_ms: int) -> None:
         """Remember the largest lease ever acknowledged, before it is acknowledged."""
-        async with self._lock:
-            if lease_ms > self.current.largest_lease_ms:
-                await self._save(msgspec.structs.replace(self.current, largest_lease_ms=lease_ms))
+        await self._change(
+            lambda current: msgspec.structs.replace(current, largest_lease_ms=max(lease_ms, current.largest_lease_ms))
+        )
 
     async def retire(self, reason: str) -> None:
         """Never open this store as a node again."""
-        async with self._lock:
-            await self._save(msgspec.structs.replace(self.current, retired=reason))
+        await self._change(lambda current: msgspec.structs.replace(current, retired=reason))
 
-    async def _save(self, identity: StoreIdentity) -> None:
-        await self._storage.save_identity(identity)
-        self.current = identity
+    async def _change(self, change: Callable[[StoreIdentity], StoreIdentity]) -> None:
+        task = asyncio.ensure_future(self._save(change))
+        self._changes[task] = None
+        task.add_done_callback(self._changed)
+        await asyncio.shield(task)
+
+    async def _save(self, change: Callable[[StoreIdentity], StoreIdentity]) -> None:
+        async with self._lock:
+            changed = change(self.current)
+            if changed != self.current:
+                await self._storage.save_identity(changed)
+                self.current = changed
+
+    def _changed(self, task: asyncio.Task[None]) -> None:
+        self._changes.pop(task, None)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, StorageError):
+            self.failed(error)
+
+    async def close(self) -> None:
+        """Return when no change is under way; the caller bounds the time, and what hangs is given up then."""
+        try:
+            if self._changes:
+                await asyncio.wait(list(self._changes))
+        finally:
+            for task in list(self._changes):
+                task.cancel()
 
 
 class PeerService:
@@ -110,6 +141,7 @@ class PeerService:
     def attach(self, core: RaftCore) -> None:
         """From now on there is a node to ask."""
         self._core = core
+        self._identity.failed = core.fail
 
     @property
     def core(self) -> RaftCore:
