@@ -277,7 +277,7 @@ def believes_more_than_was_said(world: World) -> None:
 
 
 def speaks_after_a_failed_write(world: World) -> None:
-    world.disks["n2"].failed = StorageError("I/O error")
+    world.disks["n2"].failed, world.disks["n2"].failed_at = StorageError("I/O error"), -1.0
     world.acknowledges("n2", 3)
 
 
