@@ -1,0 +1,68 @@
+"""A client of the WebSocket ``/v1/ws``: what callers ask for in one turn of the loop leaves as one frame."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+import msgspec
+
+WRITES_PER_FRAME = 512
+
+
+class PipelinedClient:
+    """``write(command)`` with a command that the machine's codec has encoded."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._waiting: list[tuple[bytes, asyncio.Future[Any]]] = []
+        self._sent: dict[int, list[asyncio.Future[Any]]] = {}
+        self._next_id = 0
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder()
+
+    async def __aenter__(self) -> PipelinedClient:
+        self._loop = asyncio.get_running_loop()
+        self._session = aiohttp.ClientSession()
+        self._socket = await self._session.ws_connect(f"{self._url}/v1/ws", compress=0, max_msg_size=2**26)
+        self._reading = asyncio.create_task(self._read())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._reading.cancel()
+        await asyncio.wait([self._reading])
+        await self._socket.close()
+        await self._session.close()
+
+    def write(self, command: bytes) -> asyncio.Future[Any]:
+        future: asyncio.Future[Any] = self._loop.create_future()
+        if not self._waiting:
+            self._loop.call_soon(lambda: self._loop.create_task(self._flush()))
+        self._waiting.append((command, future))
+        return future
+
+    async def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for start in range(0, len(waiting), WRITES_PER_FRAME):
+            part = waiting[start : start + WRITES_PER_FRAME]
+            self._next_id += 1
+            self._sent[self._next_id] = [future for _, future in part]
+            body = (None, [(0, 0, command) for command, _ in part])
+            await self._socket.send_bytes(self._encoder.encode((self._next_id, "writes", body)))
+
+    async def _read(self) -> None:
+        async for message in self._socket:
+            answer_id, is_ok, data = self._decoder.decode(message.data)
+            futures = self._sent.pop(answer_id)
+            for number, future in enumerate(futures):
+                done, result = (False, data) if not is_ok else data[number]
+                if future.done():
+                    continue
+                if done:
+                    future.set_result(result)
+                else:
+                    future.set_exception(RuntimeError(str(result)))
