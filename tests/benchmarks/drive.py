@@ -15,7 +15,7 @@ SAMPLED = 16
 async def closed_loop(
     operation: Callable[[int], Awaitable[object]], outstanding: int, seconds: float, *, every: bool = False
 ) -> Sample:
-    """``outstanding`` callers of ``operation(number)`` for ``seconds``. ``every``: time each, where it costs nothing."""
+    """``outstanding`` callers of ``operation(number)`` for ``seconds``; ``every`` times each of them."""
     latencies: list[float] = []
     clock = time.perf_counter
     untimed = 0 if every else SAMPLED - 1

@@ -88,7 +88,7 @@ async def run(path: Path, actions: list[tuple[str, int, int]]) -> None:
                 await storage.open(context())
             elif action == "cancel":
                 batch = batch_of(model, "truncate", 2, count, term)
-                task = asyncio.create_task(storage.write(batch))
+                task = asyncio.ensure_future(storage.write(batch))
                 for _ in range(size):
                     await asyncio.sleep(0)
                 task.cancel()

@@ -131,14 +131,18 @@ class SqliteLogStorage(RaftLogStorage):
         session, database = self._opened()
         return await database.run(lambda connection: session.read(connection, start, stop, max_bytes))
 
-    async def write(self, batch: LogBatch) -> None:
+    def write(self, batch: LogBatch) -> asyncio.Future[None]:
         session, database = self._opened()
         if batch.is_empty:
-            return
-        try:
-            await database.run(lambda connection: session.write(connection, batch))
-        finally:
-            self._note_write()
+            nothing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            nothing.set_result(None)
+            return nothing
+        written: asyncio.Future[None] = database.begin(lambda connection: session.write(connection, batch))
+        written.add_done_callback(self._written)
+        return written
+
+    def _written(self, written: asyncio.Future[None]) -> None:
+        self._note_write()
 
     def _opened(self) -> tuple[Session, Database]:
         if self._session is None or self._database is None:

@@ -7,7 +7,7 @@ other way round: ``when`` is the io_id that must be flushed first (0: at once).
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import msgspec
 
@@ -23,6 +23,7 @@ from raftkit_core.types.vote import Vote
 class SaveVote(msgspec.Struct, frozen=True, gc=False):
     """Log lane: make the vote durable (``LogBatch.vote``)."""
 
+    when: ClassVar[IoId] = 0
     io_id: IoId
     vote: Vote
 
@@ -30,6 +31,7 @@ class SaveVote(msgspec.Struct, frozen=True, gc=False):
 class SaveLease(msgspec.Struct, frozen=True, gc=False):
     """Log lane: make the largest acknowledged lease durable (``save_identity``), before it is acknowledged."""
 
+    when: ClassVar[IoId] = 0
     io_id: IoId
     lease_ms: int
 
@@ -37,6 +39,7 @@ class SaveLease(msgspec.Struct, frozen=True, gc=False):
 class AppendInputEntries(msgspec.Struct, frozen=True):
     """Log lane: append (``LogBatch.entries``)."""
 
+    when: ClassVar[IoId] = 0
     io_id: IoId
     entries: list[Entry]
 
@@ -44,6 +47,7 @@ class AppendInputEntries(msgspec.Struct, frozen=True):
 class DeleteConflictLog(msgspec.Struct, frozen=True, gc=False):
     """Log lane: remove ``since`` and everything after (``LogBatch.truncate_since``). Answers no client."""
 
+    when: ClassVar[IoId] = 0
     io_id: IoId
     since: int
 
@@ -51,6 +55,7 @@ class DeleteConflictLog(msgspec.Struct, frozen=True, gc=False):
 class PurgeLog(msgspec.Struct, frozen=True, gc=False):
     """Log lane: remove up to ``upto`` (``LogBatch.purge_upto``); it may lie beyond the last entry."""
 
+    when: ClassVar[IoId] = 0
     io_id: IoId
     upto: LogId
 
@@ -58,6 +63,7 @@ class PurgeLog(msgspec.Struct, frozen=True, gc=False):
 class SaveCommitted(msgspec.Struct, frozen=True, gc=False):
     """Log lane, without a flush of its own: rides with the next write (``LogBatch.committed``)."""
 
+    when: ClassVar[IoId] = 0
     committed: LogId
 
 
@@ -72,6 +78,7 @@ class SendVote(msgspec.Struct, frozen=True):
 class SendPreVote(msgspec.Struct, frozen=True):
     """Ask whether ``targets`` would vote (``RaftNetwork.pre_vote``)."""
 
+    when: ClassVar[IoId] = 0
     targets: tuple[NodeId, ...]
     request: VoteRequest
 
@@ -136,6 +143,7 @@ class ConfirmRead(SendHeartbeat, frozen=True):
 class SendTransferLeader(msgspec.Struct, frozen=True):
     """Ask ``target`` to campaign at once (``RaftNetwork.transfer_leader``)."""
 
+    when: ClassVar[IoId] = 0
     session: int
     target: NodeId
     request: TransferLeaderRequest
@@ -144,6 +152,7 @@ class SendTransferLeader(msgspec.Struct, frozen=True):
 class RebuildReplicationStreams(msgspec.Struct, frozen=True):
     """Have exactly these streams; close the others. Closing never waits for a peer."""
 
+    when: ClassVar[IoId] = 0
     session: int
     targets: tuple[tuple[NodeId, Node], ...]
 
@@ -151,6 +160,7 @@ class RebuildReplicationStreams(msgspec.Struct, frozen=True):
 class BecomeLeader(msgspec.Struct, frozen=True, gc=False):
     """This node leads from now on, under ``vote``."""
 
+    when: ClassVar[IoId] = 0
     session: int
     vote: Vote
 
@@ -158,6 +168,7 @@ class BecomeLeader(msgspec.Struct, frozen=True, gc=False):
 class QuitLeader(msgspec.Struct, frozen=True, gc=False):
     """This node leads no more: end streams and transfers."""
 
+    when: ClassVar[IoId] = 0
     session: int
     reason: str
 
@@ -165,6 +176,7 @@ class QuitLeader(msgspec.Struct, frozen=True, gc=False):
 class Commit(msgspec.Struct, frozen=True, gc=False):
     """Apply entries ``since..upto``: they are committed, and durable here (``RaftStateMachine.apply``)."""
 
+    when: ClassVar[IoId] = 0
     since: int
     upto: LogId
 
@@ -172,16 +184,20 @@ class Commit(msgspec.Struct, frozen=True, gc=False):
 class BuildSnapshot(msgspec.Struct, frozen=True, gc=False):
     """Snapshot the machine (``RaftStateMachine.snapshot``), then ``on_snapshot_built``."""
 
+    when: ClassVar[IoId] = 0
+
 
 class RetireStore(msgspec.Struct, frozen=True, gc=False):
     """Mark this store as retired, durably, and stop: it went back behind what it had acknowledged."""
 
+    when: ClassVar[IoId] = 0
     reason: str
 
 
 class InstallSnapshot(msgspec.Struct, frozen=True):
     """Publish and restore the received snapshot, then ``on_snapshot_installed``."""
 
+    when: ClassVar[IoId] = 0
     request_id: RequestId
     meta: SnapshotMeta
 

@@ -46,6 +46,8 @@ class LogIdList:
             return None
         if index == last.index:
             return last
+        if self._runs and index >= self._runs[-1].index:
+            return LogId(self._runs[-1].leader_id, index)  # mostly: of the newest leader
         purged = self.purged
         if purged is not None and index <= purged.index:
             return purged if index == purged.index else None

@@ -28,6 +28,10 @@ class Reply(Generic[T]):
         """Whether it is answered, failed or cancelled."""
         return self._state != _PENDING
 
+    @property
+    def failed(self) -> bool:
+        return self._state == _FAILED
+
     def cancelled(self) -> bool:
         return self._state == _CANCELLED
 

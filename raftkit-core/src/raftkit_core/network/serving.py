@@ -77,7 +77,8 @@ class ServedConnection:
         self._offer = offer
         self._max_frame_bytes = max_frame_bytes
         self._admission = admission
-        self._running: dict[int, tuple[asyncio.Future[Any] | Reply[Any], int, int]] = {}
+        self._running: dict[int, tuple[asyncio.Future[Any], int, int]] = {}
+        self._replying = 0
         self._running_bytes = 0
         self._next_serial = 1
         self._last_forward = 0
@@ -140,7 +141,7 @@ class ServedConnection:
 
     @property
     def has_room(self) -> bool:
-        return len(self._running) < REQUESTS_MAX and self._running_bytes < REQUEST_BYTES_MAX
+        return len(self._running) + self._replying < REQUESTS_MAX and self._running_bytes < REQUEST_BYTES_MAX
 
     async def wait_for_room(self) -> None:
         """Return when another frame may be read. Ends with the requests under way, each of which has a deadline."""
@@ -209,20 +210,34 @@ class ServedConnection:
 
     def _start(self, awaitable: Awaitable[Any], request_id: int, size: int, timeout: float) -> None:
         """A reply or a future costs no task; a coroutine gets one, and tasks start in the order they were made."""
-        serial = self._next_serial
-        self._next_serial += 1
         self._running_bytes += size
         if type(awaitable) is Reply:
-            self._running[serial] = (awaitable, request_id, size)
-            self._deadlines.add(serial, timeout, asyncio.get_running_loop())
-            awaitable.then(partial(self._done, serial))
+            # The node answers it in time by itself, with an error if need be.
+            self._replying += 1
+            awaitable.then(partial(self._replied, request_id, size))
             return
+        serial = self._next_serial
+        self._next_serial += 1
         future = awaitable if isinstance(awaitable, asyncio.Future) else asyncio.ensure_future(awaitable)
         self._running[serial] = (future, request_id, size)
         self._deadlines.add(serial, timeout, asyncio.get_running_loop())
         future.add_done_callback(partial(self._done, serial))
 
-    def _done(self, serial: int, future: asyncio.Future[Any] | Reply[Any]) -> None:
+    def _replied(self, request_id: int, size: int, reply: Reply[Any]) -> None:
+        self._replying -= 1
+        self._running_bytes -= size
+        if self._room is not None:
+            self._make_room()
+        if self._closed:
+            return
+        if reply.failed:
+            error = reply.exception()
+            assert error is not None, "it failed"
+            self._reply_failure(request_id, error)
+        else:
+            self._reply(Kind.ANSWER, request_id, encode_answer(reply.result()))
+
+    def _done(self, serial: int, future: asyncio.Future[Any]) -> None:
         error = None if future.cancelled() else future.exception()  # retrieved, also when nobody waits any more
         running = self._running.pop(serial, None)
         if running is None or self._closed:

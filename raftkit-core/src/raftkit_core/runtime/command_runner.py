@@ -134,9 +134,8 @@ class CommandRunner:
         for command in commands:
             if self._halted:
                 return
-            when = getattr(command, "when", 0)
-            if when > flushed:
-                self._parked.append((when, command))
+            if command.when > flushed:
+                self._parked.append((command.when, command))
             else:
                 self._run(command)
         self._requests.clear()
@@ -163,18 +162,18 @@ class CommandRunner:
                 stream = self._stream_of(command.session, command.target)
                 if stream is not None:
                     stream.replicate(command)
-            case Respond():
-                self._respond(command)
             case AppendInputEntries():
                 if self._instruments.is_tracing:
                     self._instruments.trace("CommandRunner.append_input_entries")
                 self._writer.submit(command)
-            case SaveVote() | SaveLease() | DeleteConflictLog() | PurgeLog() | SaveCommitted():
+            case SaveCommitted():
                 self._writer.submit(command)
             case Commit():
                 if self._instruments.is_tracing:
                     self._instruments.trace("CommandRunner.commit")
                 self._worker.commit(command.upto)
+            case Respond():
+                self._respond(command)
             case ReplicateCommitted():
                 for target, _ in command.peers:
                     self._untold[target] = command
@@ -182,6 +181,8 @@ class CommandRunner:
                     self._notice_timer = asyncio.get_running_loop().call_later(
                         COMMIT_NOTICE_SECONDS, self._tell_committed
                     )
+            case SaveVote() | SaveLease() | DeleteConflictLog() | PurgeLog():
+                self._writer.submit(command)
             case ConfirmRead() | SendHeartbeat():
                 if command.session == self._engine.session:
                     for target, _ in command.peers:

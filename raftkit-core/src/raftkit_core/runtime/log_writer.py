@@ -120,6 +120,8 @@ class LogTail:
         if start == starts[-1] and stop >= self._first + count and self._newest:
             entries = self._newest
             size_bytes = self._end_bytes - self._sizes[-1]
+        elif start + 1 == stop:
+            return [self._entries[offset]]
         else:
             entries = self._entries[offset : stop - self._first]
             behind = bisect_left(starts, stop)
@@ -156,7 +158,7 @@ class LogWriter:
         self._committed: LogId | None = None
         """The last ``committed`` whose place in the lane has come: everything before it is written, or under way."""
         self._saved_committed: LogId | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Future[None] | None = None
         self._retiring: asyncio.Task[None] | None = None
         self._dead = False
         self.tail = LogTail(0)
@@ -176,7 +178,10 @@ class LogWriter:
             case SaveCommitted():
                 # Keeps its place in the lane: saved before what precedes it, it would vouch for entries that are still
                 # to be replaced. Of several in a row the last is enough.
-                if self._queue and isinstance(self._queue[-1], SaveCommitted):
+                if not self._queue:
+                    self._committed = command.committed  # its place has come
+                    return
+                if isinstance(self._queue[-1], SaveCommitted):
                     self._queue.pop()
             case DeleteConflictLog():
                 self.tail.truncate(command.since)
@@ -213,10 +218,11 @@ class LogWriter:
             self._done(io_id, last_index)
 
     def _start(self, write: Awaitable[None], io_id: IoId, last_index: int) -> None:
-        self._task = asyncio.ensure_future(_as_coroutine(write))
+        # A future is under way already; anything else gets a task.
+        self._task = write if isinstance(write, asyncio.Future) else asyncio.ensure_future(_as_coroutine(write))
         self._task.add_done_callback(lambda task: self._finished(task, io_id, last_index))
 
-    def _finished(self, task: asyncio.Task[None], io_id: IoId, last_index: int) -> None:
+    def _finished(self, task: asyncio.Future[None], io_id: IoId, last_index: int) -> None:
         self._task = None
         if task.cancelled():
             self._fail(StorageError("a log write was cancelled", subject="log", verb="write"))
@@ -255,6 +261,15 @@ class LogWriter:
         size_bytes = 0
         io_id = 0
         queue = self._queue
+        if len(queue) == 1:
+            # Mostly: one append, and nothing else.
+            command = queue[0]
+            if type(command) is AppendInputEntries and len(command.entries) <= MAX_BATCH_ENTRIES:
+                entries = command.entries
+                if payload_bytes(entries) <= MAX_BATCH_BYTES:
+                    queue.popleft()
+                    return command.io_id, self._batch(None, None, None, entries, last := entries[-1].index), last
+                entries = []
         while queue:
             command = queue[0]
             match command:
@@ -301,13 +316,26 @@ class LogWriter:
             last_index = max(last_index, purge_upto.index)
         if entries:
             last_index = entries[-1].index
-        committed = self._committed if self._committed != self._saved_committed else None
+        return io_id, self._batch(vote, truncate_since, purge_upto, entries, last_index), last_index
+
+    def _batch(
+        self,
+        vote: Vote | None,
+        truncate_since: int | None,
+        purge_upto: LogId | None,
+        entries: list[Entry],
+        last_index: int,
+    ) -> LogBatch:
+        """With what is to be saved as ``committed`` beside it, if that is news."""
+        committed = self._committed
+        if committed is self._saved_committed or committed == self._saved_committed:
+            return LogBatch(vote, truncate_since, purge_upto, entries)
         if committed is not None:
             assert committed.index <= last_index, (
                 f"committed {committed} is ahead of the log, which ends at {last_index}"
             )
             self._saved_committed = committed
-        return io_id, LogBatch(vote, truncate_since, purge_upto, entries, committed), last_index
+        return LogBatch(vote, truncate_since, purge_upto, entries, committed)
 
     @property
     def first_index(self) -> int:
@@ -323,7 +351,7 @@ class LogWriter:
         self._retiring = asyncio.ensure_future(self._retire(self._task, save, error))
 
     async def _retire(
-        self, under_way: asyncio.Task[None] | None, save: Callable[[], Awaitable[None]], error: BaseException
+        self, under_way: asyncio.Future[None] | None, save: Callable[[], Awaitable[None]], error: BaseException
     ) -> None:
         if under_way is not None:
             await asyncio.wait([under_way])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias, get_args
 
 from raftkit_core.errors import RPCTimeout
 from raftkit_core.network.interface import RaftNetwork
+from raftkit_core.network.lanes import LaneNetwork
 from raftkit_core.network.reply import Reply
 from raftkit_core.runtime.limits import forget
 from raftkit_core.runtime.stalls import StallDetector
@@ -15,6 +17,16 @@ from raftkit_core.types.messages import AppendEntriesResponse, TransferLeaderRes
 
 ANSWERS = frozenset((*get_args(AppendEntriesResponse), VoteResponse, TransferLeaderResponse))
 """What the calls made here may give."""
+
+_OWN = frozenset(
+    (
+        LaneNetwork.append_entries,
+        LaneNetwork.heartbeat,
+        LaneNetwork.vote,
+        LaneNetwork.pre_vote,
+        LaneNetwork.transfer_leader,
+    )
+)
 
 Answer: TypeAlias = asyncio.Future[Any] | Reply[Any]
 Done = Callable[[Answer], None]
@@ -29,23 +41,37 @@ class PeerCalls:
     def __init__(self, stalls: StallDetector) -> None:
         self._stalls = stalls
         self._pending: dict[Answer, tuple[float, Done]] = {}
+        """By futures. A reply is ended by the lane it came from, in time: nobody has to see to that."""
+        self._replies: set[Reply[Any]] = set()
 
     def __len__(self) -> int:
-        return len(self._pending)
+        return len(self._pending) + len(self._replies)
 
     def start(self, network: RaftNetwork, method: str, request: Any, timeout: float, done: Done) -> None:
         """Call ``network.method(request, timeout)``: without a task if the transport gives a reply or a future."""
         try:
-            answer = self._stalls.call(network, method, request, timeout)
+            function = getattr(network, method)
+            if getattr(function, "__func__", None) in _OWN:  # it queues and returns: no plugin code to be timed
+                answer: Any = function(request, timeout)
+            else:
+                answer = self._stalls.timed(network, method, function, request, timeout)
             if type(answer) is not Reply:
                 answer = asyncio.ensure_future(answer)
         except Exception as error:  # of the plugin: never this node's end
             answer = _failed(error)
-        self._pending[answer] = (self._stalls.now() + timeout + OVERDUE_SECONDS, done)
         if type(answer) is Reply:
-            answer.then(self._ended)
+            self._replies.add(answer)
+            answer.then(partial(self._replied, done))
         else:
+            self._pending[answer] = (self._stalls.now() + timeout + OVERDUE_SECONDS, done)
             answer.add_done_callback(self._ended)
+
+    def _replied(self, done: Done, reply: Reply[Any]) -> None:
+        self._replies.discard(reply)
+        if reply.failed or type(reply.result()) in ANSWERS:
+            done(reply)
+        else:
+            done(_failed(TypeError(f"the transport gave {type(reply.result()).__name__} as an answer")))
 
     def _ended(self, answer: Answer) -> None:
         call = self._pending.pop(answer, None)
@@ -66,7 +92,9 @@ class PeerCalls:
 
     def cancel(self) -> None:
         """Nobody waits for any of them any more."""
-        pending, self._pending = self._pending, {}
+        pending: list[Answer] = [*self._pending, *self._replies]
+        self._pending.clear()
+        self._replies.clear()
         for answer in pending:
             answer.cancel()
 

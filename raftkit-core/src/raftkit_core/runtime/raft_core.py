@@ -150,6 +150,7 @@ class RaftCore:
         )
         self._shown: tuple[ServerState, str | None, int] | None = None
         self._shown_membership: LogId | None = None
+        self._seen: tuple[object, object, object] = (None, None, None)
         self._stalled_since: float | None = None
         self.lease_watchers: dict[Callable[[], None], None] = {}
         self.sessions = SessionKeeper(worker.system)
@@ -414,7 +415,9 @@ class RaftCore:
         if self._carrying:
             self._flushed_now = io_id
         else:
+            self.cork()
             self.notify(LogFlushed(io_id))
+            self.uncork()
 
     def _write(self, writes: Sequence[ClientWrite], now: float) -> None:
         """Propose everything that waits as one append; refuse all of it alike."""
@@ -589,6 +592,11 @@ class RaftCore:
         """Tell observers what changed, and wake whoever watches the metrics."""
         engine = self.engine
         state = engine.state
+        seen = (state.server_state, state.vote, state.membership.effective)
+        if seen[0] is self._seen[0] and seen[1] is self._seen[1] and seen[2] is self._seen[2]:
+            self._publish()  # the leader follows from the role and the vote
+            return
+        self._seen = seen
         shown = (state.server_state, engine.known_leader, state.vote.term)
         if shown != self._shown:
             before, self._shown = self._shown, shown
