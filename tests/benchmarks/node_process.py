@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from raftkit_core import Node, Raft, ReadPolicy, open_raft
+from raftkit_core.errors import RaftError
 from raftkit_core.types.kv import Get, Put
 
 from .drive import closed_loop
@@ -45,6 +46,12 @@ async def carry_out(raft: Raft, order: dict[str, Any]) -> dict[str, Any]:
                 await raft.client_write(commands[number % 1000])
 
             return msgspec.to_builtins(await closed_loop(write, order["outstanding"], order["seconds"]))
+        case "try write":
+            try:
+                await raft.client_write(Put("key", b"v"), timeout=1.0)
+            except RaftError:
+                return {"committed": False}
+            return {"committed": True}
         case "read":
             query = Get("key00001")
             policy = ReadPolicy(order["policy"])

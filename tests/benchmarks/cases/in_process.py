@@ -4,29 +4,43 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+import resource
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from raftkit_core import Config, Node, Raft, open_raft
+import msgspec
+
+from raftkit_core import Config, Node, Raft, SnapshotPolicy, open_raft
+from raftkit_core.instrument import Instrument
 from raftkit_core.types.kv import Put
 
 from ..baselines.bare_replicator import BareCluster
 from ..drive import closed_loop
-from ..measure import Contender, Sample, Setting
+from ..measure import Contender, Row, Sample, Setting
 
 TARGETS = {1: (0.35, 0.5), 64: (None, None), 256: (0.4, 0.6), 1024: (None, None)}
 _hubs = itertools.count()
 
 
 @asynccontextmanager
-async def memory_cluster(size: int = 3, config: Config | None = None) -> AsyncIterator[list[Raft]]:
+async def memory_cluster(
+    size: int = 3, config: Config | None = None, instruments: Sequence[Instrument] = ()
+) -> AsyncIterator[list[Raft]]:
     """``size`` nodes on one hub; the first of the list leads."""
     hub = f"bench-{next(_hubs)}"
     ids = [f"n{number}" for number in range(1, size + 1)]
     async with AsyncExitStack() as stack:
         rafts = [
             await stack.enter_async_context(
-                open_raft(id, storage="memory:", network=f"memory:{hub}", state_machine="kv", config=config or Config())
+                open_raft(
+                    id,
+                    storage="memory:",
+                    network=f"memory:{hub}",
+                    state_machine="kv",
+                    config=config or Config(),
+                    instruments=instruments,
+                )
             )
             for id in ids
         ]
@@ -40,18 +54,74 @@ def value_of(size_bytes: int) -> bytes:
     return b"v" * (size_bytes - 12)
 
 
-async def raftkit_run(outstanding: int, seconds: float, payload: int = 100, size: int = 3) -> Sample:
+async def _watch(raft: Raft) -> None:
+    """Whoever looks at the metrics, ten times a second."""
+    while True:
+        raft.metrics().value  # noqa: B018
+        await asyncio.sleep(0.1)
+
+
+async def raftkit_run(
+    outstanding: int,
+    seconds: float,
+    payload: int = 100,
+    size: int = 3,
+    instruments: Sequence[Instrument] = (),
+    watch: bool = False,
+) -> Sample:
     commands = [Put(f"key{number:05d}", value_of(payload)) for number in range(1000)]
-    async with memory_cluster(size) as rafts:
+    async with memory_cluster(size, instruments=instruments) as rafts:
         leader = rafts[0]
+        watching = [asyncio.create_task(_watch(raft)) for raft in rafts] if watch else []
 
         async def write(number: int) -> None:
             await leader.client_write(commands[number % 1000])
 
         await closed_loop(write, outstanding, min(0.2, seconds))
         result = await closed_loop(write, outstanding, seconds)
-        await asyncio.sleep(0)
+        for task in watching:
+            task.cancel()
+        if watching:
+            await asyncio.wait(watching)
         return result
+
+
+async def growth(entries: int, progress: Callable[[str], None]) -> list[Row]:
+    """One node: bytes of memory per entry of a log that is never purged, and whether writes slow down with it."""
+    rates: list[float] = []
+    async with memory_cluster(1, Config(snapshot_policy=SnapshotPolicy.Never())) as (raft,):
+        command = Put("key00001", value_of(100))
+        before = _resident_bytes()
+        part = entries // 10
+        for number in range(10):
+            started = time.perf_counter()
+            for _ in range(part // 500):
+                await raft.client_write_many([command] * 500)
+            rates.append(part / (time.perf_counter() - started))
+            progress(f"{(number + 1) * part:,} entries: {rates[-1]:,.0f}/s")
+        grown = (_resident_bytes() - before) / entries
+    setting = msgspec.structs.replace(contenders(0, 0)[0].setting, processes="one node", client="500 writes a call")
+    common = {"case": f"a log of {entries:,} entries", "setting": setting, "runs": 1}
+    last = {"median": rates[-1], "lowest": min(rates), "highest": max(rates)}
+    first = {"median": rates[0], "lowest": rates[0], "highest": rates[0]}
+    size = {"median": grown, "lowest": grown, "highest": grown}
+    return [
+        Row(contender="raftkit, memory", unit="bytes per entry", **size, **common),
+        Row(contender="raftkit, first tenth", unit="writes/s", **first, **common),
+        Row(
+            contender="raftkit, last tenth",
+            unit="writes/s",
+            against="raftkit, first tenth",
+            ratio=rates[-1] / rates[0],
+            **last,
+            **common,
+        ),
+    ]
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm", encoding="ascii") as sizes:
+        return int(sizes.read().split()[1]) * resource.getpagesize()
 
 
 async def bare_run(outstanding: int, seconds: float, payload: int = 100) -> Sample:
