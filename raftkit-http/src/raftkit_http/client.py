@@ -8,8 +8,6 @@ it is still certain that nothing was sent.
 
 from __future__ import annotations
 
-import asyncio
-import random
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +15,7 @@ from typing import Any, TypeVar
 import aiohttp
 import msgspec
 
-from raftkit_core.errors import BadCommand, ConfigError, OutcomeUnknown, RaftError, UnknownOption, Unreachable
+from raftkit_core.errors import BadCommand, ConfigError, OutcomeUnknown, UnknownOption
 from raftkit_core.network.client import ClusterClient, Consistency, MembershipResult, NodeStatus
 from raftkit_core.types.kv import CompareAndSet, Delete, KeyValue, KvEvent, Put, WriteResult
 from raftkit_core.types.membership import Node
@@ -26,29 +24,26 @@ from raftkit_http.api.schema import (
     MSGPACK_TYPE,
     KeyValueAnswer,
     ListAnswer,
-    MembersAnswer,
     TransferAnswer,
     WriteAnswer,
 )
+from raftkit_http.attempt import Attempt
 from raftkit_http.download import download_snapshot
 from raftkit_http.endpoints import Endpoints, normalize
-from raftkit_http.exchange import Lost, NotSent, Outgoing, exchange, make_session
+from raftkit_http.exchange import Outgoing, exchange, make_session
 from raftkit_http.tls import ca_context
 from raftkit_http.watching import Follower
 
 T = TypeVar("T")
 
 DEFAULT_TIMEOUT = 5.0
-PROBE_SECONDS = 1.0
-BACKOFF_SECONDS = 0.05
-BACKOFF_SECONDS_MAX = 0.5
-_MIN_SHARE_SECONDS = 0.25
 
 _encoder = msgspec.json.Encoder()
 
 
 class HttpClusterClient(ClusterClient):
-    """See :class:`ClusterClient`. ``timeout`` (seconds) bounds each call, retries included.
+    """See :class:`ClusterClient`. ``timeout`` (seconds) bounds each call, retries included. ``discover=False`` asks the
+    given endpoints only, where members advertise addresses that cannot be reached from here.
 
     Use it as ``async with HttpClusterClient(["http://127.0.0.1:7401"]) as client``.
 
@@ -63,6 +58,7 @@ class HttpClusterClient(ClusterClient):
         timeout: float = DEFAULT_TIMEOUT,
         token: str | None = None,
         ca: Path | str | None = None,
+        discover: bool = True,
     ) -> None:
         if isinstance(endpoints, str):
             endpoints = endpoints.split(",")
@@ -70,7 +66,7 @@ class HttpClusterClient(ClusterClient):
             raise ConfigError(f"timeout must be a positive number of seconds, not {timeout!r}")
         if token is not None and not (token.isascii() and token.isprintable() and 0 < len(token) <= 4096):
             raise ConfigError("the token must be printable ASCII without line breaks")
-        self._endpoints = Endpoints(endpoints)
+        self._endpoints = Endpoints(endpoints, fixed=not discover)
         self._timeout = float(timeout)
         self._token = token
         self._tls = ca_context(None if ca is None else Path(ca)) if self._endpoints.need_tls else None
@@ -102,20 +98,20 @@ class HttpClusterClient(ClusterClient):
         return await self._call(_get_status(digest), NodeStatus, only=address)
 
     async def initialize(self, members: dict[str, Node]) -> None:
-        await self._call(_post("/v1/initialize", {"members": members}), dict, changes=True)
+        await self._call(json_post("/v1/initialize", {"members": members}), dict, changes=True)
 
     async def add_learner(self, node_id: str, node: Node, *, blocking: bool = True) -> MembershipResult:
         body = {"id": node_id, "node": node, "blocking": blocking}
-        return await self._membership(_post("/v1/members", body))
+        return await self._membership(json_post("/v1/members", body))
 
     async def change_membership(
         self, voters: list[str], *, retain: bool = False, force: bool = False
     ) -> MembershipResult:
         body = {"voters": voters, "retain": retain, "force": force}
-        return await self._membership(_post("/v1/members/change", body))
+        return await self._membership(json_post("/v1/members/change", body))
 
     async def remove_nodes(self, node_ids: list[str]) -> MembershipResult:
-        return await self._membership(_post("/v1/members/remove", {"ids": node_ids}))
+        return await self._membership(json_post("/v1/members/remove", {"ids": node_ids}))
 
     async def _membership(self, outgoing: Outgoing) -> MembershipResult:
         result = await self._call(outgoing, MembershipResult, changes=True)
@@ -123,17 +119,15 @@ class HttpClusterClient(ClusterClient):
         return result
 
     async def transfer_leader(self, to: str | None = None) -> str:
-        done = await self._call(_post("/v1/leader/transfer", {"to": to}), TransferAnswer, changes=True)
+        done = await self._call(json_post("/v1/leader/transfer", {"to": to}), TransferAnswer, changes=True)
         return done.leader
 
     async def trigger_snapshot(self, address: str | None = None) -> None:
-        await self._call(_post("/v1/snapshot", {}), dict, changes=True, only=address)
+        await self._call(json_post("/v1/snapshot", {}), dict, changes=True, only=address)
 
     def read_snapshot(self, address: str | None = None) -> AsyncGenerator[bytes, None]:
-        if self._session is None:
-            raise ConfigError("the client is not open", hint="async with HttpClusterClient([...]) as client: …")
         endpoints = self._endpoints.order() if address is None else [normalize(address)]
-        return download_snapshot(self._session, endpoints)
+        return download_snapshot(self._http(), endpoints)
 
     # --- Writes -----------------------------------------------------------------------------------------------------
 
@@ -144,23 +138,23 @@ class HttpClusterClient(ClusterClient):
         elif isinstance(command, Put | Delete | CompareAndSet):
             outgoing = _kv_write(command)
         else:
-            outgoing = _post("/v1/write", {"command": command})
+            outgoing = json_post("/v1/write", {"command": command})
         return (await self._call(outgoing, WriteAnswer, changes=True)).result
 
     async def kv_put(self, key: str, value: bytes, *, if_revision: int | None = None) -> WriteResult:
-        return _write_result(await self.write(Put(key, value, if_revision)))
+        return write_result(await self.write(Put(key, value, if_revision)))
 
     async def kv_delete(self, key: str, *, if_revision: int | None = None) -> WriteResult:
-        return _write_result(await self.write(Delete(key, if_revision)))
+        return write_result(await self.write(Delete(key, if_revision)))
 
     async def kv_cas(self, key: str, expected: bytes | None, value: bytes) -> WriteResult:
-        return _write_result(await self.write(CompareAndSet(key, expected, value)))
+        return write_result(await self.write(CompareAndSet(key, expected, value)))
 
     # --- Reads ------------------------------------------------------------------------------------------------------
 
     async def kv_get(self, key: str, *, consistency: Consistency = "linearizable") -> KeyValue | None:
         body = {"get": {"key": key}, "consistency": consistency}
-        answer = await self._call(_post("/v1/read", body), KeyValueAnswer)
+        answer = await self._call(json_post("/v1/read", body), KeyValueAnswer)
         return None if answer.item is None else answer.item.to_key_value()
 
     async def kv_list(
@@ -175,7 +169,7 @@ class HttpClusterClient(ClusterClient):
         found: list[KeyValue] = []
         while len(found) < limit:
             page = {"prefix": prefix, "limit": min(limit - len(found), MAX_LIST_KEYS), "after": after}
-            answer = await self._call(_post("/v1/read", {"list": page, "consistency": consistency}), ListAnswer)
+            answer = await self._call(json_post("/v1/read", {"list": page, "consistency": consistency}), ListAnswer)
             found += [item.to_key_value() for item in answer.items]
             if not answer.more or not answer.items:
                 break
@@ -184,133 +178,31 @@ class HttpClusterClient(ClusterClient):
 
     def watch(self, prefix: str = "", *, from_revision: int | None = None) -> AsyncGenerator[KvEvent, None]:
         """Follows failures to other nodes, behind what was seen; ``timeout`` is how long nobody may answer."""
-        if self._session is None:
-            raise ConfigError("the client is not open", hint="async with HttpClusterClient([...]) as client: …")
-        return Follower(self._session, self._endpoints, prefix, from_revision, self._timeout).events()
+        return Follower(self._http(), self._endpoints, prefix, from_revision, self._timeout).events()
 
     # --- The way to a node ------------------------------------------------------------------------------------------
 
-    async def _call(self, outgoing: Outgoing, into: type[T], *, changes: bool = False, only: str | None = None) -> T:
-        """Ask until somebody answers for good, nobody can be reached, or the time is up."""
-        if self._session is None:
-            raise ConfigError("the client is not open", hint="async with HttpClusterClient([...]) as client: …")
-        return await Attempt(self._session, self._endpoints, self._timeout, changes, only).run(outgoing, into)
-
-
-class Attempt:
-    """One call on its way through the endpoints, against one deadline."""
-
-    def __init__(
+    async def _call(
         self,
-        session: aiohttp.ClientSession,
-        endpoints: Endpoints,
-        timeout: float,
-        changes: bool,
-        only: str | None,
-    ) -> None:
-        self._session = session
-        self._endpoints = endpoints
-        self._changes = changes
-        self._only = None if only is None else normalize(only)
-        self._now = asyncio.get_running_loop().time
-        self._deadline = self._now() + timeout
-        self._reasons: dict[str, str] = {}
-        self._refusal: RaftError | None = None
-
-    async def run(self, outgoing: Outgoing, into: type[T]) -> T:
-        delay = BACKOFF_SECONDS
-        while True:
-            answered = await self._round(outgoing, into)
-            if answered is not None:
-                return answered
-            if self._refusal is None:
-                raise self._unreachable()
-            if self._remaining() <= delay:
-                raise self._refusal
-            # Jitter: clients refused together must not come back together.
-            await asyncio.sleep(delay * (0.5 + random.random() / 2))
-            delay = min(delay * 2, BACKOFF_SECONDS_MAX)
-
-    async def _round(self, outgoing: Outgoing, into: type[T]) -> T | None:
-        """Everyone once, until one answers for good. Raises: the error it answered, or OutcomeUnknown."""
-        candidates = self._endpoints.order() if self._only is None else [self._only]
-        for position, endpoint in enumerate(candidates):
-            remaining = self._remaining()
-            if remaining <= 0:
-                break
-            # A change cannot be taken back from one node to be given to another, so it gets all the time there is.
-            share = remaining
-            if not self._changes:
-                share = min(remaining, max(remaining / (len(candidates) - position), _MIN_SHARE_SECONDS))
-            try:
-                await self._make_sure(endpoint)
-                answer = await exchange(self._session, endpoint, outgoing, into, min(share, self._remaining()))
-            except NotSent as error:
-                self._note(endpoint, str(error))
-                continue
-            except Lost as error:
-                self._note(endpoint, str(error))
-                if self._changes:
-                    raise _unknown(endpoint, str(error)) from error
-                continue
-            if self._only is None:
-                self._endpoints.answered(endpoint, self._now())
-            if answer.data is not None:
-                return answer.data
-            assert answer.error is not None, "an answer has data or an error"
-            self._judge(endpoint, answer.error)
-        return None
-
-    async def _make_sure(self, endpoint: str) -> None:
-        """Before a change: that the node is there. Raises: NotSent."""
-        if not self._changes:
-            return
-        if self._endpoints.is_warm(endpoint, self._now()):
-            # Two turns of the loop let a close that has arrived already reach the connection pool: without them the
-            # change goes out on a dead connection, and its outcome is unknown for no reason.
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            return
-        probe = Outgoing(method="GET", path="/v1/members")
-        try:
-            answer = await exchange(
-                self._session, endpoint, probe, MembersAnswer, min(PROBE_SECONDS, self._remaining() / 2)
-            )
-        except Lost as error:
-            raise NotSent(str(error)) from error
-        if answer.data is not None:
-            self._endpoints.learn(answer.data.members)
-
-    def _judge(self, endpoint: str, error: RaftError) -> None:
-        """Go on to the next node if that is safe and may help. Raises: ``error``, or OutcomeUnknown."""
-        if self._changes:
-            if error.outcome == "unknown":
-                if isinstance(error, OutcomeUnknown):
-                    raise error
-                raise _unknown(endpoint, f"{error.message} [{error.code}]") from error
-            if not error.retryable or error.outcome != "not_applied":
-                raise error
-        elif not error.retryable and error.outcome != "unknown":
-            raise error
-        self._refusal = error
-        self._reasons[endpoint] = error.message
-        if error.leader_node is not None:
-            self._endpoints.prefer(error.leader_node.client_address)
-
-    def _note(self, endpoint: str, reason: str) -> None:
-        self._endpoints.failed(endpoint)
-        self._reasons[endpoint] = reason
-
-    def _remaining(self) -> float:
-        return self._deadline - self._now()
-
-    def _unreachable(self) -> Unreachable:
-        tried = ", ".join(f"{endpoint} ({reason})" for endpoint, reason in self._reasons.items())
-        return Unreachable(
-            f"no node answers: {tried}",
-            hint="start a cluster: raftkit local up; or name a running node: -e http://HOST:PORT",
-            outcome="not_applied",
+        outgoing: Outgoing,
+        into: type[T],
+        *,
+        changes: bool = False,
+        only: str | None = None,
+        timeout: float | None = None,
+    ) -> T:
+        """Ask until somebody answers for good, nobody can be reached, or the time is up."""
+        session = self._http()
+        attempt = Attempt(
+            session, self._endpoints, self._timeout if timeout is None else timeout, changes=changes, only=only
         )
+        return await attempt.run(lambda endpoint, seconds: exchange(session, endpoint, outgoing, into, seconds))
+
+    def _http(self) -> aiohttp.ClientSession:
+        """Raises: ConfigError."""
+        if self._session is None:
+            raise ConfigError("the client is not open", hint="async with Client([...]) as client: …")
+        return self._session
 
 
 def make_client(endpoints: list[str], options: Mapping[str, Any]) -> HttpClusterClient:
@@ -321,18 +213,11 @@ def make_client(endpoints: list[str], options: Mapping[str, Any]) -> HttpCluster
     return HttpClusterClient(endpoints, **options)
 
 
-def _unknown(endpoint: str, reason: str) -> OutcomeUnknown:
-    return OutcomeUnknown(
-        f"the change may or may not have happened: it was sent to {endpoint}, then {reason}",
-        hint="read the state before you try again",
-    )
-
-
 def _get_status(digest: bool) -> Outgoing:
     return Outgoing(method="GET", path="/v1/status?digest=1" if digest else "/v1/status")
 
 
-def _post(path: str, body: Any) -> Outgoing:
+def json_post(path: str, body: Any) -> Outgoing:
     try:
         return Outgoing(method="POST", path=path, body=_encoder.encode(body))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -348,10 +233,10 @@ def _kv_write(command: Put | Delete | CompareAndSet) -> Outgoing:
         case CompareAndSet(key, expected, value):
             held = {"expected": None} if expected is None else {"expected_b64": expected}
             form = {"cas": {"key": key, "value_b64": value, **held}}
-    return _post("/v1/write", form)
+    return json_post("/v1/write", form)
 
 
-def _write_result(data: Any) -> WriteResult:
+def write_result(data: Any) -> WriteResult:
     try:
         return msgspec.convert(data, WriteResult, strict=True)
     except msgspec.ValidationError as error:

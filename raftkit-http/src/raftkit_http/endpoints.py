@@ -19,9 +19,11 @@ def normalize(endpoint: str) -> str:
 
 
 class Endpoints:
-    """The configured nodes first, then members learned from answers; the one that answered last before all others."""
+    """The configured nodes first, then members learned from answers (unless ``fixed``); before them the one that
+    answered last, and before all the one that was called the leader."""
 
-    def __init__(self, configured: Sequence[str]) -> None:
+    def __init__(self, configured: Sequence[str], *, fixed: bool = False) -> None:
+        self._fixed = fixed
         self._configured = list(dict.fromkeys(normalize(endpoint) for endpoint in configured))
         if not self._configured:
             raise ConfigError("a client needs at least one endpoint", hint="for example http://127.0.0.1:7401")
@@ -30,12 +32,16 @@ class Endpoints:
         self.would_show_token = any(_is_exposed(endpoint) for endpoint in self._configured)
         """Whether a token would be sent over a network in plain text."""
         self._preferred: str | None = None
+        self._leader: str | None = None
         self._failed: set[str] = set()
         self._answered: dict[str, float] = {}
 
     def order(self) -> list[str]:
         """Everyone, best first; those that failed last are at the end, not left out."""
-        return sorted(self._known(), key=lambda endpoint: (endpoint in self._failed, endpoint != self._preferred))
+        return sorted(
+            self._known(),
+            key=lambda endpoint: (endpoint in self._failed, endpoint != self._leader, endpoint != self._preferred),
+        )
 
     def answered(self, endpoint: str, now: float) -> None:
         self._preferred = endpoint
@@ -44,6 +50,8 @@ class Endpoints:
 
     def failed(self, endpoint: str) -> None:
         self._failed.add(endpoint)
+        if endpoint == self._leader:
+            self._leader = None
         self._answered.pop(endpoint, None)
 
     def is_warm(self, endpoint: str, now: float) -> bool:
@@ -53,13 +61,17 @@ class Endpoints:
     def prefer(self, address: str) -> None:
         """Ask ``address`` first: a node called it the leader. Anything but an address is ignored."""
         for endpoint in self._addresses([address]):
-            self._preferred = endpoint
+            if self._fixed and endpoint not in self._configured:
+                continue
+            self._preferred = self._leader = endpoint
             self._failed.discard(endpoint)
             if endpoint not in self._learned:
                 self._learned = [endpoint, *self._learned][:MAX_LEARNED]
 
     def learn(self, members: Iterable[MemberStatus]) -> None:
         """Replace what was learned by the addresses of ``members``."""
+        if self._fixed:
+            return
         learned = self._addresses(member.node.client_address for member in members)
         if learned:
             self._learned = learned[:MAX_LEARNED]

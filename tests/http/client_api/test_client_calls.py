@@ -23,8 +23,16 @@ from raftkit_http.client import HttpClusterClient, make_client
 
 
 async def test_the_client_has_the_names_the_package_promises() -> None:
-    assert raftkit_http.Client is raftkit_http.HttpClusterClient is HttpClusterClient
+    assert raftkit_http.HttpClusterClient is HttpClusterClient
+    assert issubclass(raftkit_http.Client, HttpClusterClient)
     assert issubclass(HttpClusterClient, ClusterClient)
+    assert {name for name in raftkit_http.__all__ if getattr(raftkit_http, name).__name__ == name} == {
+        "Client",
+        "HttpClusterClient",
+        "HttpSession",
+        "SyncClient",
+        "SyncSession",
+    }
 
 
 async def test_keys_are_written_read_and_deleted(api_node: Any) -> None:

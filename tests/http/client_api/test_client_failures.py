@@ -173,7 +173,7 @@ async def test_a_lost_answer_to_a_read_is_asked_of_the_next_node(api_node: Any) 
 async def test_a_silent_node_is_found_out_before_a_change_is_sent(
     api_node: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("raftkit_http.client.PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("raftkit_http.attempt.PROBE_SECONDS", 0.05)
     async with silent() as stopped, api_node() as node, HttpClusterClient([stopped, node.url]) as client:
         await client.kv_put("k", b"v")
     assert len(node.raft.written) == 1
