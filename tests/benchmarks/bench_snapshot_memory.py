@@ -47,15 +47,15 @@ purge_batch_size = 1
 
 
 class NodeProcess:
-    def __init__(self, folder: Path, node_id: str, port: int, machine: str) -> None:
+    def __init__(self, folder: Path, watch: Path, node_id: str, port: int, machine: str) -> None:
         self.id = node_id
         self.url = f"http://127.0.0.1:{port}"
-        self.folder = folder / node_id
+        self.folder = watch / node_id
         self.peak_kib = 0
         self.idle_kib = 0
         config = folder / f"{node_id}.toml"
         config.write_text(CONFIG.format(id=node_id, url=self.url, machine=machine))
-        environment = os.environ | {"PYTHONPATH": str(HERE)}
+        environment = os.environ | {"PYTHONPATH": str(HERE), "BENCH_WATCH": str(watch)}
         self._log = (folder / f"{node_id}.log").open("wb")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "raftkit_cli", "node", "run", "-c", str(config)],
@@ -121,10 +121,10 @@ async def phase(name: str, nodes: list[NodeProcess], done: Any, limit: float) ->
     return [{"phase": name, "seconds": seconds, **node.report()} for node in nodes]
 
 
-async def run(folder: Path, mib: int, machine: str, limit: float) -> list[dict[str, Any]]:
+async def run(folder: Path, watch: Path, mib: int, machine: str, limit: float) -> list[dict[str, Any]]:
     name = "import:snapshot_machines:" + ("Streaming" if machine == "streaming" else "sqlite_kv")
     ports = free_ports(2)
-    one = NodeProcess(folder, "n1", ports[0], name)
+    one = NodeProcess(folder, watch, "n1", ports[0], name)
     two: NodeProcess | None = None
     rows: list[dict[str, Any]] = []
     try:
@@ -150,7 +150,7 @@ async def run(folder: Path, mib: int, machine: str, limit: float) -> list[dict[s
                 return ((await client.status_of(one.url)).snapshot or -1) >= applied
 
             rows += await phase("written", [one], built, limit)
-            two = NodeProcess(folder, "n2", ports[1], name)
+            two = NodeProcess(folder, watch, "n2", ports[1], name)
             await until_up(client, two)
             begun = two
 
@@ -175,8 +175,12 @@ def main() -> int:
     parser.add_argument("--machine", choices=["streaming", "sqlite-kv"], default="streaming")
     parser.add_argument("--limit", type=float, default=200.0, help="seconds a phase may take")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="raftkit-snapshot-") as folder:
-        rows = asyncio.run(run(Path(folder), given.mib, given.machine, given.limit))
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
+    with (
+        tempfile.TemporaryDirectory(prefix="raftkit-snapshot-") as folder,
+        tempfile.TemporaryDirectory(prefix="raftkit-watch-", dir=memory) as watch,
+    ):
+        rows = asyncio.run(run(Path(folder), Path(watch), given.mib, given.machine, given.limit))
     print(f"{given.machine}, {given.mib} MiB (target: {TARGET_MIB} MiB over idle, {TARGET_STALL_MS} ms)")
     print(f"{'phase':20} {'node':5} {'seconds':>8} {'over idle':>10} {'stall':>9} {'worked':>9}")
     met = True
