@@ -367,3 +367,13 @@ async def test_a_durable_storage_without_a_data_dir_keeps_everything_under_the_n
         assert raft.data_dir == Path("raftkit-data/n1")
     assert (tmp_path / "raftkit-data/n1/n1.db").is_file()
     assert (tmp_path / "raftkit-data/n1/snapshots").is_dir()
+
+
+async def test_a_configuration_file_chooses_the_plugins_of_its_node(tmp_path: Path) -> None:
+    file = tmp_path / "raftkit.toml"
+    file.write_text('[plugins]\ndisable = ["sqlite"]\n')
+    with pytest.raises(UnknownScheme, match="sqlite"):
+        async with open_raft(
+            "n1", storage="sqlite:n1.db", network="memory:chosen", config_file=file, data_dir=tmp_path
+        ):
+            pass

@@ -101,3 +101,24 @@ def test_a_plugin_of_a_later_api_is_broken_with_words_and_stops_nothing(raftkit:
 
     with pytest.raises(BrokenPlugin, match="written for plugin API 99, this raftkit-core offers 1"):
         load_plugins([_Broken()])
+
+
+def state_of(raftkit: Any, name: str, *words: str) -> str:
+    listed = raftkit.json("plugins", "list", *words)["data"]["plugins"]
+    return str(next(plugin["state"] for plugin in listed if plugin["name"] == name))
+
+
+@pytest.mark.parametrize("table", ['disable = ["sqlite"]', 'allow = ["http"]'])
+def test_a_configuration_chooses_plugins_for_every_verb(raftkit: Any, table: str) -> None:
+    text = f"[plugins]\n{table}\n"
+    Path("chosen.toml").write_text(text)
+    assert state_of(raftkit, "sqlite") != "disabled"
+    assert state_of(raftkit, "sqlite", "-c", "chosen.toml") == "disabled"
+    Path("raftkit.toml").write_text(text)
+    assert state_of(raftkit, "sqlite") == "disabled"
+    assert "sqlite" not in {step["plugin"] for step in raftkit.json("plugins", "trace")["data"]["steps"]}
+
+
+def test_the_environment_disables_plugins_too(raftkit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAFTKIT_DISABLE_PLUGINS", "sqlite")
+    assert state_of(raftkit, "sqlite") == "disabled"

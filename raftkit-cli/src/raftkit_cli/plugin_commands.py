@@ -14,10 +14,27 @@ if TYPE_CHECKING:
 
 
 def loaded_plugins(invocation: Invocation) -> LoadedPlugins:
-    """The installed plugins, and those this invocation was given."""
+    """The installed plugins, and those this invocation was given; ``[plugins]`` of the raftkit.toml in force chooses.
+
+    Raises: ConfigError for a file that cannot be read.
+    """
     from raftkit_core import load_plugins
 
-    return load_plugins(invocation.plugins, hookspecs=[hookspecs])
+    allow, disable = chosen_plugins(invocation)
+    return load_plugins(invocation.plugins, hookspecs=[hookspecs], allow=allow, disable=disable)
+
+
+def chosen_plugins(invocation: Invocation) -> tuple[list[str] | None, list[str]]:
+    """The lists to allow and to disable, of ``-c`` or ``./raftkit.toml``; the environment's are added by the loader."""
+    from raftkit_cli.endpoints import DEFAULT_CONFIG_FILE
+
+    path = invocation.config_path or DEFAULT_CONFIG_FILE
+    if invocation.config_path is None and not path.is_file():
+        return None, []
+    from raftkit_core.config_file import load_node_file
+
+    file = load_node_file(path)
+    return file.plugins_allow, file.plugins_disable
 
 
 def register_plugin_commands(root: click.Group, invocation: Invocation) -> None:

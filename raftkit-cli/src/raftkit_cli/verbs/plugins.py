@@ -9,7 +9,7 @@ import click
 
 from raftkit_cli.failures import CliError
 from raftkit_cli.options import Invocation, VerbGroup, pass_invocation
-from raftkit_cli.plugin_commands import loaded_plugins
+from raftkit_cli.plugin_commands import chosen_plugins, loaded_plugins
 
 if TYPE_CHECKING:
     from raftkit_core.plugins import PluginInfo
@@ -76,7 +76,10 @@ def trace(invocation: Invocation) -> None:
     from raftkit_core.plugins.trace import Trace, TraceStep
 
     steps: list[TraceStep] = []
-    loaded = load_plugins(invocation.plugins, hookspecs=[hookspecs], trace=Trace(steps.append))
+    allow, disable = chosen_plugins(invocation)
+    loaded = load_plugins(
+        invocation.plugins, hookspecs=[hookspecs], allow=allow, disable=disable, trace=Trace(steps.append)
+    )
     loaded.load_all()
     data = {
         "steps": [
