@@ -33,6 +33,7 @@ from raftkit_core.network.interface import RaftNetworkFactory
 from raftkit_core.network.repeating import Attempts
 from raftkit_core.runtime.command_runner import CommandRunner
 from raftkit_core.runtime.events import EVENTS_KEPT, EventLog
+from raftkit_core.runtime.figures import NodeFigures
 from raftkit_core.runtime.leadership import LeadershipTerm, hold_leadership
 from raftkit_core.runtime.limits import within
 from raftkit_core.runtime.log_writer import LogWriter
@@ -448,6 +449,16 @@ class Raft:
     def counters(self) -> NodeCounters:
         """How often things happened since the process started."""
         return self._events.counters
+
+    def figures(self) -> NodeFigures:
+        """How long flushes, snapshots, calls and reads took."""
+        return self._core.stalls.figures
+
+    @property
+    def is_storage_stalled(self) -> bool:
+        """Whether a log write has been under way for longer than ``storage_stall_timeout_ms``."""
+        since = self._core.engine.state.io.oldest_submitted_at()
+        return since is not None and self._core.clock.monotonic() - since >= self.config.storage_stall_timeout_ms / 1000
 
     async def report(self, events_after: int = 0) -> NodeReport:
         """Status and events of this node, as a survey shows them."""

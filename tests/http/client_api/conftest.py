@@ -16,6 +16,7 @@ from yarl import URL
 from raftkit_core.config import Config, ReadPolicy
 from raftkit_core.errors import RaftError
 from raftkit_core.network.client import MemberStatus, NodeReport, NodeStatus, PeerStatus
+from raftkit_core.runtime.figures import NodeFigures
 from raftkit_core.state_machine.interface import AppliedEntry, MsgspecCodec
 from raftkit_core.state_machine.kv import KvStateMachine
 from raftkit_core.state_machine.kv_watch import ChangeRing, KvWatch
@@ -30,7 +31,7 @@ from raftkit_core.types.membership import (
     ReplaceAllVoters,
     StoredMembership,
 )
-from raftkit_core.types.metrics import NodeEvent, RaftMetrics, ServerState
+from raftkit_core.types.metrics import NodeCounters, NodeEvent, RaftMetrics, ServerState
 from raftkit_core.types.operations import (
     AddLearner,
     ChangeMembership,
@@ -99,6 +100,11 @@ class FakeRaft:
         self.machine: Any = KvStateMachine() if machine == KV_MACHINE else EchoMachine(machine)
         self.index = 0
         self.changes = ChangeRing()
+        self.is_storage_stalled = False
+        self.measured = NodeFigures()
+        self.measured.flush.observe(0.003)
+        self.measured.called("append_entries", "n2", 0.02, True)
+        self.measured.called("vote", "n3", 0.5, False)
         self.told = [NodeEvent(number, 1000 + number, 1, "role", f"{node_id} leads") for number in (1, 2, 3)]
         self.written: list[Any] = []
         self.operations: list[Operation] = []
@@ -152,6 +158,12 @@ class FakeRaft:
         )
         others = [node_id for node_id in self.membership.nodes if node_id != self.id]
         return [own, *(NodeReport(id=node_id, error="connection refused") for node_id in others)]
+
+    def counters(self) -> NodeCounters:
+        return NodeCounters(elections_started=2, elections_won=1, leader_changes=3)
+
+    def figures(self) -> NodeFigures:
+        return self.measured
 
     def metrics(self) -> FakeWatch:
         stored = StoredMembership(LogId(LeaderId(1, self.id), 0), self.membership)

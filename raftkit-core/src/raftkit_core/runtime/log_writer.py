@@ -161,6 +161,8 @@ class LogWriter:
         self._task: asyncio.Future[None] | None = None
         self._retiring: asyncio.Task[None] | None = None
         self._dead = False
+        self._began = 0.0
+        """When the write under way began."""
         self.tail = LogTail(0)
         self.durable_index = -1
 
@@ -204,9 +206,11 @@ class LogWriter:
                 continue
             if isinstance(head, SaveLease):
                 self._queue.popleft()
+                self._began = self._stalls.now()
                 self._start(self._save_lease(head.lease_ms), head.io_id, self.durable_index)
                 return
             io_id, batch, last_index = self._next_batch()
+            self._began = self._stalls.now()
             try:
                 result = self._stalls.timed(self.storage, "write", self.storage.write, batch)
             except Exception as error:
@@ -238,6 +242,7 @@ class LogWriter:
             self._fail(broken)
 
     def _done(self, io_id: IoId, last_index: int) -> None:
+        self._stalls.figures.flush.observe(self._stalls.now() - self._began)
         self.durable_index = last_index
         self.tail.trim(self.durable_index)
         if io_id and not self._dead:

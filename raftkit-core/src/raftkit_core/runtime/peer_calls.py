@@ -30,6 +30,8 @@ _OWN = frozenset(
 
 Answer: TypeAlias = asyncio.Future[Any] | Reply[Any]
 Done = Callable[[Answer], None]
+_Call: TypeAlias = tuple[str, str, float]
+"""Kind, peer, and when it began."""
 
 OVERDUE_SECONDS = 1.0
 """How long after its deadline a call that should have ended by itself (clause T4) is given up."""
@@ -40,7 +42,7 @@ class PeerCalls:
 
     def __init__(self, stalls: StallDetector) -> None:
         self._stalls = stalls
-        self._pending: dict[Answer, tuple[float, Done]] = {}
+        self._pending: dict[Answer, tuple[float, Done, _Call]] = {}
         """By futures. A reply is ended by the lane it came from, in time: nobody has to see to that."""
         self._replies: set[Reply[Any]] = set()
 
@@ -49,6 +51,7 @@ class PeerCalls:
 
     def start(self, network: RaftNetwork, method: str, request: Any, timeout: float, done: Done) -> None:
         """Call ``network.method(request, timeout)``: without a task if the transport gives a reply or a future."""
+        call: _Call = (method, getattr(network, "target", ""), self._stalls.now())
         try:
             function = getattr(network, method)
             if getattr(function, "__func__", None) in _OWN:  # it queues and returns: no plugin code to be timed
@@ -61,32 +64,43 @@ class PeerCalls:
             answer = _failed(error)
         if type(answer) is Reply:
             self._replies.add(answer)
-            answer.then(partial(self._replied, done))
+            answer.then(partial(self._replied, done, call))
         else:
-            self._pending[answer] = (self._stalls.now() + timeout + OVERDUE_SECONDS, done)
+            self._pending[answer] = (call[2] + timeout + OVERDUE_SECONDS, done, call)
             answer.add_done_callback(self._ended)
 
-    def _replied(self, done: Done, reply: Reply[Any]) -> None:
+    def _replied(self, done: Done, call: _Call, reply: Reply[Any]) -> None:
         self._replies.discard(reply)
-        if reply.failed or type(reply.result()) in ANSWERS:
+        is_answered = not reply.failed and type(reply.result()) in ANSWERS
+        self._measure(call, is_answered)
+        if is_answered or reply.failed:
             done(reply)
         else:
             done(_failed(TypeError(f"the transport gave {type(reply.result()).__name__} as an answer")))
 
     def _ended(self, answer: Answer) -> None:
-        call = self._pending.pop(answer, None)
-        if call is None:
+        pending = self._pending.pop(answer, None)
+        if pending is None:
             if isinstance(answer, asyncio.Future):
                 forget(answer)
-        elif not answer.cancelled() and answer.exception() is None and type(answer.result()) not in ANSWERS:
-            call[1](_failed(TypeError(f"the transport gave {type(answer.result()).__name__} as an answer")))
-        else:
-            call[1](answer)
+            return
+        _, done, call = pending
+        is_answered = not answer.cancelled() and answer.exception() is None
+        if is_answered and type(answer.result()) not in ANSWERS:
+            is_answered = False
+            answer = _failed(TypeError(f"the transport gave {type(answer.result()).__name__} as an answer"))
+        self._measure(call, is_answered)
+        done(answer)
+
+    def _measure(self, call: _Call, is_answered: bool) -> None:
+        kind, peer, began = call
+        self._stalls.figures.called(kind, peer, self._stalls.now() - began, is_answered)
 
     def sweep(self, now: float) -> None:
         """Give up what is long overdue."""
-        for answer in [answer for answer, (due, _) in self._pending.items() if due <= now]:
-            done = self._pending.pop(answer)[1]
+        for answer in [answer for answer, (due, _, _) in self._pending.items() if due <= now]:
+            _, done, call = self._pending.pop(answer)
+            self._measure(call, False)
             answer.cancel()
             done(_failed(RPCTimeout("the transport did not end a call by its deadline")))
 

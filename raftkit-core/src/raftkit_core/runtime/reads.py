@@ -61,6 +61,7 @@ class LinearizableReads:
 
     async def confirm(self, policy: ReadPolicy, timeout: float) -> None:
         loop = asyncio.get_running_loop()
+        began = self._core.stalls.now()
         deadline = loop.time() + timeout
         while True:
             left = max(deadline - loop.time(), 0.001)
@@ -70,6 +71,7 @@ class LinearizableReads:
                 else:
                     read_log_id = await self._ask_read_index(policy, left)
                     await self.wait_applied(read_log_id, max(deadline - loop.time(), 0.001))
+                self._core.stalls.figures.read_index.observe(self._core.stalls.now() - began)
                 return
             except (ForwardToLeader, QuorumNotEnough, RPCError) as error:
                 if loop.time() + RETRY_SECONDS >= deadline:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from raftkit_core.clock import Clock, SystemClock
 from raftkit_core.instrument import Instruments
 from raftkit_core.network.reply import Reply
+from raftkit_core.runtime.figures import NodeFigures
 
 log = logging.getLogger("raftkit.runtime")
 
@@ -34,6 +35,7 @@ class StallDetector:
         self._node_id = node_id
         self.now: Callable[[], float] = (SystemClock() if clock is None else clock).monotonic
         self._instruments = Instruments() if instruments is None else instruments
+        self.figures = NodeFigures()
         self._logged: dict[str, tuple[float, int]] = {}
         """When a method was named last, and how often since."""
         self._named_one = False

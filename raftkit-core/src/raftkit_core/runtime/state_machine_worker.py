@@ -163,6 +163,7 @@ class StateMachineWorker:
         """Where the last snapshot built or restored here ends."""
         self._busy: _Busy | None = None
         """What is awaited."""
+        self._build_began = 0.0
         self._building: _Busy | None = None
         """The build's last step, chunk by chunk."""
         self._dead = False
@@ -418,6 +419,7 @@ class StateMachineWorker:
         self.applied = batch.last_log_id
         if batch.membership is not None:
             self.membership = batch.membership
+        self._stalls.figures.applied_commands += len(batch.entries)
         if self.changes is not None:
             self.changes.feed(batch.log, batch.entries, results)
         self._on_applied(batch, results)
@@ -442,6 +444,7 @@ class StateMachineWorker:
         header = SnapshotHeader.of(meta, cluster_id=self._cluster_id(), machine=self.machine.name)
         chunks = self._chunks(self._stalls.call(self.machine, "snapshot"))
         self._building = self._begin("snapshot")
+        self._build_began = self._building.since
         self._build = asyncio.ensure_future(self._write_snapshot(meta, header, self.system.encode(), chunks))
         self._build.add_done_callback(self._build_done)
 
@@ -478,6 +481,7 @@ class StateMachineWorker:
             self._fail(error)
         elif not self._dead:
             self._published = task.result().last_log_id
+            self._stalls.figures.snapshot.observe(self._stalls.now() - self._build_began)
             self._on_built(task.result())
 
     async def _install(self, request_id: RequestId, meta: SnapshotMeta) -> None:

@@ -8,11 +8,12 @@ from typing import Any, Protocol
 from raftkit_core.config import Config, ReadPolicy
 from raftkit_core.errors import RaftError
 from raftkit_core.network.client import NodeReport, NodeStatus
+from raftkit_core.runtime.figures import NodeFigures
 from raftkit_core.state_machine.interface import Codec
 from raftkit_core.state_machine.kv_watch import KvWatch
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import Node
-from raftkit_core.types.metrics import NodeEvent, RaftMetrics
+from raftkit_core.types.metrics import NodeCounters, NodeEvent, RaftMetrics
 from raftkit_core.types.operations import Operation
 from raftkit_core.types.session import SessionSerial
 from raftkit_core.types.snapshot import SnapshotSource
@@ -58,6 +59,10 @@ class RaftHandle(Protocol):
     async def status(self, *, digest: bool = False) -> NodeStatus: ...
     async def survey(self, events_after: dict[str, int] | None = None, *, timeout: float = ...) -> list[NodeReport]: ...
     def events(self, after: int = 0, limit: int = ...) -> list[NodeEvent]: ...
+    def counters(self) -> NodeCounters: ...
+    def figures(self) -> NodeFigures: ...
+    @property
+    def is_storage_stalled(self) -> bool: ...
     def metrics(self) -> MetricsWatch: ...
     async def write(
         self, command: Any, *, session: SessionSerial | None = None, timeout: float = 5.0

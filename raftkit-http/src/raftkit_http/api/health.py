@@ -9,7 +9,7 @@ from aiohttp import web
 from raftkit_core.errors import Fatal, NeedsRejoin, QuorumNotEnough, RaftError, Stopped
 from raftkit_http.api.envelope import failure, success
 from raftkit_http.api.guard import Call
-from raftkit_http.api.metrics import CONTENT_TYPE
+from raftkit_http.api.metrics import CONTENT_TYPE, Measured
 from raftkit_http.api.schema import HealthAnswer
 
 STATUS_SECONDS = 1.0
@@ -59,4 +59,5 @@ async def get_metrics(call: Call) -> web.Response:
             status = await call.raft.status()
     except (RaftError, TimeoutError):
         status = None
-    return web.Response(body=call.api.metrics.expose(status), headers={"Content-Type": CONTENT_TYPE})
+    own = Measured(call.raft.counters(), call.raft.figures(), call.raft.is_storage_stalled, len(call.api.watches))
+    return web.Response(body=call.api.metrics.expose(status, own), headers={"Content-Type": CONTENT_TYPE})
