@@ -20,12 +20,14 @@ from raftkit_core.network.client import (
     Consistency,
     MembershipResult,
     MemberStatus,
+    NodeReport,
     NodeStatus,
     PeerStatus,
     StorageStatus,
 )
 from raftkit_core.types.kv import KeyValue, KvEvent, Put, WriteResult
 from raftkit_core.types.membership import Node
+from raftkit_core.types.metrics import NodeEvent
 
 
 class FakeCluster:
@@ -143,6 +145,15 @@ class FakeClient(ClusterClient):
         if node_id in cluster.down:
             raise errors.Unreachable(f"{address}: connection refused")
         return _asked(cluster.status(node_id), digest)
+
+    async def survey(self, events_after: dict[str, int] | None = None) -> list[NodeReport]:
+        cluster = self._called("survey", dict(events_after or {}))
+        reports = []
+        for at, name in enumerate(sorted(cluster.members)):
+            event = NodeEvent(1000 + at, 1_700_000_000_000 - at, 7, "role", f"{name} is a follower")
+            is_new = event.number > (events_after or {}).get(name, 0)
+            reports.append(NodeReport(id=name, status=cluster.status(name), events=[event] if is_new else []))
+        return reports
 
     async def initialize(self, members: dict[str, Node]) -> None:
         self._called("initialize").initialized = members

@@ -33,6 +33,8 @@ def verbs() -> Iterator[str]:
 SUCCESS = {
     "status": [],
     "cluster init": ["n1=fake://n1", "n2=fake://n2", "n3=fake://n3"],
+    "cluster events": [],
+    "ui": [],
     "member list": [],
     "member add": ["n4", "fake://n4"],
     "member promote": ["n3"],

@@ -269,3 +269,17 @@ def test_kv_watch_with_json_is_a_document_per_line(raftkit: Any) -> None:
     assert first["schema"] == second["schema"] == "raftkit.kv.watch/1"
     assert first["data"] == {"type": "put", "key": "k", "value_b64": "/w==", "revision": 21, "previous_revision": 0}
     assert second["data"] == {"type": "delete", "key": "gone", "revision": 22, "previous_revision": 21}
+
+
+def test_cluster_events_are_those_of_all_nodes_in_the_order_of_their_clocks(raftkit: Any) -> None:
+    events = raftkit.json("cluster", "events", "--limit", "2")["data"]["events"]
+    assert [event["node"] for event in events] == ["n2", "n1"]
+    assert events[1]["at"] == "2023-11-14T22:13:20.000Z"
+    assert "n3 is a follower" in raftkit("cluster", "events", "--node", "n3").stdout
+    assert raftkit("cluster", "events", "--node", "n9").stdout == ""
+
+
+def test_ui_prints_the_address_of_a_node_that_answers(raftkit: Any) -> None:
+    assert raftkit("ui").stdout == "fake://n1/ui\n"
+    raftkit.cluster.members = {}
+    assert raftkit("ui").exit_code != 0

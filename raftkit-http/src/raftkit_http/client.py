@@ -16,12 +16,13 @@ import aiohttp
 import msgspec
 
 from raftkit_core.errors import BadCommand, ConfigError, OutcomeUnknown, UnknownOption
-from raftkit_core.network.client import ClusterClient, Consistency, MembershipResult, NodeStatus
+from raftkit_core.network.client import ClusterClient, Consistency, MembershipResult, NodeReport, NodeStatus
 from raftkit_core.types.kv import CompareAndSet, Delete, KeyValue, KvEvent, Put, WriteResult
 from raftkit_core.types.membership import Node
 from raftkit_http.api.schema import (
     MAX_LIST_KEYS,
     MSGPACK_TYPE,
+    ClusterAnswer,
     KeyValueAnswer,
     ListAnswer,
     TransferAnswer,
@@ -96,6 +97,14 @@ class HttpClusterClient(ClusterClient):
 
     async def status_of(self, address: str, *, digest: bool = False) -> NodeStatus:
         return await self._call(_get_status(digest), NodeStatus, only=address)
+
+    async def survey(self, events_after: dict[str, int] | None = None) -> list[NodeReport]:
+        after = ",".join(f"{node_id}:{number}" for node_id, number in sorted((events_after or {}).items()))
+        path = f"/v1/cluster?events_after={after}" if after else "/v1/cluster"
+        answer = await self._call(Outgoing(method="GET", path=path), ClusterAnswer)
+        return [
+            NodeReport(id=node.id, status=node.status, events=node.events, error=node.error) for node in answer.nodes
+        ]
 
     async def initialize(self, members: dict[str, Node]) -> None:
         await self._call(json_post("/v1/initialize", {"members": members}), dict, changes=True)

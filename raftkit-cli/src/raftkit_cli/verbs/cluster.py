@@ -1,16 +1,27 @@
-"""``raftkit cluster``: begin one."""
+"""``raftkit cluster``: begin one, and see what happened to it."""
 
 from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from raftkit_cli.client import with_client
-from raftkit_cli.options import Invocation, NodeAssignment, VerbGroup, pass_invocation, split_client
+from raftkit_cli.options import Duration, Invocation, NodeAssignment, VerbGroup, pass_invocation, split_client
+
+if TYPE_CHECKING:
+    from raftkit_core.types.metrics import NodeEvent
+
+FOREVER_S = 10 * 365 * 86400.0
+"""Of --follow: it ends when it is interrupted."""
 
 
 @click.group(cls=VerbGroup, name="cluster", no_args_is_help=True)
 def cluster() -> None:
-    """Begin a cluster."""
+    """Begin a cluster, and see what happened to it."""
 
 
 @cluster.command("init")
@@ -53,6 +64,71 @@ def init(invocation: Invocation, members: tuple[tuple[str, str], ...]) -> None:
             "Look at it: raftkit status"
         ),
     )
+
+
+@cluster.command("events")
+@click.option("-f", "--follow", is_flag=True, help="Go on until Ctrl-C; with --json one document a line.")
+@click.option("--node", "only", metavar="ID", help="Only of this node.")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most the last N.")
+@click.option("--interval", type=Duration(), default="1s", show_default=True, help="How often --follow asks.")
+@pass_invocation
+def events(invocation: Invocation, follow: bool, only: str | None, limit: int, interval: float) -> None:
+    """Role changes, elections, membership changes, snapshots and stalls of every node, oldest first.
+
+    Each node keeps its last 512 since it started. Times are those of the nodes' own clocks.
+    """
+    from raftkit_core.network.client import ClusterClient
+
+    seen: dict[str, int] = {}
+
+    async def ask(client: ClusterClient) -> list[tuple[str, NodeEvent]]:
+        found = []
+        for report in await client.survey(seen):
+            if report.error is not None and not follow:
+                invocation.out.note(f"{report.id}: {report.error}")
+            for event in report.events:
+                seen[report.id] = max(seen.get(report.id, 0), event.number)
+                if only in (None, report.id):
+                    found.append((report.id, event))
+        return sorted(found, key=lambda item: (item[1].at_ms, item[1].number))[-limit:]
+
+    async def go_on(client: ClusterClient) -> None:
+        while True:
+            for node_id, event in await ask(client):
+                shown = partial(invocation.out.line, _line(event))
+                invocation.out.streamed("cluster.events", _event_data(node_id, event), shown)
+            await asyncio.sleep(interval)
+
+    if follow:
+        with_client(invocation, go_on, limit_s=FOREVER_S)
+        return
+    told = with_client(invocation, ask)
+    data = {"events": [_event_data(node_id, event) for node_id, event in told]}
+
+    def human() -> None:
+        for _, event in told:
+            invocation.out.line(_line(event))
+
+    invocation.out.result("cluster.events", data, human)
+
+
+def _event_data(node_id: str, event: NodeEvent) -> dict[str, Any]:
+    at = datetime.fromtimestamp(event.at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return {
+        "node": node_id,
+        "number": event.number,
+        "at": at,
+        "at_ms": event.at_ms,
+        "term": event.term,
+        "kind": event.kind,
+        "message": event.message,
+    }
+
+
+def _line(event: NodeEvent) -> str:
+    at = datetime.fromtimestamp(event.at_ms / 1000).strftime("%H:%M:%S.%f")[:-3]
+    term = f"term {event.term}" if event.term else ""
+    return f"{at}  {event.kind:10}  {term:9}  {event.message}"
 
 
 def check_node_id(node_id: str) -> None:

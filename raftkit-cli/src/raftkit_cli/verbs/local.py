@@ -116,7 +116,9 @@ def up(
     def human() -> None:
         _table(invocation, folder)
         invocation.out.line(f"{served.leader} leads, term {served.term}. Data in {path}")
-        invocation.out.note(f"Try:   raftkit status   raftkit kv put hello world   raftkit local kill {served.leader}")
+        invocation.out.note(
+            f"Try:   raftkit status   raftkit ui   raftkit kv put hello world   raftkit local kill {served.leader}"
+        )
 
     invocation.out.result("local.up", data, human)
 

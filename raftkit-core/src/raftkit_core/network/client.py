@@ -171,6 +171,10 @@ class ClusterClient(ABC):
     ) -> list[KeyValue]:
         """Keys with ``prefix`` in order, after ``after``, at most ``limit``."""
 
+    async def survey(self, events_after: dict[str, int] | None = None) -> list[NodeReport]:
+        """Every member, as the node that answers sees it; of each only events with a number above ``events_after``."""
+        raise ConfigError(f"{type(self).__name__} cannot survey a cluster", hint="talk to the cluster over http")
+
     def watch(self, prefix: str = "", *, from_revision: int | None = None) -> AsyncGenerator[KvEvent, None]:
         """Changes of the keys with ``prefix``, in log order, each once and none left out, from ``from_revision`` on
         (None: from now on). It does not end by itself: leave it by ``break`` in an ``aclosing`` block.

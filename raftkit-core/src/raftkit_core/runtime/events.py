@@ -57,6 +57,8 @@ class EventLog(Instrument):
         if state is ServerState.CANDIDATE:
             self.counters.elections_started += 1
         elif state is ServerState.LEADER:
+            # Both within one turn, where nobody else had to answer: the campaign was not shown.
+            self.counters.elections_started += before is not ServerState.CANDIDATE
             self.counters.elections_won += 1
         elif before is ServerState.CANDIDATE:
             self.counters.elections_lost += 1
