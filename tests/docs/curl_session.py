@@ -34,6 +34,7 @@ class Example:
         words = shlex.split(command.replace("$SESSION", "{SESSION}"))
         assert words[0] == "curl", command
         self.method: str | None = None
+        self.saves = False
         self.headers: dict[str, str] = {}
         self.body: bytes | None = None
         url = ""
@@ -43,9 +44,11 @@ class Example:
             if word in ("-s", "-N", "-i"):
                 at += 1
                 continue
-            if word in ("-X", "-d", "-H", "--data-binary"):
+            if word in ("-X", "-d", "-H", "-o", "--data-binary"):
                 value = words[at + 1]
-                if word == "-X":
+                if word == "-o":
+                    self.saves = True
+                elif word == "-X":
                     self.method = value
                 elif word == "-H":
                     name, _, text = value.partition(":")
@@ -99,6 +102,8 @@ async def run(example: Example, urls: dict[int, str], http: aiohttp.ClientSessio
     body = None if example.body is None else real(example.body.decode()).encode()
     url = URL(real(example.url), encoded=True)
     async with http.request(example.method or "GET", url, headers=headers, data=body) as response:
+        if example.saves:
+            return response.status, f"{len(await response.read())} bytes"
         if response.content_type != "text/event-stream":
             return response.status, await response.text()
         text = ""

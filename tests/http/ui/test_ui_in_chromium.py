@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import os
 import socket
@@ -17,7 +16,9 @@ from typing import Any
 import pytest
 
 from raftkit_core import Node, Raft, open_raft
+from raftkit_core.network.tokens import new_token
 from raftkit_core.types.kv import Put
+from raftkit_core.types.security import Security
 
 
 def _load() -> Any:
@@ -179,43 +180,26 @@ async def test_the_page_shows_a_cluster_and_what_becomes_of_it() -> None:
     check_pictures(small)
 
 
-async def test_a_refused_page_asks_for_a_token_keeps_it_in_the_tab_and_sends_it() -> None:
-    from aiohttp import web
-
-    from raftkit_http.api.ui import page as ui_page
-
-    seen: list[str | None] = []
-
-    async def serve(request: web.Request) -> web.Response:
-        body, policy = ui_page()
-        return web.Response(body=body, content_type="text/html", headers={"Content-Security-Policy": policy})
-
-    async def refuse(request: web.Request) -> web.Response:
-        seen.append(request.headers.get("Authorization"))
-        error = {"code": "ACCESS_DENIED", "message": "a token is needed <b>here</b>", "hint": None}
-        return web.json_response({"schema": "raftkit.error/1", "ok": False, "error": error}, status=403)
-
-    app = web.Application()
-    app.add_routes([web.get("/ui", serve), web.get("/v1/cluster", refuse)])
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        async with ui.browser() as page:
-            await page.open(f"http://127.0.0.1:{runner.addresses[0][1]}/ui")
-            await page.until("return document.getElementById('token-dialog').open", "the question")
-            assert await page.text("#health-words") == "a token is needed <b>here</b>"
-            await page.run("document.getElementById('token').value = 'secret-1'")
-            await page.press("\ue007")
-            # It asks again where the token is refused too, so the dialog may be open again by now.
-            for _ in range(200):
-                if seen[-1] == "Bearer secret-1":
-                    break
-                await asyncio.sleep(0.05)
-            assert seen[0] is None
-            assert seen[-1] == "Bearer secret-1"
-            kept = await page.run("return [JSON.stringify(sessionStorage), JSON.stringify(localStorage)]")
-            assert kept == ['{"raftkit-token":"secret-1"}', "{}"]
-    finally:
-        await runner.cleanup()
+async def test_where_tokens_are_needed_the_page_asks_for_one_and_keeps_it_in_the_tab(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens"
+    secret = new_token(tokens, "reader", "read")
+    (url,) = free_urls(1)
+    async with (
+        open_raft("n1", storage="memory:", network=url, security=Security(tokens=tokens)) as raft,
+        ui.browser() as page,
+    ):
+        await raft.initialize({"n1": Node(url)})
+        await page.open(url + "/ui")
+        await page.until("return document.getElementById('token-dialog').open", "the question")
+        assert await page.text("#health-state") == "A token is needed"
+        assert await page.text("#members") == ""
+        await page.run("document.getElementById('token').value = 'raftkit_wrong'")
+        await page.press("\ue007")
+        await page.until("return !document.getElementById('token').value && sessionStorage.length", "it to be tried")
+        await page.until("return document.getElementById('token-dialog').open", "the question again")
+        await page.run("document.getElementById('token').value = arguments[0]", secret)
+        await page.press("\ue007")
+        await page.until("return document.getElementById('health').dataset.state === 'ok'", "a healthy cluster")
+        kept = await page.run("return [sessionStorage.getItem('raftkit-token'), localStorage.length, location.href]")
+        assert kept == [secret, 0, url + "/ui"]
+        assert secret not in await page.run("return document.documentElement.outerHTML")
