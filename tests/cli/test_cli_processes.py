@@ -240,6 +240,28 @@ def test_a_local_cluster_lives_through_kill_pause_restart_and_down(shell: Shell)
     assert shell.json("kv", "get", "a")["data"]["value"] == "3"
 
 
+def test_check_judges_a_local_cluster_whose_nodes_are_killed_and_paused(shell: Shell) -> None:
+    up(shell)
+    here = ("--dir", str(shell.dir))
+    history = shell.folder / "history.jsonl"
+    with shell.running(
+        "check", "linearizable", "--duration", "6s", "--timeout", "2s", "--save", str(history), "--json", "-q"
+    ) as checking:
+        time.sleep(1)
+        leader = shell.json("leader", "show")["data"]["leader"]
+        shell.json("local", "kill", leader, *here)
+        shell.json("local", "restart", leader, *here)
+        shell.json("local", "pause", leader, *here)
+        shell.json("local", "resume", leader, *here)
+        output, _ = checking.communicate(timeout=60)
+    document = json.loads(output)
+    assert checking.returncode == 0, output
+    assert document["data"]["verdict"] == "linearizable"
+    assert document["data"]["outcomes"]["ok"] > 50
+    again = shell.json("check", "history", str(history))["data"]
+    assert again["operations"] == document["data"]["operations"]
+
+
 def test_members_are_added_promoted_and_removed(shell: Shell) -> None:
     up(shell)
     port = free_ports(1)[0]

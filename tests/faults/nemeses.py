@@ -20,7 +20,6 @@ from raftkit_cli.cluster.layout import free_ports
 
 async def kills(cluster: RealCluster, chance: random.Random, *, rounds: int = 8) -> None:
     """One after another, the leader half of the time; every fourth time all at once."""
-    await cluster.serving()
     for turn in range(rounds):
         await asyncio.sleep(chance.uniform(0.2, 1.0))
         cluster.check_alive()
@@ -33,7 +32,6 @@ async def kills(cluster: RealCluster, chance: random.Random, *, rounds: int = 8)
 
 async def pauses(cluster: RealCluster, chance: random.Random) -> None:
     """Shorter and longer than a lease and an election; a resumed leader must not answer from the past."""
-    await cluster.serving()
     for _ in range(6):
         await asyncio.sleep(chance.uniform(0.2, 0.8))
         victim = await pick_leader_first(cluster, chance, cluster.nodes)
@@ -44,7 +42,6 @@ async def pauses(cluster: RealCluster, chance: random.Random) -> None:
 
 async def transfers(cluster: RealCluster, chance: random.Random) -> None:
     """Leadership is handed over, and half of the time the one that gave it or got it is killed at once."""
-    await cluster.serving()
     for _ in range(6):
         await asyncio.sleep(chance.uniform(0.2, 0.8))
         before, to = await cluster.leader(), chance.choice(list(cluster.nodes))
@@ -78,7 +75,6 @@ class PowerCuts:
         self._always_all = always_all
 
     async def __call__(self, cluster: RealCluster, chance: random.Random) -> None:
-        await cluster.serving()
         for turn in range(self._rounds):
             await asyncio.sleep(chance.uniform(0.3, 1.2))
             cluster.check_alive()
@@ -172,7 +168,6 @@ def on(links: Links, nemesis: LinkNemesis) -> Callable[[RealCluster, random.Rand
     """``nemesis`` for ``trial``; the links are good again afterwards."""
 
     async def break_links(cluster: RealCluster, chance: random.Random) -> None:
-        await cluster.serving()
         assert {("n1", "n2"), ("n2", "n1")} <= set(links.links), "the proxy does not know who dials"
         await nemesis(links, cluster, chance)
         links.heal()

@@ -287,6 +287,7 @@ async def trial(
         prefix=f"t{seed}/", seed=seed, clients=clients, keys=keys, seconds=None, think_s_max=0.02, final_s=SETTLE_S
     )
     history = History(header=header_of(workload))
+    await cluster.serving()
     stop = asyncio.Event()
     recording = asyncio.create_task(
         record(workload, lambda name: cluster.client(int(name[1:])), history=history, stop=stop)
