@@ -181,3 +181,22 @@ async def test_there_must_be_a_store_to_copy(stores: Any, tmp_path: Path) -> Non
     with pytest.raises(StorageError, match="no store of n1"):
         await backup_of(stores, "memory:", tmp_path / "n1.backup")
     assert "n1.backup" not in os.listdir(tmp_path)
+
+
+async def test_a_store_that_is_not_finished_is_not_backed_up(
+    stores: Any, tmp_path: Path, mortal: Callable[..., Any], killed: type[Exception]
+) -> None:
+    await stores.make()
+    backup = await backup_of(stores, "sqlite:raft.db", tmp_path / "n1.backup")
+    there = Elsewhere(stores, tmp_path / "half").stores
+    with pytest.raises(killed):
+        await restore(
+            backup,
+            mortal(there.log("sqlite:raft.db"), 2),
+            there.snapshots(),
+            there.context(),
+            new_store_id=NEW_STORE,
+        )
+    with pytest.raises(IdentityError, match="not finished"):
+        await backup_of(there, "sqlite:raft.db", tmp_path / "half.backup")
+    assert "half.backup" not in os.listdir(tmp_path)

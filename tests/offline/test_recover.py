@@ -73,6 +73,13 @@ def test_the_plan_says_what_is_kept_and_what_may_be_lost() -> None:
     assert plan_recovery([candidate("n1", 2, 9), candidate("n2", 3, 9)], random_hex=SOME_HEX).had_quorum
 
 
+def test_a_recovery_that_broke_off_is_gone_on_with_and_names_the_same_old_cluster() -> None:
+    begun = candidate("n2", 3, 9, cluster_id="d" * 32, retired="not finished: the recovery of cluster " + "c" * 32)
+    gone = candidate("n3", 3, 9, retired="its cluster was recovered from n2")
+    plan = plan_recovery([gone, begun], random_hex=SOME_HEX)
+    assert (plan.survivor, plan.old_cluster_id, plan.missing_voters) == ("n2", "c" * 32, ("n1",))
+
+
 def test_the_new_cluster_id_is_a_digest_of_the_recovery_and_never_the_same_twice() -> None:
     first = plan_recovery([candidate("n2", 3, 9)], random_hex=SOME_HEX).new_cluster_id
     assert first == plan_recovery([candidate("n2", 3, 9)], random_hex=SOME_HEX).new_cluster_id

@@ -60,8 +60,10 @@ async def back_up(
 ) -> Copied:
     """Write ``store`` to a new file at ``path``, and read that back.
 
-    Raises: StorageCorrupt for what is damaged in the store; StorageError.
+    Raises: IdentityError for a store that is not finished; StorageCorrupt for what is damaged in it; StorageError.
     """
+    if store.identity.retired.startswith(UNFINISHED):
+        raise IdentityError(f"{store.location} is {store.identity.retired}", hint="finish that first")
     state = await store.log.read_state()
     source = await store.snapshots.source()
     try:

@@ -136,7 +136,7 @@ def plan_recovery(candidates: list[Candidate], *, random_hex: str) -> RecoveryPl
     mine = Node(node.peer, node.client, survivor.store_id, node.tags)
     membership = Membership.of([(survivor.node_id,)], {survivor.node_id: mine})
     log_id = LogId(leader_id, last.index + 1)
-    present = {each.node_id for each in candidates if each.cluster_id == survivor.cluster_id or each is survivor}
+    present = {each.node_id for each in candidates if each.cluster_id in (old_id, survivor.cluster_id)}
     canonical = ["recover", old_id, survivor.node_id, last, random_hex, membership]
     return RecoveryPlan(
         survivor=survivor.node_id,
