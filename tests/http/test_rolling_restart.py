@@ -16,6 +16,7 @@ import pytest
 
 from raftkit_core.errors import RaftError
 from raftkit_core.testing.cluster import outcome
+from raftkit_core.types.kv import Put, WriteResult
 from raftkit_http import Client
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
@@ -23,7 +24,6 @@ pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
 WRITES = 1000
 WRITERS = 8
 STOP_SECONDS = 10.0
-Put = Callable[[str], Awaitable[Any]]
 
 
 def free_urls(count: int) -> list[str]:
@@ -71,6 +71,11 @@ class Nodes:
         assert code == 0, (self.folder / f"{name}.log").read_text()
         return time.monotonic() - started
 
+    async def kill(self, name: str) -> None:
+        process = self.processes.pop(name)
+        process.kill()
+        await process.wait()
+
     async def caught_up(self, client: Client, name: str) -> None:
         """Wait until ``name`` follows, has applied what the leader had committed, and a leader serves."""
         async with asyncio.timeout(60):
@@ -102,7 +107,7 @@ async def cluster(folder: Path) -> AsyncIterator[Nodes]:
 class Writers:
     """Write keys of their own, one after the other, until they are told to stop and 1 000 are written."""
 
-    def __init__(self, put: Put) -> None:
+    def __init__(self, put: Callable[[str], Awaitable[Any]]) -> None:
         self._put = put
         self.written: dict[str, int] = {}
         self.errors: list[str] = []
@@ -151,5 +156,32 @@ async def test_a_rolling_restart_under_writers_shows_no_error_and_loses_nothing(
             print(f"{how}: {len(writers.written)} writes, slowest {writers.slowest:.2f} s, stops {seconds}")
             assert writers.errors == []
             assert max(seconds.values()) < 5, "closing is bounded"
+            held = {item.key: item.revision for item in await client.kv_list("w", limit=100_000)}
+            assert held == writers.written
+
+
+async def test_kill_9_of_leaders_shows_a_session_no_error_and_writes_nothing_twice(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as nodes, Client(list(nodes.urls.values()), timeout=20) as client:
+        for name in nodes.urls:
+            await nodes.caught_up(client, name)
+        async with client.open_session() as session:
+
+            async def put_once(key: str) -> Any:
+                done = await session.write(Put(key, key.encode(), if_revision=0), timeout=30)
+                return WriteResult(**done)
+
+            writers = Writers(put_once)
+            writing = [asyncio.ensure_future(writers.run(number)) for number in range(WRITERS)]
+            for _ in range(3):
+                leader = str((await client.status()).leader)
+                await nodes.kill(leader)
+                await asyncio.sleep(1.5)
+                await nodes.start(leader)
+                await nodes.caught_up(client, leader)
+            writers.may_stop.set()
+            await asyncio.gather(*writing)
+            print(f"kill -9: {len(writers.written)} writes, slowest {writers.slowest:.2f} s")
+            # A second effect would be a PreconditionFailed: every key is written only if it does not exist.
+            assert writers.errors == []
             held = {item.key: item.revision for item in await client.kv_list("w", limit=100_000)}
             assert held == writers.written
