@@ -45,9 +45,9 @@ from raftkit_http.api import schema
 from raftkit_http.api.decode import Query, check_depth, decode_json
 from raftkit_http.api.socket import decode_socket_frame
 from raftkit_http.api.write import command_of_data
-from raftkit_http.exchange import Lost, NotSent
-from raftkit_http.exchange import _decode as decode_answer
+from raftkit_http.exchange import Lost, NotSent, decode_answer
 from raftkit_http.settings import HttpSettings, parse_peer_address
+from raftkit_http.watching import SseDecoder, read_event
 from raftkit_redis import codec
 from raftkit_redis.witness import SLOT_BYTES, Record
 from raftkit_redis.witness import _make_slot as encode_slot
@@ -329,6 +329,15 @@ def _http() -> dict[str, Target]:
             decode_socket_frame,
             [_encode([1, "write", b"command"]), _encode([2, "read", {"get": {"key": "k"}}])],
             (BadRequest,),
+        ),
+        "client.watch": Target(
+            lambda data: [read_event(*event) for event in SseDecoder().feed(data)],
+            [
+                b'id: 2\nevent: put\ndata: {"type":"put","key":"k","revision":2,"value":"v","previous_revision":0}\n\n',
+                b'id: 3\nevent: progress\ndata: {"revision":3}\n\n',
+                b'event: end\ndata: {"code":"COMPACTED","message":"m","oldest":4}\n\n: comment\n\n',
+            ],
+            (Lost,),
         ),
         "client.answer": Target(
             lambda data: decode_answer(SimpleNamespace(status=200 + zlib.crc32(data) % 400), data, dict),  # type: ignore[arg-type]

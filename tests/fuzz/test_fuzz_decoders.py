@@ -105,8 +105,9 @@ def test_every_decoder_of_the_sources_is_fuzzed_or_named_here() -> None:
         "raftkit-core/src/raftkit_core/network/wire.py": "wire.*",
         "raftkit-core/src/raftkit_core/testing/linearizability/history.py": "a file of the tests",
         "raftkit-core/src/raftkit_core/testing/simulation/": "files of the tests",
+        "raftkit-core/src/raftkit_core/offline/archive.py": "a backup: behind a checksum and a digest, tests/offline",
         "raftkit-cli/src/raftkit_cli/cluster/layout.py": "what raftkit local wrote",
-        "raftkit-http/src/raftkit_http/": "api.*, socket.frame, client.answer",
+        "raftkit-http/src/raftkit_http/": "api.*, socket.frame, client.answer, client.watch",
         "raftkit-redis/src/raftkit_redis/": "redis.*",
         "raftkit-sqlite/src/raftkit_sqlite/": "behind a checksum, as redis.*",
     }

@@ -14,9 +14,9 @@ from contextlib import aclosing
 import aiohttp
 import msgspec
 
-from raftkit_core.errors import Compacted, ErrorInfo, RaftError, Unreachable, from_info
+from raftkit_core.errors import BadRequest, Compacted, ErrorInfo, RaftError, Unreachable, from_info
 from raftkit_core.types.kv import KvEvent
-from raftkit_http.api.schema import KvEventBody
+from raftkit_http.api.schema import KvEventBody, Revision
 from raftkit_http.endpoints import Endpoints
 from raftkit_http.exchange import CONNECT_SECONDS, MAX_ANSWER_BYTES, Lost, answer_of, reason_of
 
@@ -27,7 +27,9 @@ BACKOFF_SECONDS_MAX = 1.0
 
 
 class Progress(msgspec.Struct, frozen=True):
-    revision: int
+    """Everything up to ``revision`` has been said."""
+
+    revision: Revision
 
 
 class SseDecoder:
@@ -56,6 +58,21 @@ class SseDecoder:
         self._looked = len(self._buffer)
         if self._looked > MAX_ANSWER_BYTES:
             raise Lost(f"an event is larger than {MAX_ANSWER_BYTES} bytes")
+
+
+def read_event(name: str, payload: bytes) -> KvEvent | Progress | RaftError | None:
+    """What an event says: a change, a place, or why the stream ends; None for a kind a newer node may say.
+
+    Raises: Lost for what cannot be read.
+    """
+    try:
+        if name in ("put", "delete"):
+            return msgspec.json.decode(payload, type=KvEventBody).to_event()
+        if name == "progress":
+            return msgspec.json.decode(payload, type=Progress)
+        return from_info(msgspec.json.decode(payload, type=ErrorInfo)) if name == "end" else None
+    except (msgspec.MsgspecError, ValueError, RecursionError, BadRequest) as error:
+        raise Lost(f"the {name[:20]!r} event cannot be read") from error
 
 
 class Follower:
@@ -140,25 +157,19 @@ class Follower:
 
     def _take(self, endpoint: str, name: str, payload: bytes) -> KvEvent | None:
         """An event of the stream: a change to give, or None. Raises: Lost for nonsense; what ``end`` says."""
-        try:
-            if name in ("put", "delete"):
-                event = msgspec.json.decode(payload, type=KvEventBody).to_event()
-                if self._next is not None and event.revision < self._next:
-                    raise Lost(f"revision {event.revision} came after {self._next - 1}")
-                self._next = event.revision + 1
-                self._heard(endpoint)
-                return event
-            if name == "progress":
-                revision = msgspec.json.decode(payload, type=Progress).revision
-                self._next = max(self._next or 1, revision + 1)
-                self._heard(endpoint)
-                return None
-            if name != "end":
-                return None  # a newer node may say more
-            info = msgspec.json.decode(payload, type=ErrorInfo)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-            raise Lost(f"the {name[:20]!r} event cannot be read") from error
-        raise from_info(info)
+        said = read_event(name, payload)
+        if isinstance(said, RaftError):
+            raise said
+        if isinstance(said, Progress):
+            self._next = max(self._next or 1, said.revision + 1)
+            self._heard(endpoint)
+        elif said is not None:
+            if self._next is not None and said.revision < self._next:
+                raise Lost(f"revision {said.revision} came after {self._next - 1}")
+            self._next = said.revision + 1
+            self._heard(endpoint)
+            return said
+        return None
 
     def _heard(self, endpoint: str) -> None:
         self._answered_at = self._now()

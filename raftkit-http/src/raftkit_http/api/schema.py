@@ -175,10 +175,10 @@ class KvEventBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     type: Literal["put", "delete"]
     key: str
-    revision: int
+    revision: Revision
     value: str | UnsetType = UNSET
     value_b64: bytes | UnsetType = UNSET
-    previous_revision: int
+    previous_revision: Revision
 
     @classmethod
     def of(cls, event: KvEvent) -> KvEventBody:
