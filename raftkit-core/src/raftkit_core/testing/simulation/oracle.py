@@ -356,7 +356,7 @@ class Oracle:
 
     def _check_quorum(self, leader: NodeId, leader_id: LeaderId, commit: LogId) -> None:
         """S5: an entry of the leader's own term, durable on a quorum."""
-        if commit.leader_id != leader_id:
+        if commit.leader_id != leader_id and not self._committed_by_its_own(commit, leader):
             self.breach("S5", leader, f"{leader_id} commits {commit} of another leader")
         holders = [
             node
@@ -375,6 +375,14 @@ class Oracle:
                     if below is not None:
                         self._committed(leader, below)
                 return
+
+    def _committed_by_its_own(self, commit: LogId, leader: NodeId) -> bool:
+        """Whether a quorum said to the leader that proposed ``commit`` that it holds it: that leader committed it, and
+        may have had no time to say so."""
+        proposer = commit.leader_id
+        sayers = [node for node in self._disks if self.said.get((node, proposer), -1) >= commit.index]
+        members = self._governing(self._disks[leader], commit.index)
+        return members is not None and members.is_quorum([*sayers, proposer.node_id])
 
     @staticmethod
     def _governing(disk: SimDisk, index: int) -> Membership | None:
