@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
@@ -159,6 +160,20 @@ async def test_a_paused_node_keeps_its_timers_and_its_clock_goes_on() -> None:
         assert await sim.leader() == leader
         assert sim.raft(leader).metrics().value.current_term == 1, "its timers fired once, and it had heard the leader"
         assert sim.hub.counts["vote"] == before["vote"]
+
+
+async def test_a_session_writes_once_though_answers_are_lost_and_requests_doubled() -> None:
+    async with Simulation(seed=10, nodes=3) as sim:
+        await sim.settle()
+        sim.hub.weather.answer_loss, sim.hub.weather.duplicate = 0.2, 0.2
+        client = sim.client("c1")
+        for number in range(20):
+            with suppress(RaftError):
+                await client.put_once("a", str(number), timeout=0.5)
+        await sim.settle()
+        assert sim.trace.coverage["session.retried"] > 0
+        assert sim.trace.coverage["session.ok"] > 10
+        sim.check()
 
 
 class FlushesLater(SimLogStorage):

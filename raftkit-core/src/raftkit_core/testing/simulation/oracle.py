@@ -11,10 +11,11 @@ from typing import Any
 from zlib import crc32
 
 from raftkit_core.network.wire import Kind
+from raftkit_core.state_machine.system import SYSTEM_MACHINE
 from raftkit_core.testing.simulation.rules import NOT_RULES, RULES
 from raftkit_core.testing.simulation.sim_disk import SimDisk
 from raftkit_core.testing.simulation.trace import Trace
-from raftkit_core.types.entry import MEMBERSHIP, NORMAL, Entry, decode_membership
+from raftkit_core.types.entry import MEMBERSHIP, NORMAL, Entry, decode_envelope, decode_membership
 from raftkit_core.types.identity import StoreIdentity
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.log_id import LogId, index_of, log_id_le, log_id_lt
@@ -413,7 +414,7 @@ class Oracle:
             skipped = disk.entry_at(index) or self.committed.get(index)
             if skipped is not None:
                 self._committed(node, skipped)
-                if skipped.kind == NORMAL:
+                if not _may_skip(skipped):
                     self.breach("S12", node, f"skips {skipped.log_id}")
         expected = max(before + 1, log[0].log_id.index)
         digest = self._digest_at(before)
@@ -430,8 +431,8 @@ class Oracle:
             self._committed(node, entry)
             if digest is None:
                 continue
-            if entry.kind == NORMAL:
-                result = results.get(index)
+            if index in results:
+                result = results[index]
                 shown = str(result) if isinstance(result, Exception) else repr(result)
                 digest = crc32(shown.encode(), crc32(entry.payload, digest))
             first = self.digests.setdefault(index, digest)
@@ -444,7 +445,7 @@ class Oracle:
         as when a crash came between a transaction and its answer."""
         while index >= 0 and index not in self.digests:
             entry = self.committed.get(index)
-            if entry is None or entry.kind == NORMAL:
+            if entry is None or not _may_skip(entry):
                 return None
             index -= 1
         return self.digests.get(index, 0)
@@ -467,3 +468,12 @@ class Oracle:
             self.breach("S13", node, f"purged {disk.last_purged} beyond its snapshot {disk.snapshot_last}")
         if not log_id_le(disk.last_purged, disk.last_log_id):
             self.breach("S13", node, f"purged {disk.last_purged} beyond its log {disk.last_log_id}")
+
+
+def _may_skip(entry: Entry) -> bool:
+    """Whether the user's machine may never see ``entry``: it is no command, one of the system machine, or one of a
+    session, which may have been carried out before."""
+    if entry.kind != NORMAL:
+        return True
+    envelope = decode_envelope(entry.payload)
+    return envelope.machine == SYSTEM_MACHINE or envelope.session != 0

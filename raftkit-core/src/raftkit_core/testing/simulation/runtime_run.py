@@ -26,7 +26,7 @@ from raftkit_core.types.ids import NodeId
 RING = "runtime"
 GRACE_TURNS = 50
 """Turns of the loop in which a cancelled task has to end."""
-OPERATIONS = frozenset({"put", "get", "lease_get", "cas", "delete"})
+OPERATIONS = frozenset({"put", "put_once", "get", "lease_get", "cas", "delete"})
 CALL_TIMEOUT = 1.5
 TAIL_SECONDS = 300.0
 """V10: the latest a run may end after its last fault."""
@@ -115,6 +115,8 @@ class RuntimeRun:
         with suppress(RaftError):
             if action.kind == "put":
                 await client.put(action.key, action.value, **options)
+            elif action.kind == "put_once":
+                await client.put_once(action.key, action.value, timeout=CALL_TIMEOUT)
             elif action.kind == "delete":
                 await client.delete(action.key, **options)
             elif action.kind == "cas":
@@ -305,9 +307,10 @@ def _described(context: dict[str, Any]) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No collection at a moment chance decides, and no log lines about faults that are wanted."""
-    log = logging.getLogger("raftkit")
-    level = log.level
-    log.setLevel(logging.CRITICAL + 1)
+    logs = [logging.getLogger(name) for name in ("raftkit", "raftkit_core")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.CRITICAL + 1)
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -316,7 +319,8 @@ def _quiet() -> Iterator[None]:
         if was_enabled:
             gc.enable()
             gc.collect()
-        log.setLevel(level)
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 __all__ = ["RuntimeRun", "run", "run_seed", "run_with_history"]

@@ -14,7 +14,7 @@ import msgspec
 from raftkit_core.config import Config, LogsSinceLast
 
 ActionKind = Literal[
-    "put", "get", "lease_get", "cas", "delete",
+    "put", "put_once", "get", "lease_get", "cas", "delete",
     "crash", "power_loss", "wipe", "pause", "partition", "isolate", "cut", "hold", "flap",
     "storm", "slow_disk", "hang_disk", "full_disk", "failing_disk", "rot",
     "transfer", "elect", "snapshot", "purge", "add", "remove", "swap",
@@ -98,7 +98,7 @@ PROFILES = ("mixed", "swarm", "network", "disk", "members", "calm")
 """``swarm`` leaves out half of the kinds of faults and draws the rates of the others; ``mixed`` takes turns."""
 
 _TURNS = ("swarm", "network", "swarm", "disk", "swarm", "members")
-_OPERATIONS: dict[str, float] = {"put": 10.0, "get": 8.0, "lease_get": 2.0, "cas": 4.0, "delete": 1.0}
+_OPERATIONS: dict[str, float] = {"put": 8.0, "put_once": 3.0, "get": 8.0, "lease_get": 2.0, "cas": 4.0, "delete": 1.0}
 """A second, over all clients."""
 _NETWORK = {"partition": 0.15, "isolate": 0.1, "cut": 0.2, "hold": 0.15, "flap": 0.05, "storm": 0.1}
 _PROCESS = {"crash": 0.25, "power_loss": 0.1, "pause": 0.12}
@@ -239,7 +239,7 @@ def _operations(draw: Random, seconds: float, busy: float) -> list[Action]:
                     kind,  # type: ignore[arg-type]
                     client=draw.choice(clients),
                     key=draw.choice(keys),
-                    value=f"v{number}" if kind in ("put", "cas") else "",
+                    value=f"v{number}" if kind in ("put", "put_once", "cas") else "",
                     pick=draw.randrange(1 << 30),
                 )
             )

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from raftkit_core.config import ReadPolicy
-from raftkit_core.errors import RaftError, Stopped
+from raftkit_core.errors import RaftError, SessionExpired, Stopped
+from raftkit_core.raft import Raft
 from raftkit_core.testing.linearizability import Kind
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.kv import CompareAndSet, Delete, Get, KeyValue, Put
+from raftkit_core.types.operations import OpenSession, SessionOpened
+from raftkit_core.types.session import SessionRef, SessionSerial
 
 if TYPE_CHECKING:
     from raftkit_core.testing.simulation.simulation import Simulation
 
 TIMEOUT = 2.0
+SESSION_TTL_MS = 30_000
 
 
 class SimClient:
@@ -24,10 +30,66 @@ class SimClient:
         self._sim = sim
         self.name = name
         self._random = random
+        self._session: SessionRef | None = None
+        self._serial = 0
+        self._floor = 0
 
     async def put(self, key: str, value: bytes | str, *, node: NodeId | None = None, timeout: float = TIMEOUT) -> Any:
         """Raises: RaftError."""
         return await self._call("put", key, Put(key, _bytes(value)), node, timeout, value=_bytes(value))
+
+    async def put_once(self, key: str, value: bytes | str, *, timeout: float = TIMEOUT, attempts: int = 4) -> Any:
+        """A put under a session of this client: sent again, to any node, while its outcome is unknown, with one effect.
+
+        Raises: RaftError.
+        """
+        sim = self._sim
+        await sim.start()
+        if self._session is None:
+            opened: SessionOpened = await self._at_a_node(
+                lambda raft: raft.call(OpenSession(SESSION_TTL_MS), timeout=timeout)
+            )
+            self._session, self._serial, self._floor = opened.session, 0, 0
+            sim.trace.seen("session.opened")
+        self._serial += 1
+        once = SessionSerial(self._session, self._serial, self._floor)
+        command = Put(key, _bytes(value))
+        call = sim.history.call(
+            self.name, "put", key, now=sim.now, value=_bytes(value), session=self._session.id, serial=self._serial
+        )
+        doubtful = False
+        for attempt in range(attempts):
+            try:
+                done = await self._at_a_node(lambda raft: raft.write(command, session=once, timeout=timeout))
+            except RaftError as error:
+                lost = isinstance(error, SessionExpired)  # its entry stands in the log, and had no effect
+                doubtful = doubtful or lost or error.outcome == "unknown"
+                if lost:
+                    self._session = None
+                if lost or attempt == attempts - 1:
+                    if doubtful:
+                        call.unknown(sim.now, error.code)
+                        self._session = None  # this serial is not settled: begin anew
+                    else:
+                        call.raised(sim.now, error)
+                    sim.trace.event("told", self.name, f"put_once {key} {type(error).__name__}")
+                    raise
+                if doubtful:
+                    sim.trace.seen("session.retried")
+            else:
+                call.ok(sim.now, done.data)
+                self._floor = self._serial
+                sim.trace.event("told", self.name, f"put_once {key} {done.data}")
+                sim.trace.seen("session.ok")
+                return done.data
+        raise AssertionError("the last attempt ends it")
+
+    async def _at_a_node(self, ask: Callable[[Raft], Awaitable[Any]]) -> Any:
+        node = self._choose()
+        if node is None:
+            await asyncio.sleep(0.1)
+            raise Stopped("every node is down", outcome="not_applied")
+        return await ask(self._sim.raft(node))
 
     async def delete(self, key: str, *, node: NodeId | None = None, timeout: float = TIMEOUT) -> Any:
         return await self._call("delete", key, Delete(key), node, timeout)

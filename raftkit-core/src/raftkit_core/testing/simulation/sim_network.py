@@ -36,8 +36,8 @@ from raftkit_core.types.ids import NodeId
 from raftkit_core.types.messages import InstallSnapshotRequest, InstallSnapshotResponse
 from raftkit_core.types.snapshot import SnapshotSource
 
-NEVER_TWICE = frozenset({Kind.FORWARD, Kind.HELLO})
-"""Requests a transport must not repeat (T5): a write would be made twice."""
+NEVER_TWICE = frozenset({Kind.HELLO})
+"""The first word of a connection is not doubled; everything else may be, a forwarded write too."""
 
 
 class WireObserver(Protocol):
