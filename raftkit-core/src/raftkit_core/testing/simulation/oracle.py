@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
+import msgspec
+
 from raftkit_core.network.wire import Kind
 from raftkit_core.state_machine.system import SYSTEM_MACHINE
 from raftkit_core.testing.simulation.rules import NOT_RULES, RULES
@@ -471,9 +473,12 @@ class Oracle:
 
 
 def _may_skip(entry: Entry) -> bool:
-    """Whether the user's machine may never see ``entry``: it is no command, one of the system machine, or one of a
-    session, which may have been carried out before."""
+    """Whether the user's machine may never see ``entry``: it is no command, one of the system machine, one of a
+    session, which may have been carried out before, or unreadable."""
     if entry.kind != NORMAL:
         return True
-    envelope = decode_envelope(entry.payload)
+    try:
+        envelope = decode_envelope(entry.payload)
+    except (msgspec.MsgspecError, ValueError):
+        return True
     return envelope.machine == SYSTEM_MACHINE or envelope.session != 0
