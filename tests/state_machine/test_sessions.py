@@ -202,6 +202,21 @@ def test_more_sessions_than_are_kept_are_refused() -> None:
     assert MAX_SESSIONS == 10_000
 
 
+def test_all_sessions_together_have_a_limit_of_results() -> None:
+    applying = Applying(Limits(total_results=3))
+    one, two = applying.opened(), applying.opened()
+    for session, serial in ((one, 1), (two, 1), (one, 2)):
+        applying.write(session, serial)
+    assert isinstance(applying.write(two, 2), SessionFull)
+    restored = Sessions.from_records(applying.sessions.records(), applying.sessions.limits)
+    assert restored._total_results == applying.sessions._total_results == 3
+    assert applying.write(two, 2, floor=1) == f"{two}/2"
+    applying.sessions.end(one)
+    applying.settle()
+    assert applying.sessions._total_results == 1
+    assert applying.write(two, 3) == f"{two}/3"
+
+
 @pytest.mark.parametrize("limits", [Limits(session_bytes=1000), Limits(total_bytes=1000)])
 def test_beyond_the_limit_of_bytes_only_that_it_was_applied_is_remembered(limits: Limits) -> None:
     applying = Applying(limits)
@@ -266,7 +281,7 @@ _STEPS = st.lists(
 @given(_STEPS, st.lists(st.integers(1, 60), max_size=12))
 def test_the_cut_into_batches_changes_neither_what_is_told_nor_the_bytes(steps: list[Step], cuts: list[int]) -> None:
     """Nodes cut the log differently, also across a restart from records in between."""
-    limits = Limits(sessions=3, results=4, session_bytes=400, total_bytes=700)
+    limits = Limits(sessions=3, results=4, total_results=7, session_bytes=400, total_bytes=700)
 
     def play(cut_at: set[int], restart: bool) -> tuple[list[Any], list[Any], dict[bytes, bytes]]:
         applying = Applying(limits)

@@ -32,6 +32,8 @@ from raftkit_core.types.session import MAX_SERIAL
 MAX_SESSIONS = 10_000
 MAX_RESULTS = 1024
 """Remembered results of one session; a write beyond is refused until the client acknowledges earlier ones."""
+MAX_TOTAL_RESULTS = 100_000
+"""Of all sessions together."""
 MAX_SESSION_BYTES = 1024 * 1024
 MAX_TOTAL_BYTES = 32 * 1024 * 1024
 """Beyond these only *that* a write was applied is remembered, not its result."""
@@ -49,6 +51,7 @@ class Limits(msgspec.Struct, frozen=True):
 
     sessions: int = MAX_SESSIONS
     results: int = MAX_RESULTS
+    total_results: int = MAX_TOTAL_RESULTS
     session_bytes: int = MAX_SESSION_BYTES
     total_bytes: int = MAX_TOTAL_BYTES
 
@@ -121,6 +124,7 @@ class Sessions:
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = Limits() if limits is None else limits
         self._sessions: dict[int, _Session] = {}
+        self._total_results = 0
         self._total_bytes = 0
         self._steps: list[_Step] = []
         self._changed_sessions: set[int] = set()
@@ -202,6 +206,12 @@ class Sessions:
                 f"the session {session_id} has {len(session.results)} results that are not acknowledged",
                 hint="wait for earlier writes: the next one acknowledges them",
             )
+        if self._total_results >= self.limits.total_results:
+            return SessionFull(
+                f"the sessions of this cluster have {self._total_results} results that are not acknowledged",
+                hint="try again in a moment; acknowledge results, and close sessions that are not used",
+            )
+        self._total_results += 1
         remembered = session.results[serial] = Remembered(log_id, check)
         self._steps.append(_Step(session_id, session, serial, remembered, position, codec))
         return None
@@ -219,6 +229,7 @@ class Sessions:
         self._changed_sessions.add(session_id)
 
     def _forget(self, session_id: int, session: _Session, serial: int) -> None:
+        self._total_results -= 1
         self._steps.append(_Step(session_id, session, serial, session.results[serial], None, None))
 
     def settle(self, results: Callable[[int], Any]) -> None:
@@ -292,6 +303,7 @@ class Sessions:
                 kept = msgspec.msgpack.decode(records[key], type=Remembered)
                 session = sessions._sessions[session_id]
                 session.results[serial] = kept
+                sessions._total_results += 1
                 session.size_bytes += kept.size_bytes
                 sessions._total_bytes += kept.size_bytes
         except (msgspec.MsgspecError, ValueError, KeyError, RecursionError) as error:
