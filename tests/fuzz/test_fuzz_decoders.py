@@ -101,6 +101,7 @@ def test_every_decoder_of_the_sources_is_fuzzed_or_named_here() -> None:
         "raftkit-core/src/raftkit_core/state_machine/sessions.py": "sessions.records",
         "raftkit-core/src/raftkit_core/state_machine/system_commands.py": "system.command",
         "raftkit-core/src/raftkit_core/storage/snapshot_format.py": "snapshot.container",
+        "raftkit-core/src/raftkit_core/offline/": "files an operator names, read while no node runs",
         "raftkit-core/src/raftkit_core/types/entry.py": "entry.*",
         "raftkit-core/src/raftkit_core/network/wire.py": "wire.*",
         "raftkit-core/src/raftkit_core/testing/linearizability/history.py": "a file of the tests",
@@ -121,3 +122,31 @@ def test_every_decoder_of_the_sources_is_fuzzed_or_named_here() -> None:
     ]
     assert missing == []
     assert msgspec
+
+
+class Canary:
+    """What a pickle would run if anybody loaded it."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        import os
+
+        return os.mkdir, (CANARY,)
+
+
+CANARY = "raftkit-canary-of-a-pickle"
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_pickle_is_never_loaded(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T1."""
+    import pickle
+
+    monkeypatch.chdir(tmp_path)
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        data = pickle.dumps(Canary(), protocol)
+        for payload in (data, msgspec.msgpack.encode(data), msgspec.json.encode(data)):
+            try:
+                TARGETS[name].decode(payload)
+            except TARGETS[name].allowed:
+                continue
+    assert not Path(CANARY).exists()

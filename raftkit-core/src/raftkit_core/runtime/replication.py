@@ -29,6 +29,10 @@ HINT_LASTS = 10
 """For how many successful requests a peer's ``entries_hint`` holds (openraft.md §1.5)."""
 
 
+LOST_BEFORE_SHRINKING = 2
+"""Appends in a row that got no answer."""
+
+
 class RequestCache:
     """One request object for all peers at the same place: the transport encodes it once."""
 
@@ -92,6 +96,7 @@ class ReplicationStream:
         self._backoff: Iterator[float] | None = None
         self._entries_limit = 0
         self._entries_limit_left = 0
+        self._lost = 0
         self._closed = False
 
     # --- sending ----------------------------------------------------------------------------------------------------
@@ -158,24 +163,29 @@ class ReplicationStream:
         self._inflight_bytes += size_bytes
         timeout = self._base_timeout + size_bytes / (1024 * 1024)
         self._calls.start(
-            self.network, "append_entries", request, timeout, lambda done: self._answered(done, command, size_bytes)
+            self.network,
+            "append_entries",
+            request,
+            timeout,
+            lambda done: self._answered(done, command, size_bytes, len(entries)),
         )
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
-    def _answered(self, answer: Answer, command: Replicate, size_bytes: int) -> None:
+    def _answered(self, answer: Answer, command: Replicate, size_bytes: int, count: int) -> None:
         self._inflight_bytes -= size_bytes
         if self._closed:
             return
         error = NetworkError("the call was cancelled") if answer.cancelled() else answer.exception()
         if error is not None:
-            self._on_error(error, command.epoch)
+            self._on_error(error, command.epoch, count)
             return
         response: AppendEntriesResponse = answer.result()
         if isinstance(response, Busy):
             self._leave_alone(self._next_delay())
         elif isinstance(response, Success):
             self._backoff = None
+            self._lost = 0
             # Counted when answered: what was merely sent would be lost with its epoch at the next refusal.
             self._entries_limit_left = max(0, self._entries_limit_left - 1)
         self._peers.succeeded(self.target)
@@ -184,16 +194,27 @@ class ReplicationStream:
         if self._queue:
             self._pump()
 
-    def _on_error(self, error: BaseException, epoch: int) -> None:
+    def _on_error(self, error: BaseException, epoch: int, count: int) -> None:
         self._peers.failed(self.target, error)
         if isinstance(error, PayloadTooLarge):
             self._entries_limit = max(1, error.entries_hint)
             self._entries_limit_left = HINT_LASTS
             self._fail_epoch(epoch, 0.0)
         elif isinstance(error, NetworkError | RPCTimeout):
+            self._shrink(epoch, count)
             self._fail_epoch(epoch, RETRY_SECONDS)
         else:
             self._fail_epoch(epoch, self._next_delay())
+
+    def _shrink(self, epoch: int, count: int) -> None:
+        """After several requests in a row that got no answer: less in each. A network may lose what is large and let
+        what is small pass, and then this costs lag instead of the peer."""
+        if epoch <= self._failed_epoch or count == 0:
+            return
+        self._lost += 1
+        if self._lost > LOST_BEFORE_SHRINKING and count > 1:
+            self._entries_limit = count // 2
+            self._entries_limit_left = HINT_LASTS
 
     def _next_delay(self) -> float:
         if self._backoff is None:
