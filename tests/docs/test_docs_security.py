@@ -1,4 +1,4 @@
-"""Every network fault and every threat has its row, every row its defence and its tests, and every test named exists."""
+"""Every network fault and every threat has its row, every row its defence and its tests, and each test exists."""
 
 from __future__ import annotations
 
