@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--case", action="append", choices=list(CASES), help="only this one; may be repeated")
     parser.add_argument("--quick", action="store_true", help="short runs, fewer of them: under four minutes in all")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
+    parser.add_argument("--page", type=Path, help="put the table into this Markdown page, between its marks")
     parser.add_argument("--into", type=Path, help="keep every row here (JSON lines), and skip the cases that are there")
     arguments = parser.parse_args()
     pace = QUICK_PACE if arguments.quick else FULL
@@ -48,6 +49,8 @@ def main() -> None:
         rows=[row for _, row in kept],
     )
     asyncio.run(_run(names, pace, report, arguments.into))
+    if arguments.page is not None:
+        write_page(report, arguments.page)
     if arguments.json:
         sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
     else:
@@ -69,6 +72,37 @@ def _kept(into: Path | None) -> list[tuple[str, Row]]:
     if into is None or not into.exists():
         return []
     return [msgspec.json.decode(line, type=tuple[str, Row]) for line in into.read_bytes().splitlines()]
+
+
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+
+def write_page(report: Report, page: Path) -> None:
+    """Replace what is between the marks of ``page`` by the figures of ``report``."""
+    head, _, rest = page.read_text().partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    page.write_text(f"{head}{BEGIN}\n\n{markdown(report)}\n\n{END}{tail}")
+
+
+def markdown(report: Report) -> str:
+    """The figures as a table for a page."""
+    lines = [
+        f"CPython {report.python}, {report.cores} cores ({report.machine}), {report.pace} runs of"
+        f" {report.started_at[:10]}, load {report.load_before:.1f} at the start; medians.",
+        "",
+        "| case | contender | median | p50 / p99 ms | ratio | target |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in report.rows:
+        number = ",.0f" if row.median >= 100 else ".2f"
+        times = "" if row.p50_ms is None else f"{row.p50_ms:.2f} / {row.p99_ms or 0:.2f}"
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f} × {row.against}"
+        target = "" if not row.must else f"must {row.must:g}, goal {row.goal:g}: **{row.verdict}**"
+        lines.append(
+            f"| {row.case} | {row.contender}: {row.setting.durability}; {row.setting.client}"
+            f" | {row.median:{number}} {row.unit} | {times} | {ratio} | {target} |"
+        )
+    return "\n".join(lines)
 
 
 def table(report: Report) -> str:

@@ -33,6 +33,7 @@ class Root(LazyGroup):
         "member": ("raftkit_cli.verbs.member:member", "List, add, promote and remove members."),
         "leader": ("raftkit_cli.verbs.leader:leader", "Show or hand over leadership."),
         "kv": ("raftkit_cli.verbs.kv:kv", "Read and write keys."),
+        "bench": ("raftkit_cli.verbs.bench:bench", "How fast a running cluster is, seen from here."),
         "check": ("raftkit_cli.verbs.check:check", "Record what clients see, and judge whether it was right."),
         "certs": ("raftkit_cli.verbs.certs:certs", "Make and show TLS certificates."),
         "token": ("raftkit_cli.verbs.token:token", "Make, list and revoke access tokens."),

@@ -29,6 +29,10 @@ FINAL_S_MIN = 10.0
 SHOWN = 5
 """So many findings are printed; all of them are in the JSON."""
 
+PERF_LOADS = {"s": (50, 150.0), "m": (100, 500.0), "l": (200, 1500.0)}
+"""Callers, and writes a second of all of them."""
+PERF_SLOWEST_MS = 500.0
+
 _budget = click.option(
     "--budget",
     type=click.IntRange(min=1000),
@@ -114,6 +118,45 @@ def history(invocation: Invocation, file: Path, budget: int) -> None:
     except ValueError as error:
         raise CliError("USAGE", str(error), hint="record one: raftkit check linearizable --save FILE") from error
     _conclude(invocation, "check.history", recorded, budget, file, {"seed": recorded.header.seed})
+
+
+@check.command("perf")
+@click.option(
+    "--load",
+    "size",
+    type=click.Choice(["s", "m", "l"]),
+    default="s",
+    show_default=True,
+    help="150, 500 or 1500/s.",
+)
+@click.option("--duration", type=Duration(), default="10s", show_default=True, metavar="TIME", help="How long.")
+@pass_invocation
+def perf(invocation: Invocation, size: str, duration: float) -> None:
+    """Put a steady load of writes on a running cluster, and say whether it bears it.
+
+    PASS: nine tenths of the load were carried, no write failed, and none took longer than the shortest election timeout
+    (500 ms), which is when followers begin to miss their leader. Exit 0: PASS. Exit 5: FAIL.
+    """
+    from raftkit_cli.load import Load
+    from raftkit_cli.verbs.bench import measured
+
+    callers, rate = PERF_LOADS[size]
+    load = Load(callers, duration, rate)
+    measured(invocation, load, "put", 84)
+    data = {"load": size, "rate": rate, **load.as_data()}
+    slowest, carried = data["latency_ms"]["max"], data["operations_per_second"]
+    checks = {
+        f"{carried:,.0f} of {rate:,.0f} writes a second were carried": carried >= 0.9 * rate,
+        f"the slowest write took {slowest:.0f} ms, {PERF_SLOWEST_MS:.0f} ms are allowed": slowest <= PERF_SLOWEST_MS,
+        f"{sum(load.errors.values())} writes failed": not load.errors,
+    }
+    data["checks"] = [{"check": text, "ok": ok} for text, ok in checks.items()]
+    out = invocation.out
+    lines = [f"{out.style('PASS', 'green') if ok else out.style('FAIL', 'red')}  {text}" for text, ok in checks.items()]
+    if not all(checks.values()):
+        hint = "look for slow disks and busy machines: raftkit bench, raftkit status"
+        raise CliError("CHECK_FAILED", "\n".join(lines), hint=hint, data=data)
+    out.result("check.perf", data, lambda: out.line("\n".join(lines)))
 
 
 class _Recording:
