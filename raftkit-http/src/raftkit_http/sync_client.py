@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from raftkit_core.errors import ConfigError, RaftError
 from raftkit_core.network.client import Consistency, NodeStatus
 from raftkit_core.network.client_session import WRITE_TIMEOUT
-from raftkit_core.types.kv import KeyValue, WriteResult
+from raftkit_core.types.kv import KeyValue, KvEvent, WriteResult
 from raftkit_core.types.session import DEFAULT_TTL_MS
 from raftkit_http.client import DEFAULT_TIMEOUT
 from raftkit_http.pipelined import Client, HttpSession
@@ -121,6 +122,24 @@ class SyncClient:
 
     def kv_cas(self, key: str, expected: bytes | None, value: bytes) -> WriteResult:
         return self._run(self._client.kv_cas(key, expected, value))
+
+    def watch(self, prefix: str = "", *, from_revision: int | None = None) -> Iterator[KvEvent]:
+        """See :meth:`Client.watch`. Ends with the loop that takes its changes, or with the client."""
+
+        async def begin() -> AsyncGenerator[KvEvent, None]:
+            return self._client.watch(prefix, from_revision=from_revision)
+
+        changes = self._run(begin())
+
+        async def following() -> KvEvent:
+            return await anext(changes)
+
+        try:
+            while True:
+                yield self._run(following())
+        finally:
+            with suppress(ConfigError):  # the client is closed, and the stream with it
+                self._run(changes.aclose())
 
     def open_session(self, ttl: float = DEFAULT_TTL_MS / 1000) -> SyncSession:
         """See :meth:`Client.open_session`; ``with`` closes it."""

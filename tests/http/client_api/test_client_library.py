@@ -426,3 +426,22 @@ async def test_the_sync_client_does_the_same_from_any_thread(tmp_path: Path) -> 
         seen = await asyncio.to_thread(program, nodes.urls["n1"])
     assert seen == [b"1", ["k"], (True, True, False), True, "leader", "PRECONDITION_FAILED", True, 8, True, "CONFIG"]
     assert not [thread for thread in threading.enumerate() if thread.name == "raftkit-client"]
+
+
+async def test_the_sync_client_watches_until_its_loop_is_left(tmp_path: Path) -> None:
+    def program(url: str) -> list[Any]:
+        seen: list[Any] = []
+        with SyncClient([url]) as client:
+            for number in range(3):
+                client.kv_put(f"k{number}", b"v")
+            for change in client.watch("k", from_revision=1):
+                seen.append(change.key)
+                if len(seen) == 2:
+                    break
+            left = client.watch("k", from_revision=1)
+            seen.append(next(left).key)
+        left.close()
+        return seen
+
+    async with cluster(tmp_path, machine="kv") as nodes:
+        assert await asyncio.to_thread(program, nodes.urls["n1"]) == ["k0", "k1", "k0"]
