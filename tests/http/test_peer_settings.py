@@ -49,6 +49,8 @@ def test_an_unknown_port_cannot_be_advertised() -> None:
         ("http://127.0.0.1:7401?clients=http://10.0.0.1:7402", ConfigError, "without TLS"),
         ("http://127.0.0.1:7401?clients=http://0.0.0.0:7402&insecure=true", ConfigError, "no address another member"),
         ("http://127.0.0.1:7401?advertise_clients=http://n1:7402", ConfigError, "no meaning without clients"),
+        ("http://127.0.0.1:7401?snapshot_rate=1KiB", ConfigError, "1024 bytes a second"),
+        ("http://127.0.0.1:7401?snapshot_rate=fast", BadAdapterUrl, "snapshot_rate"),
         ("http://127.0.0.1:7401?colour=red", UnknownOption, "no option 'colour'"),
         ("http://127.0.0.1:7401?insecure=maybe", BadAdapterUrl, "true or false"),
         ("http://127.0.0.1:7401?insecure=true&insecure=true", BadAdapterUrl, "twice"),

@@ -522,6 +522,26 @@ async def test_heartbeats_pass_while_a_snapshot_streams() -> None:
         assert beats >= 5
 
 
+def test_snapshots_share_one_pace() -> None:
+    pace = snapshots.Pace(10)
+    assert [pace.delay(20, 100.0), pace.delay(20, 100.0), pace.delay(10, 103.0), pace.delay(10, 200.0)] == [0, 2, 1, 0]
+    assert snapshots.Pace(None).delay(2**40, 0.0) == 0
+
+
+async def test_a_paced_snapshot_arrives_whole_and_no_faster() -> None:
+    settings = HttpSettings.parse("http://127.0.0.1:0?snapshot_rate=16MiB")
+    content = bytes(2 * MIB)
+    meta = SnapshotMeta(LogId(LEADER, 9), StoredMembership(), "ab-1", 0, len(content), "")
+    async with pair() as p:
+        await p.source.close()
+        p.source = HttpNetworkFactory(settings)
+        net = p.source.connect("n2", p.target.advertised(), p.caller)
+        began = asyncio.get_running_loop().time()
+        await net.install_snapshot(InstallSnapshotRequest(VOTE, meta), BytesSource(meta, content), 10)
+        assert asyncio.get_running_loop().time() - began > 0.1  # 2 MiB at 16 MiB a second, but for the last chunk
+        assert len(p.service.snapshot_bytes["ab-1"]) == len(content)
+
+
 async def test_a_snapshot_nobody_announced_is_refused_and_a_ticket_is_good_once() -> None:
     async with pair() as p, aiohttp.ClientSession() as session:
         url = f"{p.target.server.url}/raft/v1/default/snapshot/ab-1?offset=0"

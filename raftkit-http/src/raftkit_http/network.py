@@ -28,7 +28,7 @@ from raftkit_http.access import Access
 from raftkit_http.peers import LANES, PeerEndpoint
 from raftkit_http.server import HttpServer
 from raftkit_http.settings import Address, HttpSettings, IpNetwork, parse_peer_address, why_refused
-from raftkit_http.snapshots import send_snapshot
+from raftkit_http.snapshots import Pace, send_snapshot
 from raftkit_http.sockets import dial_frames
 from raftkit_http.tls import TlsContexts
 
@@ -82,7 +82,14 @@ class HttpNetwork(LaneNetwork):
     ) -> InstallSnapshotResponse:
         url = f"{self._base}/snapshot/{quote(request.meta.snapshot_id, safe='')}"
         return await send_snapshot(
-            self._factory.session, url, self.target, source, offer, progressed, tls=self._factory.calling_tls
+            self._factory.session,
+            url,
+            self.target,
+            source,
+            offer,
+            progressed,
+            tls=self._factory.calling_tls,
+            pace=self._factory.pace,
         )
 
 
@@ -104,6 +111,7 @@ class HttpNetworkFactory(RaftNetworkFactory):
             tls = self._served(ssl.CERT_NONE) if settings.clients.scheme == "https" else None
             self.clients = HttpServer(settings.clients, tls)
         self.encoder = AppendEncoder()
+        self.pace = Pace(settings.snapshot_rate)
         self._endpoint = PeerEndpoint(certified=peers_tls)
         self._networks: list[HttpNetwork] = []
         self._session: aiohttp.ClientSession | None = None

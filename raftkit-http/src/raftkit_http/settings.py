@@ -14,8 +14,11 @@ import msgspec
 
 from raftkit_core.errors import BadAdapterUrl, ConfigError, UnknownOption
 from raftkit_core.types.security import Security
+from raftkit_core.types.units import parse_size_bytes
 
-OPTIONS = ("advertise", "advertise_clients", "clients", "insecure")
+OPTIONS = ("advertise", "advertise_clients", "clients", "insecure", "snapshot_rate")
+SNAPSHOT_RATE_MIN = 1024 * 1024
+"""Bytes a second: a chunk must arrive well within ``install_snapshot_timeout_ms``."""
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 Scheme = Literal["http", "https"]
@@ -55,6 +58,7 @@ class HttpSettings(msgspec.Struct, frozen=True):
     """Settings of one node's HTTP transport.
 
     ``advertise`` None: the address that is listened on. ``clients`` None: clients share the listener of peers.
+    ``snapshot_rate`` is in bytes a second, for all snapshots this node sends together; None: as fast as it goes.
     """
 
     listen: Address
@@ -62,6 +66,7 @@ class HttpSettings(msgspec.Struct, frozen=True):
     clients: Address | None = None
     advertise_clients: Address | None = None
     security: Security = Security()
+    snapshot_rate: int | None = None
 
     @classmethod
     def parse(cls, url: str, security: Security | None = None) -> HttpSettings:
@@ -93,6 +98,7 @@ class HttpSettings(msgspec.Struct, frozen=True):
             clients=option("clients", "address for clients", port_zero=True),
             advertise_clients=option("advertise_clients", "advertised address for clients"),
             security=security,
+            snapshot_rate=_read_rate(options.get("snapshot_rate")),
         )
         settings._check()
         return settings
@@ -222,6 +228,18 @@ def _read_options(url: str, query: str) -> dict[str, str]:
             raise BadAdapterUrl(f"option {name} is given twice in network URL {_shown(url)}")
         options[name] = value
     return options
+
+
+def _read_rate(text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        rate = parse_size_bytes(text)
+    except ValueError as error:
+        raise BadAdapterUrl(f"snapshot_rate: {error}") from None
+    if rate < SNAPSHOT_RATE_MIN:
+        raise ConfigError(f"snapshot_rate is {rate} bytes a second", hint="give 1MiB or more, or leave it out")
+    return rate
 
 
 def _shown(text: str) -> str:

@@ -58,6 +58,22 @@ class _Announced:
         self.peer = peer
 
 
+class Pace:
+    """How fast snapshots may leave a node, all together: they must not take the line away from appends."""
+
+    def __init__(self, bytes_per_second: int | None) -> None:
+        self._rate = bytes_per_second
+        self._free_at = 0.0
+
+    def delay(self, size: int, now: float) -> float:
+        """Seconds to wait before ``size`` more bytes are sent."""
+        if self._rate is None:
+            return 0.0
+        begins = max(now, self._free_at)
+        self._free_at = begins + size / self._rate
+        return begins - now
+
+
 class SnapshotReceiver:
     """The serving side: tickets, and the handler of the PUT."""
 
@@ -202,18 +218,22 @@ async def send_snapshot(
     progressed: Callable[[], None],
     *,
     tls: ssl.SSLContext | None = None,
+    pace: Pace | None = None,
 ) -> InstallSnapshotResponse:
     """Stream the bytes from ``offer.offset`` on and give the answer.
 
     Raises: NetworkError, RemoteError; what ``source`` raises, as it is. The caller's deadline cancels it.
     """
     failed: list[BaseException] = []
+    loop = asyncio.get_running_loop()
 
     async def body() -> AsyncIterator[bytes]:
         try:
             chunks = source.open(offer.offset, CHUNK_BYTES)
             async with aclosing(chunks):  # type: ignore[type-var]
                 async for chunk in chunks:
+                    if pace is not None and (seconds := pace.delay(len(chunk), loop.time())) > 0:
+                        await asyncio.sleep(seconds)
                     yield chunk
                     progressed()
         except Exception as error:
