@@ -203,6 +203,13 @@ def test_what_only_the_witness_shows_is_legal_without_it(name: str) -> None:
     assert search(without_revisions(PLANTED[name].operations))[0] == []
 
 
+def test_the_search_says_what_the_key_held_before_it_was_stuck() -> None:
+    good = [put("a", "1", 0, 1), put("b", "2", 0, 1)]
+    findings, _ = search([*good, get("c", None, 2, 3), get("c", "2", 4, 5)])
+    assert findings[0].message.startswith("the key held '1' or '2' before these operations, and no order")
+    assert findings[0].operations == (get("c", None, 2, 3),)
+
+
 def test_one_wrong_key_among_many_is_named() -> None:
     good = [put("a", str(n), n, n + 0.5, key=f"k{n}", revision=n + 10, previous_revision=0) for n in range(20)]
     bad = [

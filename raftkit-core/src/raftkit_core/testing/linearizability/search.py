@@ -12,7 +12,6 @@ history is as good without it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 from msgspec import UNSET, UnsetType
 
@@ -55,12 +54,14 @@ def search(operations: Sequence[Operation], *, budget: int = DEFAULT_BUDGET) -> 
 
     Raises: OutOfBudget.
     """
-    moves, unknown = compile_moves(operations)
+    moves, unknown, versions = _compile(operations)
     left = _Budget(budget)
     segments = _segments(moves)
     # Depth first over the segments: a frame is the ways out of one segment, found as they are asked for.
     seen: set[tuple[int, int, int]] = set()
     furthest = 0
+    entered = {ABSENT}
+    """What the key could hold before the furthest segment that was reached."""
     frames = [_ways_out(segments[0], unknown, ABSENT, 0, left)]
     while frames:
         way = next(frames[-1], None)
@@ -74,10 +75,14 @@ def search(operations: Sequence[Operation], *, budget: int = DEFAULT_BUDGET) -> 
         if place in seen:
             continue
         seen.add(place)
-        furthest = max(furthest, len(frames))
+        if len(frames) > furthest:
+            furthest, entered = len(frames), set()
+        if len(frames) == furthest:
+            entered.add(version)
         frames.append(_ways_out(segments[len(frames)], unknown, version, used, left))
     blocked = [move.operation for move in segments[furthest]]
-    message = f"no order of these {len(blocked)} operations explains their results"
+    held = " or ".join(versions.shown(version) for version in sorted(entered))
+    message = f"the key held {held} before these operations, and no order of them explains their results"
     return [finding(CHECK, blocked[0].key, message, *blocked[:12])], budget - left.left
 
 
@@ -103,6 +108,10 @@ class _Versions:
                 self.known.add(revision)
         return found
 
+    def shown(self, number: int) -> str:
+        value, revision = self.values[number], self.revisions[number]
+        return "nothing" if value is None else repr(value) + ("" if revision is UNSET else f" @{revision}")
+
     def matching(self, value: str | UnsetType | None, revision: int | UnsetType) -> frozenset[int]:
         """Versions that may have been seen as this value (UNSET: any) at this revision (UNSET: any)."""
         return frozenset(
@@ -117,6 +126,10 @@ class _Versions:
 
 def compile_moves(operations: Sequence[Operation]) -> tuple[list[Move], list[Move]]:
     """The moves that must be placed, and those of unknown outcome that may be (without those nothing can need)."""
+    return _compile(operations)[:2]
+
+
+def _compile(operations: Sequence[Operation]) -> tuple[list[Move], list[Move], _Versions]:
     versions = _Versions()
     targets = [
         versions.number(operation.value, operation.revision)
@@ -131,7 +144,7 @@ def compile_moves(operations: Sequence[Operation]) -> tuple[list[Move], list[Mov
     for operation, target in zip(operations, targets, strict=True):
         move = compiler.move(operation, target)
         (unknown if operation.outcome == "unknown" else definite).append(move)
-    return definite, _needed(definite, unknown)
+    return definite, _needed(definite, unknown), versions
 
 
 class _Compiler:
@@ -305,15 +318,3 @@ def _with_help(
         else:
             ways += [(move.target, more) for _, more in _with_help(unknown, move.admits, version, used | bit, limit)]
     return ways
-
-
-Answer = Literal["yes", "no", "undecided"]
-
-
-def search_answer(operations: Sequence[Operation], *, budget: int = DEFAULT_BUDGET) -> Answer:
-    """:func:`search` as one word."""
-    try:
-        findings, _ = search(operations, budget=budget)
-    except OutOfBudget:
-        return "undecided"
-    return "no" if findings else "yes"
