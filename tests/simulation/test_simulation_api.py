@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from raftkit_core.errors import QuorumNotEnough, RaftError
-from raftkit_core.testing import Simulation
+from raftkit_core.testing import InvariantBroken, Simulation
+from raftkit_core.testing.simulation import simulation
+from raftkit_core.types.kv import KeyValue
 
 pytestmark = pytest.mark.virtual_time
 
@@ -81,3 +83,21 @@ async def test_a_wiped_node_is_not_a_voter_any_more() -> None:
         assert await sim.client().get("a", node=leader) == b"1"
         assert sim.raft(victim).metrics().value.last_applied is None
         sim.check()
+
+
+async def test_a_history_that_is_wrong_or_too_long_to_judge_is_no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Simulation(seed=6, nodes=1) as sim:
+        await sim.leader()
+        await sim.client().put("a", "1")
+        sim.check()
+        invented = sim.history.call("liar", "get", "a", now=sim.now)
+        invented.ok(sim.now + 1, KeyValue(key="a", value=b"2", revision=9))
+        with pytest.raises(InvariantBroken, match="S21"):
+            sim.check()
+    async with Simulation(seed=7, nodes=1) as sim:
+        await sim.leader()
+        for number in range(3):
+            await sim.client().cas("a", None if number == 0 else "1", "1")
+        monkeypatch.setattr(simulation, "SEARCH_BUDGET", 1)
+        with pytest.raises(InvariantBroken, match="S21 undecided"):
+            sim.check()

@@ -14,12 +14,12 @@ from typing import Any
 
 from raftkit_core.config import ReadPolicy
 from raftkit_core.errors import RaftError, WaitTimeout
-from raftkit_core.testing.linearizability import History, judge
+from raftkit_core.testing.linearizability import History
 from raftkit_core.testing.simulation.faults import FaultPlayer
 from raftkit_core.testing.simulation.report import SeedReport, Violation
 from raftkit_core.testing.simulation.runtime_scenario import Action, RuntimeScenario, Weather, plan
 from raftkit_core.testing.simulation.sim_machine import DurableKv
-from raftkit_core.testing.simulation.simulation import SEARCH_BUDGET, Simulation
+from raftkit_core.testing.simulation.simulation import Simulation, rule_of
 from raftkit_core.testing.virtual_time import VirtualDeadlock, VirtualTimeLoop
 from raftkit_core.types.ids import NodeId
 
@@ -62,7 +62,7 @@ class RuntimeRun:
             self.player.set_weather()
             await self._act()
             await self._recover()
-            sim.check()
+            sim.check_states()
         finally:
             await self.player.stop()
             await sim.close()
@@ -282,7 +282,10 @@ def run_with_history(scenario: RuntimeScenario) -> tuple[SeedReport, History]:
         violation = Violation(first.rule, str(first), first.at)
     if violation is None and unhandled:
         violation = Violation("crash", unhandled[0], sim.trace.now())
-    judged = judge(sim.history, durable=sim.final_log(), budget=SEARCH_BUDGET)
+    judged = sim.judged()
+    if violation is None and judged.findings:
+        first_finding = judged.findings[0]
+        violation = Violation(rule_of(first_finding), f"{rule_of(first_finding)} {first_finding}", sim.trace.now())
     report = SeedReport(
         ring=RING,
         seed=scenario.seed,

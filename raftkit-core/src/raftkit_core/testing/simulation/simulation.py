@@ -27,7 +27,7 @@ from raftkit_core.state_machine.interface import RaftStateMachine
 from raftkit_core.state_machine.kv import KvStateMachine
 from raftkit_core.state_machine.kv_codec import KvCodec
 from raftkit_core.storage.interface import RaftLogStorage
-from raftkit_core.testing.linearizability import DurableWrite, History, judge
+from raftkit_core.testing.linearizability import DurableWrite, Finding, History, Report, judge
 from raftkit_core.testing.linearizability.history import Header, text_of
 from raftkit_core.testing.simulation.oracle import Oracle
 from raftkit_core.testing.simulation.sim_client import SimClient
@@ -566,8 +566,8 @@ class Simulation:
         if self.oracle.breaches:
             raise InvariantBroken(f"{self.oracle.breaches[0]} (seed {self.seed})")
 
-    def check(self) -> None:
-        """Everything that can be judged at this moment: rules, states, client histories. Raises: InvariantBroken."""
+    def check_states(self) -> None:
+        """The rules so far, and what disks and machines hold at this moment. Raises: InvariantBroken."""
         for node_id in self.ids:
             self.oracle.check_pointers(node_id)
         for node_id in self.running:
@@ -576,10 +576,21 @@ class Simulation:
             if applied is not None and life.machine.is_at(index_of(applied)):
                 self.oracle.applied(node_id, applied, life.machine.digest())
         self.require_unbroken()
-        report = judge(self.history, durable=self.final_log(), budget=SEARCH_BUDGET)
+
+    def check(self) -> None:
+        """Everything that can be judged at this moment: rules, states, client histories. An undecided history is no
+        pass. Raises: InvariantBroken."""
+        self.check_states()
+        report = self.judged()
         if report.findings:
-            rule = "S23" if report.findings[0].check == "durability" else "S21"
-            raise InvariantBroken(f"{rule} {report.findings[0]} (seed {self.seed})")
+            raise InvariantBroken(f"{rule_of(report.findings[0])} {report.findings[0]} (seed {self.seed})")
+        if report.undecided:
+            keys = ", ".join(report.undecided)
+            raise InvariantBroken(f"S21 undecided: the history of {keys} is too long to judge (seed {self.seed})")
+
+    def judged(self) -> Report:
+        """What the judges say about the client histories so far."""
+        return judge(self.history, durable=self.final_log(), budget=SEARCH_BUDGET)
 
     def final_log(self) -> list[DurableWrite]:
         """The key-value commands that were committed, purged ones included."""
@@ -589,6 +600,11 @@ class Simulation:
             if write is not None:
                 found.append(write)
         return found
+
+
+def rule_of(finding: Finding) -> str:
+    """The number of the rule that a judge found broken."""
+    return "S23" if finding.check in ("durability", "sessions") else "S21"
 
 
 def durable_write(index: int, payload: bytes) -> DurableWrite | None:
