@@ -35,7 +35,7 @@ from raftkit_core.runtime.command_runner import CommandRunner
 from raftkit_core.runtime.events import EVENTS_KEPT, EventLog
 from raftkit_core.runtime.figures import NodeFigures
 from raftkit_core.runtime.leadership import LeadershipTerm, hold_leadership
-from raftkit_core.runtime.limits import within
+from raftkit_core.runtime.limits import seconds_for_bytes, within
 from raftkit_core.runtime.log_writer import LogWriter
 from raftkit_core.runtime.membership_changes import CLOSE_SECONDS, MEMBERSHIP_TIMEOUT, MembershipChanges, new_cluster_id
 from raftkit_core.runtime.messages import (
@@ -825,8 +825,10 @@ class Raft:
     async def get_snapshot(self) -> SnapshotSource | None:
         """The published snapshot, readable until it is closed; None before there is one."""
         self._core.check_running()
+        held = self._core.engine.state.snapshot
+        seconds = seconds_for_bytes(WRITE_TIMEOUT, 0 if held is None else held.size_bytes)  # it is read whole first
         try:
-            return await within(self._snapshots.source(), WRITE_TIMEOUT, "opening the snapshot")
+            return await within(self._snapshots.source(), seconds, "opening the snapshot")
         except TimeoutError as error:
             raise WaitTimeout(str(error), hint="look at the disk of the snapshots") from None
 

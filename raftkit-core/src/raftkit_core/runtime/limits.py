@@ -13,6 +13,8 @@ T = TypeVar("T")
 
 GRACE_SECONDS = 0.1
 """What is cancelled gets this long to put its things away."""
+SNAPSHOT_BYTES_PER_SECOND = 8 * 1024 * 1024
+"""What the slowest disk worth waiting for reads, checks or writes of a snapshot."""
 
 
 async def within(awaitable: Awaitable[T], seconds: float, what: str) -> T:
@@ -41,3 +43,8 @@ def forget(future: asyncio.Future[Any]) -> None:
     """Nobody waits for ``future`` any more: its error is no reason for a warning."""
     if not future.cancelled():
         future.exception()
+
+
+def seconds_for_bytes(least: float, size_bytes: int) -> float:
+    """A deadline for work on a whole snapshot: a large one must not be given up, and begun anew, for its size alone."""
+    return least + size_bytes / SNAPSHOT_BYTES_PER_SECOND

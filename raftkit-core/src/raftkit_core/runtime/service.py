@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 
 from raftkit_core.errors import IdentityError, NeedsRejoin, PeerBusy, StorageCorrupt, StorageError
+from raftkit_core.runtime.limits import seconds_for_bytes
 from raftkit_core.runtime.messages import (
     AppendEntriesArrived,
     HeartbeatArrived,
@@ -374,7 +375,9 @@ class PeerService:
                 raise PeerBusy(f"the snapshot continues at {sink.offset}, not at {offset}")
             async for chunk in chunks:
                 await sink.write(chunk)
-            response: InstallSnapshotResponse | Busy = await core.ask(PEER_DEADLINE, arrived)
+            response: InstallSnapshotResponse | Busy = await core.ask(
+                seconds_for_bytes(PEER_DEADLINE, request.meta.size_bytes), arrived
+            )
             is_answered = True
         finally:
             # Still here: it did not arrive whole (kept for a resume), or the engine had no use for it (a lower vote,
