@@ -24,6 +24,8 @@ CONFIG: Final = 9
 """Configuration, plugin or environment (a port in use)."""
 STORAGE: Final = 10
 """A store is corrupt, locked, fenced, or somebody else's."""
+NOT_COVERED: Final = 11
+"""A check found nothing wrong, but saw too little for that to mean anything."""
 TIMEOUT: Final = 124
 INTERRUPTED: Final = 130
 TERMINATED: Final = 143
@@ -97,6 +99,9 @@ EXIT_CODES: Final[dict[str, int]] = {
     "TIMEOUT": TIMEOUT,
     "DEMO_FAILED": CHECK_FAILED,
     "CHECK_FAILED": CHECK_FAILED,
+    "SIM_VIOLATION": CHECK_FAILED,
+    "SIM_NOT_COVERED": NOT_COVERED,
+    "SIM_WORKER": UNEXPECTED,
     "NOT_LINEARIZABLE": CHECK_FAILED,
     "UNDECIDED": CHECK_FAILED,
     "UNKNOWN_CONTEXT": CONFIG,

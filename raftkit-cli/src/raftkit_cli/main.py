@@ -44,6 +44,7 @@ class Root(LazyGroup):
             "raftkit_cli.verbs.recover:recover",
             "Begin again from one survivor of a lost quorum.",
         ),
+        "sim": ("raftkit_cli.verbs.sim:sim", "Simulate clusters under faults and check every step."),
         "plugins": ("raftkit_cli.verbs.plugins:plugins", "What is installed and what it provides."),
         "version": ("raftkit_cli.verbs.version:version", "Versions of raftkit and its parts."),
     }

@@ -1,0 +1,1 @@
+"""``raftkit sim``: seeds in parallel processes, what they came to, and failing ones made short."""

@@ -1,0 +1,19 @@
+"""Seeds that once failed, and why: they are run with every change, whatever range of fresh seeds it gets."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Regression(msgspec.Struct, frozen=True):
+    ring: str
+    seed: int
+    why: str
+    profile: str = "mixed"
+    seconds: float = 15.0
+
+
+REGRESSIONS = (
+    Regression("engine", 646, "an oracle wanted of a leader that won late what a greater one had committed"),
+    Regression("engine", 1331, "an oracle took a grant for early that a leader of the same term had overtaken"),
+)
