@@ -1,8 +1,8 @@
 """``raftkit sim --ci``: what every change must pass, within eight minutes on two cores.
 
-Traces first (the same in two processes with different hash seeds), then seeds that once failed, every planted bug on the
-seeds that are known to kill it, then fresh seeds from a range that moves on with the date. The counts of fresh seeds
-yield before the time does, but never below a minimum.
+Traces first (the same in two processes with different hash seeds), then seeds that once failed, every planted bug on
+the seeds that are known to kill it, then fresh seeds from a range that moves on with the date. The counts of fresh
+seeds yield before the time does, but never below a minimum.
 """
 
 from __future__ import annotations
@@ -166,7 +166,8 @@ class CiRun:
     def judge(self) -> None:
         tally = self.tally
         self.problems += [
-            f"{found.check} violated by seed {found.seed} of the {found.ring} ring: {found.message[:300]} ({found.command})"
+            f"{found.check} violated by seed {found.seed} of the {found.ring} ring ({found.command}):"
+            f" {found.message[:300]}"
             for found in tally.found
         ]
         if tally.undecided:

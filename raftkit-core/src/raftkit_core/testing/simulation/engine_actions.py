@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from raftkit_core.engine.engine import Engine
 from raftkit_core.testing.builders import node
 from raftkit_core.testing.simulation.engine_node import AskedRead, RingNode
-from raftkit_core.testing.simulation.engine_scenario import Action
+from raftkit_core.testing.simulation.engine_scenario import LEADER, Action
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import AddNodes, ReplaceAllVoters
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 def perform(ring: EngineRing, action: Action) -> None:
     """Do it now. What goes to a leader goes to everybody who thinks it is one; what cannot be done is left out."""
     until = ring.now + action.for_s
+    node_id = action.node
+    if node_id == LEADER:
+        leader = ring.leader()
+        node_id = leader.config.id if leader is not None else random.Random(action.pick).choice(sorted(ring.nodes))
     match action.kind:
         case "write" | "read" | "lease_read" | "change" | "transfer":
             for each in list(ring.nodes.values()):
@@ -31,18 +35,18 @@ def perform(ring: EngineRing, action: Action) -> None:
                 ring.parted.append((frozenset(draw.sample(ids, draw.randint(1, len(ids) - 1))), until))
                 ring.seen["partition"] += 1
         case "crash":
-            ring.crash(ring.nodes[action.node], action.for_s, action.pick)
+            ring.crash(ring.nodes[node_id], action.for_s, action.pick)
         case "pause":
-            ring.nodes[action.node].paused_until = until
+            ring.nodes[node_id].paused_until = until
             ring.seen["pause"] += 1
         case "cut" | "mute" | "deafen":
             ring.seen["cut off" if action.kind == "cut" else "one-way cut"] += 1
             if action.kind != "deafen":
-                ring.mute[action.node] = until
+                ring.mute[node_id] = until
             if action.kind != "mute":
-                ring.deaf[action.node] = until
+                ring.deaf[node_id] = until
         case "elect" | "snapshot" | "purge":
-            each = ring.nodes[action.node]
+            each = ring.nodes[node_id]
             if each.engine is None or each.paused_until > ring.now:
                 return
             if action.kind == "elect":
@@ -90,7 +94,7 @@ def _change(ring: EngineRing, engine: Engine, action: Action, now: float) -> Non
     else:
         size = draw.randint(max(1, len(ring.nodes) - 2), len(ring.nodes))
         change = ReplaceAllVoters(tuple(draw.sample(sorted(members.nodes), size)))
-    outcome = engine.handle_change_membership(change, retain=draw.random() < 0.8, force=False, store_ids={}, now=now)
+    outcome = engine.handle_change_membership(change, retain=draw.random() < 0.5, force=False, store_ids={}, now=now)
     if not isinstance(outcome, LogId):
         ring.seen[f"change refused: {outcome.code}"] += 1
 

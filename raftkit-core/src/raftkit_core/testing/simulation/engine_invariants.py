@@ -228,6 +228,15 @@ class RingInvariants(Invariants):
         if earlier and meta.membership.membership != self.members[max(earlier)]:
             self.broken("S18", node, f"publishes {last} with the membership of {meta.membership.log_id}")
 
+    def ticked(self, node: Watched) -> None:
+        """S20: a leader whose removal is committed and applied here no longer leads after its next tick."""
+        engine = node.engine
+        if engine is None or not engine.is_leader:
+            return
+        effective = engine.state.membership.effective
+        if node.id not in effective.membership.nodes and index_of(engine.state.applied) >= index_of(effective.log_id):
+            self.broken("S20", node, f"leads, but {effective.log_id} removed it")
+
     # --- reads ------------------------------------------------------------------------------------------------------
 
     def wrote(self, node: Watched, index: int) -> None:

@@ -99,7 +99,7 @@ class EngineRing:
         self.invariants = RingInvariants(self.nodes, single_term_leader=scenario.single_term)
         self.seen = self.invariants.seen
         self._config = Config(
-            snapshot_policy=LogsSinceLast(25),
+            snapshot_policy=LogsSinceLast(scenario.snapshot_every),
             max_in_snapshot_log_to_keep=scenario.logs_to_keep,
             purge_batch_size=2,
             max_payload_entries=16,
@@ -253,6 +253,7 @@ class EngineRing:
         if candidate is not None and not candidate.is_pre_vote and engine._parts.candidate is not candidate:
             self.seen["election timed out"] += 1
         self.carry_out(each)
+        self.invariants.ticked(each)
 
     # --- wires ------------------------------------------------------------------------------------------------------
 

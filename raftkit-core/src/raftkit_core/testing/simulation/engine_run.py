@@ -13,6 +13,7 @@ from raftkit_core.types.ids import NodeId
 
 FOR_EVER = 1e9
 CALM_SECONDS = 3.0
+SUCCESSOR_SECONDS = 10.0
 
 
 def run_seed(seed: int, profile: str = "mixed", *, seconds: float = 15.0) -> SeedReport:
@@ -63,6 +64,8 @@ def play(ring: EngineRing) -> None:
     ring.run(CALM_SECONDS)
     if ring.seen["election won"] != won:
         raise InvariantBroken(f"V11: an election in calm: {ring.describe()}")
+    if not dead:
+        _hand_over_to_the_deaf(ring)
     written, read = ring.seen["write accepted"], ring.seen["read confirmed"]
     for number in range(3):
         perform(ring, Action(0.0, "write", count=2))
@@ -72,17 +75,54 @@ def play(ring: EngineRing) -> None:
     if ring.seen["write accepted"] == written or ring.seen["read confirmed"] == read:
         raise InvariantBroken(f"V2: nothing is served in calm: {ring.describe()}")
     if not dead:
+        _lose_the_leader(ring)
         _let_everybody_vote(ring)
     ring.seen[f"recovered: {scenario.ending}"] += 1
 
 
+def _hand_over_to_the_deaf(ring: EngineRing) -> None:
+    """A hand-over that nobody takes up must end."""
+    leader = ring.leader()
+    assert leader is not None
+    others = [voter for voter in leader.effective.voter_ids if voter != leader.config.id]
+    if others:
+        each = ring.nodes[leader.config.id]
+        ring.deaf[others[0]] = ring.now + 1.0
+        leader.handle_transfer_leader(others[0], 0, ring.clock(each))
+        ring.carry_out(each)
+        ring.run(3.0)
+        ring.settle()
+
+
+def _lose_the_leader(ring: EngineRing) -> None:
+    """V5: a leader that dies in calm has a successor in time."""
+    leader = ring.leader()
+    assert leader is not None
+    if len(leader.effective.voter_ids) < 3 or leader.effective.is_joint:
+        return
+    lost = leader.config.id
+    ring.crash(ring.nodes[lost], FOR_EVER, 0)
+    ring.dead.add(lost)
+    try:
+        ring.settle(SUCCESSOR_SECONDS, dead=frozenset({lost}))
+    except InvariantBroken as error:
+        raise InvariantBroken(f"V5: no successor: {error}") from None
+    ring.dead.discard(lost)
+
+
 def _purge_everything(ring: EngineRing) -> None:
-    """The leader takes a snapshot and purges all it may."""
+    """The leader takes a snapshot and purges all it may, while somebody does not listen."""
+    leader = ring.leader()
+    others = [each for each in sorted(ring.nodes) if leader is None or each != leader.config.id]
+    if others:
+        ring.deaf[random.Random(f"deaf {ring.scenario.seed}").choice(others)] = ring.now + 1.2
+    perform(ring, Action(0.0, "write", count=9))
+    ring.run(0.4)
     for each in ring.nodes.values():
         if each.engine is not None and each.engine.is_leader:
             each.engine.handle_trigger_snapshot()
             ring.carry_out(each)
-    ring.run(0.3)
+    ring.run(0.8)
     for each in ring.nodes.values():
         if each.engine is not None and each.engine.is_leader:
             each.engine.handle_trigger_purge(each.engine.state.log.last_index, ring.clock(each))

@@ -35,6 +35,10 @@ class Faults(msgspec.Struct, frozen=True):
 NO_FAULTS = Faults(loss=0.0, repeat=0.0, late_answer=0.0)
 
 
+LEADER = "@leader"
+"""Stands for whoever leads when the time has come."""
+
+
 class Action(msgspec.Struct, frozen=True, omit_defaults=True):
     """One thing done to the ring. ``pick`` decides what is open (which node, which voters), the same way each time."""
 
@@ -67,6 +71,7 @@ class EngineScenario(msgspec.Struct, frozen=True):
     in_step: bool = False
     """All clocks tick at the same instant."""
     logs_to_keep: int = 4
+    snapshot_every: int = 25
     purge_at_end: bool = False
     """The last leader purges everything before the recovery: behind an empty log peers must still be found."""
     profile: str = ""
@@ -86,6 +91,18 @@ _RATES: dict[str, dict[str, float]] = {
         "write": 6.0, "read": 1.0, "lease_read": 1.0, "change": 1.0, "transfer": 0.4, "elect": 0.1, "snapshot": 0.1,
         "purge": 0.1, "crash": 0.4, "pause": 0.1, "cut": 0.15, "mute": 0.1, "deafen": 0.1, "part": 0.15,
     },
+    "lag": {
+        "write": 8.0, "read": 0.3, "lease_read": 0.3, "change": 0.1, "transfer": 0.2, "elect": 0.05, "snapshot": 0.3,
+        "purge": 0.3, "crash": 0.3, "pause": 0.1, "cut": 0.4, "mute": 0.05, "deafen": 0.1, "part": 0.1,
+    },
+    "members": {
+        "write": 3.0, "read": 0.3, "lease_read": 0.3, "change": 4.0, "transfer": 0.3, "elect": 0.1, "snapshot": 0.1,
+        "purge": 0.1, "crash": 0.3, "pause": 0.05, "cut": 0.2, "mute": 0.05, "deafen": 0.05, "part": 0.2,
+    },
+    "quiet": {
+        "write": 0.3, "read": 1.0, "lease_read": 4.0, "change": 0.05, "transfer": 0.3, "elect": 0.2, "snapshot": 0.02,
+        "purge": 0.02, "crash": 0.5, "pause": 0.15, "cut": 0.4, "mute": 0.3, "deafen": 0.3, "part": 0.2,
+    },
     "storm": {
         "write": 1.5, "read": 1.0, "lease_read": 0.5, "change": 0.3, "transfer": 0.5, "elect": 0.8, "snapshot": 0.05,
         "purge": 0.05, "crash": 0.4, "pause": 0.15, "cut": 0.3, "mute": 0.3, "deafen": 0.3, "part": 0.5,
@@ -94,13 +111,17 @@ _RATES: dict[str, dict[str, float]] = {
 _FAULTS = {
     "mild": Faults(),
     "harsh": Faults(loss=0.15, repeat=0.15, delay=0.12, disk_delay=0.15, late_flush=0.05, machine_delay=0.6),
+    "lag": Faults(loss=0.05, repeat=0.1, machine_delay=3.0, disk_delay=0.1),
+    "members": Faults(),
+    "quiet": Faults(loss=0.1, repeat=0.1, delay=0.25, late_answer=0.05),
     "storm": Faults(loss=0.15, repeat=0.3, delay=0.3, disk_delay=0.05, late_answer=0.05, machine_delay=0.3),
 }
 _OF_THE_LEADER = {"write", "read", "lease_read", "change", "transfer"}
-PROFILES = ("mild", "harsh", "swarm", "storm", "mixed")
-"""``storm`` is one campaign after the other; ``swarm`` leaves out half of the kinds of faults and draws the rates
-of the others; ``mixed`` takes turns."""
-_TURNS = ("harsh", "swarm", "storm", "swarm", "mild")
+PROFILES = ("mild", "harsh", "swarm", "storm", "lag", "members", "quiet", "mixed")
+"""``lag`` has nodes that fall behind and slow machines, ``quiet`` clocks and leases and hardly a write, ``storm`` one
+campaign after the other; ``swarm`` leaves out half of the kinds of faults and draws the rates of the others; ``mixed``
+takes turns."""
+_TURNS = ("harsh", "lag", "storm", "members", "quiet", "swarm", "lag", "members", "swarm", "mild")
 
 
 def plan(seed: int, profile: str = "mixed", *, seconds: float = 15.0) -> EngineScenario:
@@ -120,6 +141,7 @@ def plan(seed: int, profile: str = "mixed", *, seconds: float = 15.0) -> EngineS
     ]
     actions.sort(key=lambda action: action.at_s)
     pre_vote = draw.random() < (0.3 if kind == "storm" else 0.7)
+    in_step = draw.random() < 0.35
     endings: list[Any] = ["all", "all", "core_dead", "core_mute"]
     if pre_vote:
         # Without it a node that only sends, and holds the longest log, can win every voter and never learn of it.
@@ -131,13 +153,14 @@ def plan(seed: int, profile: str = "mixed", *, seconds: float = 15.0) -> EngineS
         actions=actions,
         seconds=seconds,
         faults=faults,
-        single_term=draw.random() < 0.25,
+        single_term=draw.random() < 0.3,
         pre_vote=pre_vote,
-        clock_drift=draw.choice((0.0, 0.0, 0.02, 0.045)),
+        clock_drift=0.0 if in_step else draw.choice((0.0, 0.02, 0.045, 0.045)),
         ending=draw.choice(endings),
-        in_step=draw.random() < 0.25,
+        in_step=in_step,
+        snapshot_every=draw.choice((8, 25, 25)),
         logs_to_keep=draw.choice((0, 4, 4)),
-        purge_at_end=draw.random() < 0.25,
+        purge_at_end=draw.random() < 0.4,
         profile=profile,
     )
 
@@ -171,7 +194,7 @@ def _count(draw: random.Random, expected: float) -> int:
 
 def _action(draw: random.Random, kind: ActionKind, ids: list[str], seconds: float) -> Action:
     at_s = round(draw.uniform(0.3, seconds), 4)
-    node, pick = draw.choice(ids), draw.randrange(1 << 30)
+    node, pick = LEADER if draw.random() < 0.3 else draw.choice(ids), draw.randrange(1 << 30)
     match kind:
         case "write":
             return Action(at_s, kind, count=draw.randint(1, 9))
@@ -182,8 +205,9 @@ def _action(draw: random.Random, kind: ActionKind, ids: list[str], seconds: floa
         case "purge":
             return Action(at_s, kind, node, pick=pick)
         case "crash":
-            return Action(at_s, kind, node, for_s=round(draw.uniform(0.02, 1.5), 4), pick=pick)
+            longest = draw.choice((0.2, 0.6, 1.5, 1.5))
+            return Action(at_s, kind, node, for_s=round(draw.uniform(0.02, longest), 4), pick=pick)
         case "part":
             return Action(at_s, kind, for_s=round(draw.uniform(0.3, 2.5), 4), pick=pick)
         case _:
-            return Action(at_s, kind, node, for_s=round(draw.uniform(0.1, 2.5), 4))
+            return Action(at_s, kind, node, for_s=round(draw.uniform(0.1, draw.choice((0.6, 1.2, 2.5))), 4))

@@ -323,6 +323,7 @@ def _(patch: Patch) -> None:
     "safety",
     "engine",
     "A new leader sends its snapshot before its own vote is on the disk.",
+    equivalent="a leader's first message to anybody is a probe, which waits for its vote; a snapshot answers an answer",
 )
 def _(patch: Patch) -> None:
     original = ReplicationHandler._send_snapshot
