@@ -30,7 +30,7 @@ def measure(pool: WorkerPool, mutant: str) -> Record:
     ring = MUTANTS[mutant].ring
     kills: dict[int, str] = {}
     tried = 0
-    for first in range(0, SEEDS + BEYOND, 10):
+    for first in range(0, SEEDS + (BEYOND if ring == "engine" else 0), 10):
         if len(kills) >= KILLS_KEPT or (kills and first >= SEEDS):
             break
         jobs = [Job(seed, ring, seed, seconds=RINGS[ring].seconds, mutant=mutant) for seed in range(first, first + 10)]

@@ -113,8 +113,11 @@ class EngineRing:
         self._request_id = 0
         drift = scenario.clock_drift
         for each in self.nodes.values():
-            each.rate = 1.0 + self.stream(f"clock {each.id}").uniform(-drift, drift)
-            each.offset = 0.0 if scenario.in_step else self.stream(f"clock {each.id}").uniform(0.0, 1000.0)
+            clock = self.stream(f"clock {each.id}")
+            each.rate = 1.0 + (
+                clock.choice((-drift, drift)) if scenario.clock_extremes else clock.uniform(-drift, drift)
+            )
+            each.offset = 0.0 if scenario.in_step else clock.uniform(0.0, 1000.0)
             self.start(each)
             self.after(TICK, partial(self._tick, each))
         self._members = membership(ids[: scenario.voters])

@@ -67,6 +67,8 @@ class EngineScenario(msgspec.Struct, frozen=True):
     pre_vote: bool = True
     clock_drift: float = 0.0
     """Clocks run up to this much slow or fast."""
+    clock_extremes: bool = False
+    """Every clock runs exactly so much slow or fast."""
     ending: Literal["all", "core_dead", "core_mute", "core_deaf"] = "all"
     in_step: bool = False
     """All clocks tick at the same instant."""
@@ -132,6 +134,8 @@ def plan(seed: int, profile: str = "mixed", *, seconds: float = 15.0) -> EngineS
         rates, faults = _swarm(draw)
     else:
         rates, faults = _RATES[kind], _FAULTS[kind]
+        if kind == "quiet" and draw.random() < 0.5:
+            faults = msgspec.structs.replace(faults, delay=0.005)
     voters, spares = draw.choice((1, 2, 3, 3, 3, 3, 4, 4, 5, 5, 5)), draw.randint(0, 1)
     ids = [f"n{number}" for number in range(1, voters + spares + 1)]
     actions = [
@@ -157,6 +161,7 @@ def plan(seed: int, profile: str = "mixed", *, seconds: float = 15.0) -> EngineS
         pre_vote=pre_vote,
         clock_drift=0.0 if in_step else draw.choice((0.0, 0.02, 0.045, 0.045)),
         ending=draw.choice(endings),
+        clock_extremes=kind == "quiet",
         in_step=in_step,
         snapshot_every=draw.choice((8, 25, 25)),
         logs_to_keep=draw.choice((0, 4, 4)),

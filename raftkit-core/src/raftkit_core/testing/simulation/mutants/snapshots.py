@@ -8,7 +8,7 @@ from raftkit_core.engine.handlers.following import FollowingHandler
 from raftkit_core.engine.handlers.log import LogHandler
 from raftkit_core.engine.handlers.snapshot import SnapshotHandler
 from raftkit_core.engine.raft_state import RaftState
-from raftkit_core.testing.simulation import engine_node, engine_ring
+from raftkit_core.testing.simulation import engine_ring
 from raftkit_core.testing.simulation.engine_node import RingNode
 from raftkit_core.testing.simulation.mutants.mutant import Patch, mutant
 from raftkit_core.types.log_id import LogId, index_of
@@ -197,20 +197,6 @@ def _(patch: Patch) -> None:
             self._parts.installing = installing
 
     patch.set(FollowingHandler, "handle_append", handle)
-
-
-@mutant(
-    "recovery-keeps-a-conflicting-log",
-    "safety",
-    "engine",
-    "A restart compares a snapshot with the log by index only.",
-)
-def _(patch: Patch) -> None:
-    patch.set(
-        engine_node,
-        "_log_holds",
-        lambda disk, log_id: log_id.index in disk.entries or log_id.index <= index_of(disk.purged),
-    )
 
 
 @mutant(
