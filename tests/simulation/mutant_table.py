@@ -19,7 +19,7 @@ from raftkit_core.testing.simulation.rings import RINGS
 from raftkit_core.testing.simulation.worker import Job
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "mutants.md"
-BEGIN, END = "<!-- generated: mutants -->\n", "<!-- end -->"
+BEGIN, END = "<!-- planted bugs -->\n", "<!-- end -->"
 KILLS_KEPT = 2
 BEYOND = 400
 """How far beyond the usual seeds is looked for one that kills."""
