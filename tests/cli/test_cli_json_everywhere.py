@@ -68,6 +68,7 @@ SUCCESS = {
     "plugins new": ["storage", "lmdb"],
     "plugins check": ["sqlite:n1.db", "-k", "test_l4"],
     "version": [],
+    "sim": ["--ring", "engine", "--seeds", "1", "--seconds", "2"],
     "certs dev": ["n1", "--host", "n1.example"],
     "certs show": ["certs/known.pem"],
     "token new": ["ops", "--role", "admin"],
