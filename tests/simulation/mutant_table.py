@@ -41,6 +41,21 @@ def measure(pool: WorkerPool, mutant: str) -> Record:
     return Record(tried, [Kill(seed, kills[seed]) for seed in sorted(kills)[:KILLS_KEPT]])
 
 
+def stale(pool: WorkerPool, records: dict[str, Record]) -> list[str]:
+    """Mutants that survive a seed that is recorded to kill them."""
+    jobs = [
+        Job(0, MUTANTS[mutant].ring, kill.seed, record.profile, RINGS[MUTANTS[mutant].ring].seconds, mutant)
+        for mutant, record in records.items()
+        if mutant in MUTANTS
+        for kill in record.kills
+    ]
+    names = {}
+    for number, job in enumerate(jobs):
+        job.id = number
+        names[number] = job.mutant
+    return sorted({str(names[done.id]) for done in pool.run(jobs) if done.report.violation is None})
+
+
 def page(text: str, records: dict[str, Record]) -> str:
     head, _, rest = text.partition(BEGIN)
     return head + BEGIN + table(records) + END + rest.partition(END)[2]
@@ -51,6 +66,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--stale", action="store_true", help="only those that a recorded seed no longer kills")
     options = parser.parse_args()
     try:
         records = load()
@@ -58,6 +74,8 @@ def main() -> None:
         records = {}
     wanted = options.only or [each.id for each in countable()]
     with WorkerPool(options.jobs) as pool:
+        if options.stale:
+            wanted = stale(pool, records)
         for mutant in wanted:
             records[mutant] = measure(pool, mutant)
             kills = [(kill.seed, kill.check) for kill in records[mutant].kills]

@@ -21,6 +21,7 @@ SURVIVORS = {
     "superseded-is-not-applied",
     "answers-of-an-old-vote",
     "recovery-ignores-the-snapshot",
+    "restart-forgets-the-lease",
     "unknown-is-forgotten",
 }
 """No seed is known yet that notices these: what is missing in the simulator, by name."""
