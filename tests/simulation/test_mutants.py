@@ -37,9 +37,12 @@ def test_most_die_within_fifty_seeds() -> None:
     assert len(quick) >= 0.85 * len(countable())
 
 
-@pytest.mark.parametrize("mutant", [each.id for each in countable() if RECORDS[each.id].kills][::3])
+QUICK = [each.id for each in countable() if each.ring == "engine" and RECORDS[each.id].kills]
+
+
+@pytest.mark.parametrize("mutant", QUICK[::3])
 def test_the_simulator_notices(mutant: str) -> None:
-    """Every third here, all of them in ``raftkit sim --ci``. Only that it is noticed: which check is first may change
+    """Every third of the engine ring here, all of them in ``raftkit sim --ci``. Only that it is noticed: which check is first may change
     with the product."""
     record = RECORDS[mutant]
     ring = RINGS[MUTANTS[mutant].ring]
