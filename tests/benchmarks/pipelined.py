@@ -41,7 +41,7 @@ class PipelinedClient:
     def write(self, command: bytes) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = self._loop.create_future()
         if not self._waiting:
-            self._loop.call_soon(lambda: self._loop.create_task(self._flush()))
+            self._flushing = self._loop.create_task(self._flush())  # begins when this turn's callers have all written
         self._waiting.append((command, future))
         return future
 

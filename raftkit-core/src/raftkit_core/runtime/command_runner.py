@@ -63,8 +63,9 @@ from raftkit_core.types.membership import Node
 from raftkit_core.types.messages import VoteRequest
 
 SWEEP_SECONDS = 0.25
-COMMIT_NOTICE_SECONDS = 0.001
-"""How long a commit notice may wait for an append that says the same: while a client writes on, it always finds one."""
+COMMIT_NOTICE_SECONDS = 0.003
+"""How long a commit notice may wait for an append that says the same: while a client writes on, it always finds one. A
+read does not wait for it."""
 
 
 class CommandRunner:
@@ -179,7 +180,7 @@ class CommandRunner:
                     self._untold[target] = command
                 if self._notice_timer is None:
                     self._notice_timer = asyncio.get_running_loop().call_later(
-                        COMMIT_NOTICE_SECONDS, self._tell_committed
+                        COMMIT_NOTICE_SECONDS, self.tell_committed
                     )
             case SaveVote() | SaveLease() | DeleteConflictLog() | PurgeLog():
                 self._writer.submit(command)
@@ -218,9 +219,11 @@ class CommandRunner:
             case _:
                 assert_never(command)
 
-    def _tell_committed(self) -> None:
+    def tell_committed(self) -> None:
         """Send the commit notices that no append and no heartbeat made superfluous."""
-        self._notice_timer = None
+        if self._notice_timer is not None:
+            self._notice_timer.cancel()
+            self._notice_timer = None
         untold, self._untold = self._untold, {}
         for target, command in untold.items():
             if command.session == self._engine.session and not self._halted:

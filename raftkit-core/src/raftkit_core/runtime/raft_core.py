@@ -384,6 +384,8 @@ class RaftCore:
                     reads.append(inbox.popleft().request_id)  # type: ignore[union-attr]
                     taken += 1
                 self.engine.handle_read(reads, message.by_lease, now)
+                if message.by_lease:
+                    self.runner.tell_committed()  # the reader may be a follower, which has to hear of it first
             else:
                 self._handle_message(message, now)
             self._carry_out(now)
