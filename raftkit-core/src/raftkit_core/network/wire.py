@@ -362,6 +362,7 @@ def _check_log_id(log_id: LogId | None) -> None:
         _check_leader_id(log_id.leader_id)
 
 
+@lru_cache(maxsize=1024)  # the same few come in every message; what is wrong is never kept
 def _check_leader_id(leader_id: LeaderId) -> None:
     if not 0 <= leader_id.term <= INT_MAX:
         raise FrameError(f"term {leader_id.term} is not in [0, 2**63)")

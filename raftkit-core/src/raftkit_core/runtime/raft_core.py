@@ -594,11 +594,11 @@ class RaftCore:
         """Tell observers what changed, and wake whoever watches the metrics."""
         engine = self.engine
         state = engine.state
-        seen = (state.server_state, state.vote, state.membership.effective)
-        if seen[0] is self._seen[0] and seen[1] is self._seen[1] and seen[2] is self._seen[2]:
+        role, vote, stored = self._seen
+        if state.server_state is role and state.vote is vote and state.membership.effective is stored:
             self._publish()  # the leader follows from the role and the vote
             return
-        self._seen = seen
+        self._seen = (state.server_state, state.vote, state.membership.effective)
         shown = (state.server_state, engine.known_leader, state.vote.term)
         if shown != self._shown:
             before, self._shown = self._shown, shown
