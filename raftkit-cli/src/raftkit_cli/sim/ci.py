@@ -147,7 +147,8 @@ class CiRun:
     def run_fresh(self) -> None:
         """Both rings in turns, so that both have their share when the time is over."""
         self.step(f"fresh seeds from {self.seed_base}: {WANTED['engine']} engine, {WANTED['runtime']} runtime")
-        run = SeedRun(self.invocation, rings=tuple(WANTED), jobs=self.jobs, scripts=self.scripts)
+        seconds = {"runtime": RUNTIME_SECONDS}
+        run = SeedRun(self.invocation, rings=tuple(WANTED), seconds=seconds, jobs=self.jobs, scripts=self.scripts)
         try:
             run.run(self._fresh_jobs(run), sum(WANTED.values()))
         finally:
@@ -158,8 +159,6 @@ class CiRun:
                 self.problems.append(f"only {seeds} seeds of the {ring} ring fitted in, {least} are the least")
 
     def _fresh_jobs(self, run: SeedRun) -> Iterator[Job]:
-        from raftkit_core.testing.simulation.worker import Job
-
         given = dict.fromkeys(WANTED, 0)
         while any(given[ring] < WANTED[ring] for ring in WANTED):
             late = self.elapsed > LIMIT_SECONDS - RESERVE_SECONDS
@@ -171,10 +170,7 @@ class CiRun:
             ring = min(WANTED, key=lambda name: given[name] / goal[name])
             seed = self.seed_base + given[ring]
             given[ring] += 1
-            job = run.job(sum(given.values()), ring, seed)
-            if ring == "runtime":
-                job = Job(job.id, ring, seed, job.profile, RUNTIME_SECONDS, command=job.command)
-            yield job
+            yield run.job(sum(given.values()), ring, seed)
 
     # --- the end ----------------------------------------------------------------------------------------------------
 

@@ -80,26 +80,25 @@ class LongRun:
     # --- what is left -----------------------------------------------------------------------------------------------
 
     def left(self) -> Iterator[tuple[Job, str]]:
-        """First mutants (the table is what the seeds are worth), then seeds in turns."""
+        """Seeds and mutants in a hundred turns, so that an early end leaves a share of everything."""
         from raftkit_core.testing.simulation.mutants import score
         from raftkit_core.testing.simulation.rings import RINGS
         from raftkit_core.testing.simulation.worker import Job
 
+        tries = [(mutant, seed) for seed in range(score.SEEDS) for mutant in score.countable()]
         number = 0
-        for mutant in score.countable():
-            for seed in range(score.SEEDS):
-                if (mutant.ring, seed, mutant.id) not in self.done:
-                    number += 1
-                    seconds = RINGS[mutant.ring].seconds
-                    yield Job(number, mutant.ring, seed, "mixed", seconds, mutant.id), mutant.id
         for share in range(100):
             for ring, total in SEEDS.items():
                 seconds = RUNTIME_SECONDS if ring == "runtime" else RINGS[ring].seconds
-                for place in range(total * share // 100, total * (share + 1) // 100):
+                for place in _share(total, share):
                     seed = self.seed_base + place
                     if (ring, seed, "") not in self.done:
                         number += 1
                         yield Job(number, ring, seed, "mixed", seconds), ""
+            for mutant, seed in (tries[place] for place in _share(len(tries), share)):
+                if (mutant.ring, seed, mutant.id) not in self.done:
+                    number += 1
+                    yield Job(number, mutant.ring, seed, "mixed", RINGS[mutant.ring].seconds, mutant.id), mutant.id
 
     def run(self) -> None:
         names: dict[int, str] = {}
@@ -112,6 +111,8 @@ class LongRun:
         progress = Progress(self.invocation, None)
         self.state.parent.mkdir(parents=True, exist_ok=True)
         with self.state.open("a", encoding="utf-8") as file, WorkerPool(self.jobs) as pool:
+            if file.tell() and not self.state.read_bytes().endswith(b"\n"):
+                file.write("\n")  # a line that was cut short stays alone
             before = time.monotonic()
             for done in pool.run(jobs()):
                 now = time.monotonic()
@@ -230,3 +231,8 @@ def run_long(
         )
 
     invocation.out.result("sim", data, human)
+
+
+def _share(total: int, share: int) -> range:
+    """The places of the ``share``-th hundredth."""
+    return range(total * share // 100, total * (share + 1) // 100)

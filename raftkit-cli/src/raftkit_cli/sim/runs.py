@@ -56,7 +56,7 @@ class Progress:
 
 
 class SeedRun:
-    """One kind of run: which rings, which profile, how long, with which planted bug."""
+    """One kind of run: which rings, which profile, how long (for all rings or by ring), with which planted bug."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class SeedRun:
         *,
         rings: tuple[str, ...],
         profile: str = "mixed",
-        seconds: float | None = None,
+        seconds: float | dict[str, float] | None = None,
         mutant: str | None = None,
         jobs: int = 2,
         scripts: Path | None = None,
@@ -82,7 +82,8 @@ class SeedRun:
         from raftkit_core.testing.simulation.rings import RINGS
         from raftkit_core.testing.simulation.worker import Job
 
-        seconds = self.seconds or RINGS[ring].seconds
+        wanted = self.seconds.get(ring) if isinstance(self.seconds, dict) else self.seconds
+        seconds = wanted or RINGS[ring].seconds
         command = command_for(ring, seed, self.profile, seconds, self.mutant)
         return Job(number, ring, seed, self.profile, seconds, self.mutant, command=command)
 
