@@ -90,8 +90,6 @@ class ReplicationStream:
         self._calls = PeerCalls(stalls)
         self._reading: asyncio.Task[None] | None = None
         self._timers: dict[asyncio.TimerHandle, None] = {}
-        self._pause: asyncio.TimerHandle | None = None
-        """Set while a busy peer is left alone."""
         self._failed_epoch = -1
         self._backoff: Iterator[float] | None = None
         self._entries_limit = 0
@@ -110,7 +108,7 @@ class ReplicationStream:
             self._pump()
 
     def _pump(self) -> None:
-        while self._queue and self._reading is None and self._pause is None and not self._closed:
+        while self._queue and self._reading is None and not self._closed:
             if self._inflight_bytes >= self._max_bytes_inflight and self._calls:
                 return  # carried on when an answer frees the window
             command, prev = self._queue[0]
@@ -182,7 +180,9 @@ class ReplicationStream:
             return
         response: AppendEntriesResponse = answer.result()
         if isinstance(response, Busy):
-            self._leave_alone(self._next_delay())
+            # Nothing was taken: after a while the engine begins anew with a probe, else it would wait for this answer
+            # for ever.
+            self._fail_epoch(command.epoch, self._next_delay())
         elif isinstance(response, Success):
             self._backoff = None
             self._lost = 0
@@ -240,16 +240,6 @@ class ReplicationStream:
         timer = loop.call_later(delay, report)
         self._timers[timer] = None
 
-    def _leave_alone(self, delay: float) -> None:
-        """A busy peer takes nothing for now: hold what the engine orders meanwhile for ``delay`` seconds."""
-
-        def go_on() -> None:
-            self._pause = None
-            self._pump()
-
-        if self._pause is None:
-            self._pause = asyncio.get_running_loop().call_later(delay, go_on)
-
     # --- snapshots --------------------------------------------------------------------------------------------------
 
     def snapshot_failed(self, command: ReplicateSnapshot, error: BaseException) -> None:
@@ -277,8 +267,6 @@ class ReplicationStream:
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
-        if self._pause is not None:
-            self._pause.cancel()
         if self._reading is not None:
             self._reading.cancel()
         self._calls.cancel()
