@@ -44,10 +44,12 @@ class Fake(ClientSession):
         self.gate.set()
         self.answer: Callable[[SessionSerial], Any] = lambda once: once.serial
         self.alive: RaftError | None = None
+        self.delay = 0.0
         super().__init__(REF, ttl_ms, sent_at=0.0, max_clock_drift=0.1, clock=VirtualClock())
 
     async def _send_keep_alive(self, timeout: float) -> None:
         self.kept.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(self.delay)
         if self.alive is not None:
             raise self.alive
 
@@ -178,6 +180,16 @@ async def test_keep_alives_go_three_times_in_a_valid_time_and_faster_when_unansw
         count = len(session.kept)
         await asyncio.sleep(5)
         assert len(session.kept) == count
+
+
+@pytest.mark.virtual_time
+async def test_the_time_counts_from_the_send_of_a_keep_alive_not_from_its_answer() -> None:
+    async with Fake(ttl_ms=10_000) as session:
+        session.delay = 2.0
+        await asyncio.sleep(3.0)  # sent at 3.0
+        await asyncio.sleep(2.001)  # answered at 5.0
+        assert session.kept == [3.0]
+        assert session.seconds_left == pytest.approx(3.0 + 9.0 - 5.001)
 
 
 @pytest.mark.virtual_time
