@@ -111,6 +111,8 @@ log = logging.getLogger("raftkit")
 T = TypeVar("T")
 
 WRITE_TIMEOUT = 5.0
+ANSWER_SECONDS = 0.01
+"""How often a node that stops looks whether everybody was answered."""
 
 
 class Raft:
@@ -883,6 +885,7 @@ class Raft:
                 others = [voter for voter in self._core.engine.effective.voter_ids if voter != self.id]
                 if others:
                     await self.transfer_leader(timeout=self.config.election_timeout_max_ms / 1000)
+        await self._answer_writers()
         seconds = CLOSE_SECONDS
         await bounded(self._network.stop_serving(self.group), seconds, f"node {self.id}: its listener")
         await self._core.shutdown()
@@ -892,6 +895,18 @@ class Raft:
         await bounded(self._snapshots.close(), seconds, f"node {self.id}: its snapshots")
         await bounded(self._identity.close(), seconds, f"node {self.id}: its identity")
         await bounded(self._storage.close(), seconds, f"node {self.id}: its log")
+
+    async def _answer_writers(self) -> None:
+        """Before the connections close: what this node took as a leader is committed by the next one within moments,
+        and whoever waits for it, here or through another node, need not be left with an unknown outcome."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.config.election_timeout_max_ms / 1000
+        waited = False
+        while len(self._core.waiting) and self._core.fatal is None and loop.time() < deadline:
+            waited = True
+            await asyncio.sleep(ANSWER_SECONDS)
+        if waited and self._core.fatal is None:
+            await asyncio.sleep(ANSWER_SECONDS)  # the answers leave
 
 
 class Trigger:
