@@ -73,9 +73,10 @@ def node() -> None:
 @click.option("--key", type=_FILE, metavar="FILE", help="The key of the certificate.")
 @click.option("--tokens", type=_FILE, metavar="FILE", help="Hashes of clients' tokens: raftkit token new.")
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without TLS and tokens.")
+@click.option("--uvloop", is_flag=True, help="Run on uvloop: pip install 'raftkit-http[fast]'.")
 @click.option("--tied", is_flag=True, hidden=True, help="End when standard input closes: when the parent is gone.")
 @pass_invocation
-def run_node(invocation: Invocation, /, tied: bool, **flags: Any) -> int:
+def run_node(invocation: Invocation, /, tied: bool, uvloop: bool, **flags: Any) -> int:
     """Run a node until Ctrl-C or SIGTERM; a second one forces the end.
 
     The same command serves the first start and every later one. Flags win over -c raftkit.toml.
@@ -86,8 +87,22 @@ def run_node(invocation: Invocation, /, tied: bool, **flags: Any) -> int:
     settings = NodeSettings.of(invocation, flags)
     log = NodeLog(settings.node_id, invocation.out)
     log.capture_warnings()
-    with contextlib.ExitStack() as stack:
-        return asyncio.run(_serve(settings, log, stack, tied=tied))
+    factory = _uvloop_factory() if uvloop else None
+    with contextlib.ExitStack() as stack, asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(_serve(settings, log, stack, tied=tied))
+
+
+def _uvloop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """Raises: ConfigError if uvloop is not installed."""
+    from importlib import import_module
+
+    from raftkit_core.errors import ConfigError
+
+    try:
+        factory: Callable[[], asyncio.AbstractEventLoop] = import_module("uvloop").new_event_loop
+    except ImportError as error:
+        raise ConfigError("uvloop is not installed", hint="pip install 'raftkit-http[fast]'") from error
+    return factory
 
 
 class NodeSettings:

@@ -18,6 +18,7 @@ class Ticker:
         self._timer: asyncio.TimerHandle | None = None
         self._started_at = 0.0
         self._point = 0
+        self._due = 0.0
 
     def start(self) -> None:
         loop = asyncio.get_running_loop()
@@ -31,8 +32,7 @@ class Ticker:
 
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
-        assert self._timer is not None
-        self._late(loop.time() - self._timer.when())
+        self._late(loop.time() - self._due)
         self._arm(loop)
         self._ticked()
 
@@ -40,4 +40,5 @@ class Ticker:
         """The next point that is still to come. Points are counted: a timer that fires a rounding error early must not
         find the same point again."""
         self._point = max(self._point, int((loop.time() - self._started_at) / self._period)) + 1
-        self._timer = loop.call_at(self._started_at + self._point * self._period, self._tick)
+        self._due = self._started_at + self._point * self._period
+        self._timer = loop.call_at(self._due, self._tick)
