@@ -195,6 +195,35 @@ async def test_without_descriptors_the_listener_waits_and_goes_on(monkeypatch: p
     assert not refusals
 
 
+async def test_without_descriptors_whoever_holds_most_loses_one_also_if_peers_came_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listener_module, "ACCEPT_PAUSE", 0.01)
+    loop = asyncio.get_running_loop()
+    accept = loop.sock_accept
+    refusals: list[int] = []
+
+    async def short_of_descriptors(sock: socket.socket) -> Any:
+        if refusals:
+            raise OSError(refusals.pop(), "no")
+        return await accept(sock)
+
+    monkeypatch.setattr(loop, "sock_accept", short_of_descriptors)
+    async with listening() as server, AsyncExitStack() as stack:
+        assert server.listener is not None
+        for _ in range(3):
+            await opened(server, stack)
+        await until(lambda: server.listener and server.listener.connections == 3)
+        peer, *_ = server.listener._open
+        peer.handler.is_peer = True
+        del server.listener._by_host["127.0.0.1"][peer]
+        server.listener._by_host = {"10.0.0.1": {peer: None}, **server.listener._by_host}
+        refusals.append(errno.EMFILE)
+        await opened(server, stack)  # what was waiting for a connection gets this one, the next is refused
+        await until(lambda: server.listener and server.listener.dropped == 1)
+        assert peer in server.listener._open
+
+
 async def test_a_handshake_that_is_not_finished_ends(authority: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener_module, "HANDSHAKE_DEADLINE", 0.05)
     tls = TlsContexts(authority.node("n1")).server(ssl.CERT_NONE)

@@ -18,6 +18,7 @@ from raftkit_core.errors import (
     IdentityError,
     NetworkError,
     PayloadTooLarge,
+    PeerBusy,
     RemoteError,
     RPCError,
     RPCTimeout,
@@ -418,6 +419,81 @@ async def test_a_length_no_frame_has_closes_the_connection() -> None:
         raw.writer.write((MAX_FRAME_BYTES + 1).to_bytes(4, "big"))
         assert await raw.is_closed_without_answer()
         assert p.target._endpoint.refused_frames == 1
+
+
+async def test_a_stranger_cannot_make_a_node_hold_a_large_frame() -> None:
+    """Until it has said hello, a data connection takes no more than a control connection does."""
+    async with pair() as p, raw_peer(p, "data") as raw:
+        raw.writer.write((peers.CONTROL_FRAME_BYTES + 1).to_bytes(4, "big"))
+        assert await raw.is_closed_without_answer()
+        assert p.target._endpoint.refused_frames == 1
+        async with raw_peer(p, "data") as known:
+            await greet(known, p)
+            entries = encode_request(Kind.APPEND_ENTRIES, append(0, bytes(MIB)))
+            known.send(encode_frame(Kind.APPEND_ENTRIES, 1, 1000, entries))
+            assert decode_frame(await known.receive()).kind == Kind.ANSWER
+
+
+async def test_a_frame_that_never_becomes_whole_ends_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that announces a frame and then sends a byte now and then would hold memory for ever."""
+    monkeypatch.setattr(frames, "FRAME_DEADLINE", 0.1)
+    async with pair() as p, raw_peer(p, "data") as raw:
+        await greet(raw, p)
+        raw.writer.write((MAX_FRAME_BYTES).to_bytes(4, "big"))
+
+        async def dribble() -> None:
+            while True:
+                raw.writer.write(b"x")
+                await asyncio.sleep(0.02)
+
+        dribbling = asyncio.create_task(dribble())
+        assert await raw.is_closed_without_answer()
+        dribbling.cancel()
+        assert p.target._endpoint.refused_frames == 1
+
+
+async def test_whole_frames_in_pieces_outlive_the_deadline_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "FRAME_DEADLINE", 0.1)
+    async with pair() as p, raw_peer(p, "control") as raw:
+        await greet(raw, p)
+        rest = b""
+        for number in range(1, 11):  # at every moment a frame is half here, and never the same for long
+            frame = encode_frame(Kind.HEARTBEAT, number, 1000, encode_request(Kind.HEARTBEAT, BEAT))
+            data = len(frame).to_bytes(4, "big") + frame
+            raw.writer.write(rest + data[:9])
+            rest = data[9:]
+            await asyncio.sleep(0.03)
+        raw.writer.write(rest)
+        assert [decode_frame(await raw.receive()).request_id for _ in range(10)] == list(range(1, 11))
+
+
+async def test_connections_that_said_no_hello_make_room_for_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "CONNECTIONS_MAX", 3)
+    async with pair() as p, raw_peer(p, "control") as known:
+        await greet(known, p)
+        async with raw_peer(p, "control") as first, raw_peer(p, "control"), raw_peer(p, "control") as last:
+            assert await first.is_closed_without_answer()
+            await greet(last, p)
+            await greet(known, p)
+
+
+async def test_what_a_slow_peer_has_not_read_counts_as_pending(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls nobody waits for any more still lie in the connection's buffer: more would pile up there without end."""
+    monkeypatch.setattr(calls, "CALL_BYTES_MAX", 24 * MIB)
+    async with pair() as p:
+        await p.net.append_entries(append(0), 2)
+        link = p.net._data._connection.link  # type: ignore[union-attr]
+        for accepted in p.target._endpoint._accepted:
+            accepted._frames.transport.pause_reading()  # it reads nothing from now on
+        big = append(0, bytes(15 * MIB))
+        calling = p.net.append_entries(big, 0.05)
+        # As if it answered something now and then, so that the connection is not given up.
+        p.net._data._connection.heard_at = asyncio.get_running_loop().time() + 60  # type: ignore[union-attr]
+        with pytest.raises(RPCTimeout):
+            await calling
+        with pytest.raises(PeerBusy):
+            await p.net.append_entries(big, 0.05)
+        assert link is p.net._data._connection.link  # type: ignore[union-attr]
 
 
 async def serve_raw(answer: bytes) -> asyncio.Server:

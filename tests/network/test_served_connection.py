@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from raftkit_core.network.serving import ServedConnection
-from raftkit_core.network.wire import Kind, encode_frame, encode_request
+from raftkit_core.network.wire import FrameError, Kind, encode_frame, encode_request
 from raftkit_core.testing.recording_service import RecordingService
 from raftkit_core.types.messages import ForwardRequest, ReadIndexRequest
 
@@ -52,4 +52,18 @@ async def test_what_changes_nothing_the_second_time_may_come_twice() -> None:
     for _ in range(2):
         arrive(Kind.READ_INDEX, ReadIndexRequest("READ_INDEX", 1000), 1)
     assert service.count("read_index") == 2
+    await connection.close()
+
+
+async def test_before_hello_nothing_is_even_decoded() -> None:
+    connection = ServedConnection(
+        "default",
+        lambda: RecordingService("n1"),
+        frozenset(Kind),
+        send=lambda _frame: None,
+        refused=lambda: None,
+        offer=lambda _request, _peer: "",
+    )
+    with pytest.raises(FrameError, match="before hello"):
+        connection.received(encode_frame(Kind.APPEND_ENTRIES, 1, 1000, b"\x90"))
     await connection.close()

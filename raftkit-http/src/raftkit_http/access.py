@@ -16,7 +16,7 @@ import msgspec
 from aiohttp import hdrs, web
 
 from raftkit_core.errors import AccessDenied
-from raftkit_core.network.tokens import Role, TokenTable, read_tokens
+from raftkit_core.network.tokens import Role, Token, TokenTable, read_tokens
 from raftkit_core.types.security import Security
 from raftkit_http.tls import file_stamp, warn_if_readable
 
@@ -46,7 +46,11 @@ class Caller(msgspec.Struct, frozen=True):
 
     name: str
     role: Role
-    by_token: bool = False
+    token: Token | None = None
+
+    @property
+    def by_token(self) -> bool:
+        return self.token is not None
 
     def allows(self, role: RouteRole) -> bool:
         return role == "open" or _RANK[self.role] >= _RANK[role]
@@ -109,12 +113,17 @@ class Access:
             return ANYONE
         kind, _, secret = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
         if kind.lower() == "bearer" and (token := table.find(secret.strip())) is not None:
-            return Caller(token.name, token.role, by_token=True)
+            return Caller(token.name, token.role, token)
         if role == "open":
             return NOBODY
         if secret and not self.failures.take(request.remote or "", now):
             raise TooManyFailures("too many wrong tokens", hint="wait a second", retryable=True)
         raise Unauthenticated("a valid token is needed", hint="name its file: --token-file FILE")
+
+    def require_current(self, caller: Caller) -> None:
+        """On a connection that lasts, before each thing it asks for. Raises: AccessDenied once the token is revoked."""
+        if caller.token is not None and (self._table is None or not self._table.holds(caller.token)):
+            raise Unauthenticated("the token was revoked", hint="name the file of a valid one: --token-file FILE")
 
     def _check_host(self, request: web.Request) -> None:
         """Only a page whose name was rebound to this machine names another host than this one's."""

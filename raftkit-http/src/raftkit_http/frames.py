@@ -21,6 +21,8 @@ SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\n%b\r\n" % b"".join(
     f"{name}: {value}\r\n".encode() for name, value in UPGRADE_HEADERS.items()
 )
 LENGTH_BYTES = 4
+FRAME_DEADLINE = 120.0
+"""Seconds from a frame's first byte to its last, while we read: longer than anybody waits for the answer."""
 
 
 class FrameProtocol(asyncio.Protocol):
@@ -42,12 +44,16 @@ class FrameProtocol(asyncio.Protocol):
     ) -> None:
         self.transport = transport
         self._former = former
-        self._max_frame_bytes = max_frame_bytes
+        self.max_frame_bytes = max_frame_bytes
+        """Of what comes in; may be changed between frames."""
         self._received = received
         self._broken = broken
         self._lost = lost
         self._buffer = bytearray()
         self._writable: asyncio.Future[None] | None = None
+        self._is_full = False
+        self._frames_begun = 0
+        self._partial: asyncio.TimerHandle | None = None
         self.is_over = False
         """Nothing is taken or sent any more."""
         _probe_idle_connections(transport)
@@ -60,7 +66,8 @@ class FrameProtocol(asyncio.Protocol):
 
     @property
     def unsent_bytes(self) -> int:
-        return self.transport.get_write_buffer_size()
+        """What lies here for the other side, if that is more than a little."""
+        return self.transport.get_write_buffer_size() if self._is_full else 0
 
     async def writable(self) -> None:
         """Wait until the other side has read most of what was written, or the connection ends."""
@@ -87,11 +94,14 @@ class FrameProtocol(asyncio.Protocol):
         try:
             if not self._buffer and len(data) >= LENGTH_BYTES:
                 size = int.from_bytes(data[:LENGTH_BYTES], "big")
-                if size == len(data) - LENGTH_BYTES and size <= self._max_frame_bytes:
+                if size == len(data) - LENGTH_BYTES and size <= self.max_frame_bytes:
                     self._received([data[LENGTH_BYTES:]])  # mostly: one frame, whole
                     return
             self._buffer += data
             frames = self._whole_frames()
+            self._frames_begun += len(frames)
+            if self._buffer and self._partial is None:
+                self._watch_partial()
             if frames:
                 self._received(frames)
         except FrameError as error:
@@ -105,8 +115,8 @@ class FrameProtocol(asyncio.Protocol):
         with memoryview(buffer) as view:
             while end - start >= LENGTH_BYTES:
                 size = int.from_bytes(view[start : start + LENGTH_BYTES], "big")
-                if size > self._max_frame_bytes:
-                    raise FrameError(f"a frame of {size} bytes, at most {self._max_frame_bytes} belong here")
+                if size > self.max_frame_bytes:
+                    raise FrameError(f"a frame of {size} bytes, at most {self.max_frame_bytes} belong here")
                 after = start + LENGTH_BYTES + size
                 if after > end:
                     break
@@ -115,19 +125,37 @@ class FrameProtocol(asyncio.Protocol):
         del buffer[:start]
         return frames
 
+    def _watch_partial(self) -> None:
+        """One timer for all frames that are half here: it asks whether the one it was started for still is."""
+        self._partial = asyncio.get_running_loop().call_later(FRAME_DEADLINE, self._partial_due, self._frames_begun)
+
+    def _partial_due(self, begun: int) -> None:
+        self._partial = None
+        if self.is_over or not self._buffer:
+            return
+        if begun == self._frames_begun and self.transport.is_reading():
+            self._broken(FrameError(f"a frame did not arrive within {FRAME_DEADLINE:g} s"))
+        else:
+            self._watch_partial()
+
     def eof_received(self) -> bool:
         return False  # the transport closes itself
 
     def pause_writing(self) -> None:
+        self._is_full = True
         cast(asyncio.Protocol, self._former).pause_writing()
 
     def resume_writing(self) -> None:
+        self._is_full = False
         cast(asyncio.Protocol, self._former).resume_writing()
         self._tell_writable()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_over = True
         self._buffer.clear()
+        if self._partial is not None:
+            self._partial.cancel()
+            self._partial = None
         self._tell_writable()
         self._former.connection_lost(exc)
         self._lost(exc)

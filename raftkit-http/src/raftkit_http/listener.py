@@ -230,7 +230,7 @@ class Listener:
                 if not complained:
                     logger.error("cannot accept connections: %s", error.strerror)
                     complained = True
-                self._make_room(next(iter(self._by_host), ""))
+                self._make_room(self._busiest_host())
                 await asyncio.sleep(ACCEPT_PAUSE)
                 continue
             complained = False
@@ -240,7 +240,7 @@ class Listener:
         if len(self._by_host.get(host, ())) >= CONNECTIONS_PER_ADDRESS_MAX:
             self._make_room(host)
         elif len(self._open) >= CONNECTIONS_MAX:
-            self._make_room(max(self._by_host, key=lambda known: len(self._by_host[known])))
+            self._make_room(self._busiest_host())
         connection.setblocking(False)
         accepted = _Accepted(host, self._make_handler(), connection)
         self._open[accepted] = None
@@ -275,6 +275,9 @@ class Listener:
             same.pop(accepted, None)
             if not same:
                 del self._by_host[accepted.host]
+
+    def _busiest_host(self) -> str:
+        return max(self._by_host, key=lambda known: len(self._by_host[known]), default="")
 
     def _make_room(self, host: str) -> None:
         """Drop the oldest idle connection of ``host``, or its oldest if all are at work; peers stay."""

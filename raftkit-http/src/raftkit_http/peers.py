@@ -36,8 +36,9 @@ LANES = {"control": (CONTROL_KINDS, CONTROL_FRAME_BYTES), "data": (DATA_KINDS, M
 
 
 class PeerAdmission:
-    """Judges hellos and requests for votes on one connection. With ``certified`` a name is worth what its certificate
-    says; without, it is what was claimed, and listening beyond this machine was somebody's explicit wish."""
+    """Judges hellos and requests for votes, reads and writes on one connection. With ``certified`` a name is worth what
+    its certificate says; without, it is what was claimed, and listening beyond this machine was somebody's explicit
+    wish."""
 
     def __init__(self, request: web.Request, *, certified: bool) -> None:
         self._request = request
@@ -93,16 +94,25 @@ class PeerEndpoint:
             return web.Response(status=403, text="peers must show a certificate\n")
         if request.headers.get("Raftkit-Frames") != UPGRADE_HEADERS["Raftkit-Frames"]:
             return web.Response(status=426, headers=UPGRADE_HEADERS, text="this is for the nodes of the cluster\n")
-        if len(self._accepted) >= CONNECTIONS_MAX:
+        if len(self._accepted) >= CONNECTIONS_MAX and not self._make_room():
             return web.Response(status=503, text="too many peer connections\n")
         accepted = _Accepted(request, self)
         self._accepted[accepted] = None
         try:
             return await accepted.run()
         finally:
-            del self._accepted[accepted]
+            self._accepted.pop(accepted, None)
             if not accepted.ended.done():
                 accepted.ended.set_result(None)
+
+    def _make_room(self) -> bool:
+        """Drop the oldest connection that has said no hello: a node of the cluster says it at once."""
+        for accepted in self._accepted:
+            if not accepted.is_greeted:
+                accepted.abort()
+                del self._accepted[accepted]
+                return True
+        return False
 
     def _admit(self, request: web.Request, peer: PeerIdentity, service: RaftService) -> None:
         """Whether a request beside the connection is of that peer too. Raises: AccessDenied."""
@@ -119,7 +129,7 @@ class _Accepted:
         self._endpoint = endpoint
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting: asyncio.Task[None] | None = None
-        kinds, max_frame_bytes = LANES[request.match_info["lane"]]
+        kinds, self._max_frame_bytes = LANES[request.match_info["lane"]]
         transport, former = request.transport, request.protocol
         assert transport is not None, "a request that is being handled has a connection"
         find: Callable[[], RaftService | None] = lambda: endpoint.services.get(self.group)  # noqa: E731
@@ -130,17 +140,21 @@ class _Accepted:
             send=self._send,
             refused=self._end,
             offer=lambda message, peer: endpoint._snapshots.announce(self.group, message, peer),
-            max_frame_bytes=max_frame_bytes,
+            max_frame_bytes=self._max_frame_bytes,
             admission=PeerAdmission(request, certified=endpoint.certified),
         )
         self._frames = FrameProtocol(
             transport,
             former,
-            max_frame_bytes=max_frame_bytes,
+            max_frame_bytes=CONTROL_FRAME_BYTES,  # of a stranger nothing large is taken, not even to refuse it
             received=self._received,
             broken=self._broken,
             lost=self._connection_lost,
         )
+
+    @property
+    def is_greeted(self) -> bool:
+        return self._served.peer is not None
 
     def abort(self) -> None:
         """Drop the connection at once."""
@@ -162,6 +176,8 @@ class _Accepted:
         return web.Response(status=101)  # for whom it may concern: the connection is gone
 
     def _send(self, frame: bytes) -> None:
+        if self._frames.max_frame_bytes != self._max_frame_bytes and self._served.peer is not None:
+            self._frames.max_frame_bytes = self._max_frame_bytes  # this answers its hello
         self._frames.send(frame)
 
     def _end(self) -> None:
@@ -209,5 +225,9 @@ class _Accepted:
 
 
 def _certificate_of(request: web.Request) -> Mapping[str, Any] | None:
+    connection = request.get_extra_info("ssl_object")
+    if connection is not None and connection.session_reused:
+        # A resumed session (TLS 1.2 can, without a ticket too) says what a certificate was worth when it began.
+        return None
     certificate: Mapping[str, Any] | None = request.get_extra_info("peercert")
     return certificate

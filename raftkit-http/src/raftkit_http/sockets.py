@@ -54,6 +54,10 @@ class FrameLink(Link):
             self._response.close()
 
     @property
+    def unsent_bytes(self) -> int:
+        return self._frames.unsent_bytes
+
+    @property
     def finished(self) -> bool:
         return self._ended.done()
 

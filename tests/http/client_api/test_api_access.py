@@ -18,6 +18,7 @@ import pytest
 from raftkit_core.errors import ConfigError
 from raftkit_core.network import tokens as tokens_module
 from raftkit_core.network.tokens import new_token, parse_tokens, read_tokens, revoke_token
+from raftkit_core.types.kv import Put
 from raftkit_core.types.security import Security
 from raftkit_http.access import ADDRESSES_MAX, FAILURES_BURST, Access, FailureLimit, host_of
 from raftkit_http.api.routes import route_defs, routes
@@ -103,6 +104,41 @@ async def test_on_a_socket_each_write_needs_the_role(api_node: Any, tmp_path: Pa
             await socket.send_bytes(msgspec.msgpack.encode([2, "read", {"get": {"key": "k"}}]))
             assert msgspec.msgpack.decode((await socket.receive(5)).data)[:2] == [2, True]
         assert s.node.raft.written == []
+
+
+async def test_a_revoked_token_is_refused_with_the_next_request_of_an_open_socket(
+    api_node: Any, tmp_path: Path
+) -> None:
+    async with (
+        secured(api_node, tmp_path) as s,
+        s.node.http.ws_connect(s.node.url + "/v1/ws", headers=s.bearer("write")) as socket,
+    ):
+        for number, ok in ((1, True), (2, False)):
+            await socket.send_bytes(msgspec.msgpack.encode([number, "read", {"get": {"key": "k"}}]))
+            answer = msgspec.msgpack.decode((await socket.receive(5)).data)
+            assert answer[:2] == [number, ok]
+            if ok:
+                revoke_token(s.tokens, "writeer")
+                s.access.refresh()
+        assert answer[2]["code"] == "ACCESS_DENIED"
+        assert answer[2]["outcome"] == "not_applied"
+        new_token(s.tokens, "writeer", "write")  # the same name is not the same token
+        s.access.refresh()
+        await socket.send_bytes(msgspec.msgpack.encode([3, "read", {"get": {"key": "k"}}]))
+        assert msgspec.msgpack.decode((await socket.receive(5)).data)[:2] == [3, False]
+
+
+async def test_a_watch_ends_when_its_token_is_revoked(api_node: Any, tmp_path: Path) -> None:
+    async with secured(api_node, tmp_path) as s:
+        async with s.node.http.get(s.node.url + "/v1/watch", headers=s.bearer("read")) as response:
+            assert b"progress" in await response.content.readuntil(b"\n\n")
+            revoke_token(s.tokens, "reader")
+            s.access.refresh()
+            await s.node.raft.write(Put("k", b"secret"))
+            said = await asyncio.wait_for(response.content.read(), 5)
+        assert b"secret" not in said
+        assert b"event: end" in said
+        assert b"ACCESS_DENIED" in said
 
 
 @pytest.mark.parametrize(

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import aiohttp
 import msgspec
 import pytest
 
-from raftkit_core.errors import ConfigError, RPCError, Unreachable
+from raftkit_core.errors import AccessDenied, ConfigError, RPCError, Unreachable
 from raftkit_core.testing.recording_service import BytesSource, RecordingService
 from raftkit_core.types.identity import PeerIdentity
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import Node, StoredMembership
-from raftkit_core.types.messages import HeartbeatRequest, InstallSnapshotRequest, VoteRequest
+from raftkit_core.types.messages import (
+    ForwardRequest,
+    HeartbeatRequest,
+    InstallSnapshotRequest,
+    ReadIndexRequest,
+    VoteRequest,
+)
 from raftkit_core.types.security import Security
 from raftkit_core.types.snapshot import SnapshotMeta
 from raftkit_core.types.vote import LeaderId, Vote
+from raftkit_http.frames import UPGRADE_HEADERS
 from raftkit_http.network import HttpNetwork, HttpNetworkFactory
 from raftkit_http.settings import HttpSettings
 
 LEADER = LeaderId(1, "n1")
 VOTE = Vote(LEADER, True)
 BEAT = HeartbeatRequest(VOTE, None, None, 500)
+REQUEST = "GET /raft/v1/default/control HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n"
 
 
 def make_factory(security: Security, url: str = "https://127.0.0.1:0") -> HttpNetworkFactory:
@@ -139,6 +148,46 @@ async def test_who_is_no_member_is_refused_and_who_was_removed_gets_no_votes(aut
         again = p.connect()
         with pytest.raises(Unreachable, match="n1 is no member"):
             await again.heartbeat(BEAT, 3)
+
+
+async def test_who_was_removed_neither_writes_nor_reads_over_a_connection_it_still_has(authority: Any) -> None:
+    async with pair(authority.node("n1"), authority.node("n2")) as p:
+        await p.net.heartbeat(BEAT, 5)
+        assert (await p.net.forward(ForwardRequest("write", b"1", 5000), 5)).body == b"1"
+        p.service.shut_out.add("n1")
+        with pytest.raises(AccessDenied, match="n1 is no member"):
+            await p.net.forward(ForwardRequest("write", b"2", 5000), 5)
+        with pytest.raises(AccessDenied, match="n1 is no member"):
+            await p.net.read_index(ReadIndexRequest("lease", 5000), 5)
+        await p.net.heartbeat(BEAT, 5)  # a leader that removes itself must still be able to say so
+        assert heard(p).count("forward") == 1
+        assert "read_index" not in heard(p)
+
+
+async def test_a_resumed_session_of_tls_1_2_is_no_proof(authority: Any) -> None:
+    """Its certificate is not looked at again, and may have been taken out of trust since."""
+    n1 = authority.node("n1")
+    context = ssl.create_default_context(cafile=authority.ca_file)
+    context.load_cert_chain(n1.cert, n1.key)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    request = REQUEST.format(headers="".join(f"{name}: {value}\r\n" for name, value in UPGRADE_HEADERS.items()))
+
+    def ask(port: int, session: ssl.SSLSession | None) -> tuple[bool, str, ssl.SSLSession | None]:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=5) as plain,
+            context.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as wrapped,
+        ):
+            wrapped.sendall(request.encode())
+            answer = bool(wrapped.session_reused), wrapped.recv(4096).decode()[:12], wrapped.session
+            with suppress(OSError):
+                wrapped.unwrap()  # only a session that ended in order can be resumed
+            return answer
+
+    async with pair(n1, authority.node("n2")) as p:
+        reused, answer, session = await asyncio.to_thread(ask, p.target.server.port, None)
+        assert (reused, answer) == (False, "HTTP/1.1 101")
+        reused, answer, _ = await asyncio.to_thread(ask, p.target.server.port, session)
+        assert not reused or answer == "HTTP/1.1 403"
 
 
 async def test_a_snapshot_with_another_nodes_certificate_is_refused(authority: Any) -> None:

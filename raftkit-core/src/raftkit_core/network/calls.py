@@ -75,6 +75,11 @@ class Link(ABC):
         """Drop the connection at once. Idempotent; tells nobody."""
 
     @property
+    def unsent_bytes(self) -> int:
+        """What was sent and has not left yet."""
+        return 0
+
+    @property
     def finished(self) -> bool:
         """Whether nothing of the connection is left to wait for."""
         return True
@@ -385,6 +390,10 @@ class CallLane:
             return PayloadTooLarge(f"a message of {size} bytes is too large for the {self.name} to {self.target}")
         if len(self._calls) >= CALLS_MAX or (self._calls and self._call_bytes + size > CALL_BYTES_MAX):
             return PeerBusy(f"{len(self._calls)} calls to {self.target} are pending already")
+        link = None if self._connection is None else self._connection.link
+        if link is not None and (unsent := link.unsent_bytes) and unsent + size > CALL_BYTES_MAX:
+            # Also of calls nobody waits for any more: a peer that reads slowly would let them pile up.
+            return PeerBusy(f"{self.target} has not read {unsent} bytes yet")
         return None
 
     def _forget(self, request_id: int) -> _Call:

@@ -46,6 +46,9 @@ HANDLER_TIMEOUT = 60.0
 REQUESTS_MAX = 1024
 """Requests of one connection under way; reading stops there until some are answered."""
 REQUEST_BYTES_MAX = 2 * MAX_FRAME_BYTES
+ADMITTED_AGAIN = frozenset({Kind.VOTE, Kind.PRE_VOTE, Kind.READ_INDEX, Kind.FORWARD})
+"""Before these it is looked at again who asks: it may have been removed since it said hello. (Not before appends and
+heartbeats: a leader that removes itself must still replicate that.)"""
 
 
 class ServedConnection:
@@ -53,7 +56,7 @@ class ServedConnection:
 
     ``find_service`` gives the service of ``group`` or None; ``send`` queues a frame; ``refused`` is called after an
     error answer to a hello was sent: close when it has left. ``offer`` makes the ticket of a snapshot stream;
-    ``admission`` judges who says hello and who asks for votes.
+    ``admission`` judges who says hello, and who asks for votes, reads and writes.
     """
 
     def __init__(
@@ -120,14 +123,16 @@ class ServedConnection:
                 logger.warning("a forwarded request of %s came twice: the second is ignored", self.peer.node_id)
                 return
             self._last_forward = frame.request_id
+        if self.peer is None and kind is not Kind.HELLO:
+            # Not even decoded: a small frame can become many objects.
+            raise FrameError(f"{kind.name} before hello" + (" was answered" if self._greeting else ""))
         message = decode_request(kind, frame.body)
         timeout = min(frame.timeout_ms / 1000, HANDLER_TIMEOUT) if frame.timeout_ms else HANDLER_TIMEOUT
         if kind is Kind.HELLO:
             self._greeting = self.peer is None
             self._start(self._hello(message), frame.request_id, len(data), timeout)
             return
-        if self.peer is None:
-            raise FrameError(f"{kind.name} before hello" + (" was answered" if self._greeting else ""))
+        assert self.peer is not None, "looked at above"
         service = self._find_service()
         if service is None:
             self._reply_error(frame.request_id, to_info(_not_served(self.group)))
@@ -186,9 +191,9 @@ class ServedConnection:
             return service.append_entries(message, peer)
         if kind is Kind.HEARTBEAT:
             return service.heartbeat(message, peer)
+        if self._admission is not None and kind in ADMITTED_AGAIN:
+            self._admission.check(peer.node_id, service)
         if kind is Kind.VOTE or kind is Kind.PRE_VOTE:
-            if self._admission is not None:
-                self._admission.check(peer.node_id, service)  # it may have been removed since it said hello
             return service.vote(message, peer) if kind is Kind.VOTE else service.pre_vote(message, peer)
         if kind is Kind.READ_INDEX:
             return service.read_index(message, peer)

@@ -54,6 +54,11 @@ class TokenTable:
 
     def __init__(self, tokens: tuple[Token, ...]) -> None:
         self.tokens = tokens
+        self._known = frozenset(tokens)
+
+    def holds(self, token: Token) -> bool:
+        """Whether that very token is still good, with that role."""
+        return token in self._known
 
     def find(self, secret: str) -> Token | None:
         """The token that ``secret`` is. Compares with every one in constant time: how long it takes tells nothing."""

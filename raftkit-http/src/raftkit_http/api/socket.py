@@ -135,6 +135,7 @@ class SocketSession:
         deadline = asyncio.get_running_loop().time() + timeout
         call = Call(self._api, self._call.request, self._call.query, deadline, owned=True, caller=self._call.caller)
         try:
+            self._api.access.require_current(call.caller)
             with self._api.admitted():
                 async with asyncio.timeout(call.remaining + GRACE_SECONDS):
                     return frame.id, True, await self._carry_out(call, frame)

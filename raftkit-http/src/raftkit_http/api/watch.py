@@ -107,6 +107,7 @@ class WatchStream:
                 await self._send(self._progress())
                 return
             events = await self._watch.take(256, timeout=min(left, POLL_SECONDS))
+            self._call.api.access.require_current(self._call.caller)
             if events:
                 await self._send_all(events)
                 return
