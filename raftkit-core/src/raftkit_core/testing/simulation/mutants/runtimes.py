@@ -118,16 +118,14 @@ def _(patch: Patch) -> None:
     "Whoever waits at an index gets the result of whatever entry was committed there.",
 )
 def _(patch: Patch) -> None:
-    original = WaitingClients.resolve_all
+    original = WaitingClients._answer
 
-    def resolve_all(self: WaitingClients, log: Any, results: Any) -> None:
-        for entry in log:
-            waiter = self._by_index.get(entry.log_id.index)
-            if waiter is not None:
-                self._by_index[entry.log_id.index] = (waiter[0], waiter[1], entry.log_id.leader_id, None)
-        original(self, log, results)
+    def answer(self: WaitingClients, waiter: Any, log_id: LogId, response: Any) -> None:
+        if waiter is not None:
+            waiter = (waiter[0], waiter[1], log_id.leader_id, None)
+        original(self, waiter, log_id, response)
 
-    patch.set(WaitingClients, "resolve_all", resolve_all)
+    patch.set(WaitingClients, "_answer", answer)
 
 
 @mutant(

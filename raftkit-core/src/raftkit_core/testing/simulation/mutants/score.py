@@ -19,11 +19,13 @@ class Kill(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct):
-    """``tried`` seeds from 0 on; ``kills`` are the first few that noticed."""
+    """``tried`` seeds from 0 on; ``kills`` are the first few that noticed. What no seed is known to notice, an ordinary
+    ``test`` does."""
 
     tried: int
     kills: list[Kill]
     profile: str = "mixed"
+    test: str = ""
 
 
 def load() -> dict[str, Record]:
@@ -47,10 +49,12 @@ def table(records: dict[str, Record]) -> str:
     mutants = countable()
     killed = {each.id: records[each.id] for each in mutants if each.id in records and records[each.id].kills}
     safety = [each for each in mutants if each.harm == "safety"]
+    tested = {each.id for each in mutants if each.id in records and records[each.id].test and each.id not in killed}
     within = sum(each.id in killed and killed[each.id].kills[0].seed < SEEDS for each in mutants)
     lines = [
         f"{len(mutants)} planted bugs: {len(safety)} against safety, {len(mutants) - len(safety)} against liveness."
-        f" Killed: {len(killed)}, of those against safety {sum(each.id in killed for each in safety)};"
+        f" Noticed by the simulator: {len(killed)}, by ordinary tests only: {len(tested)}; of those against safety"
+        f" {sum(each.id in killed or each.id in tested for each in safety)}."
         f" {within} ({100 * within // max(1, len(mutants))} %) within {SEEDS} seeds.",
         "",
         "| mutant | what is wrong | harm | ring | seeds to kill | check |",
@@ -59,6 +63,8 @@ def table(records: dict[str, Record]) -> str:
     for each in mutants:
         record = killed.get(each.id)
         seeds, check = ("survives", "") if record is None else (str(record.kills[0].seed + 1), record.kills[0].check)
+        if each.id in tested:
+            seeds, check = "-", f"`{records[each.id].test}`"
         if record is not None and record.profile != "mixed":
             seeds += f" ({record.profile})"
         lines.append(f"| `{each.id}` | {each.what} | {each.harm} | {each.ring} | {seeds} | {check} |")
