@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import aiohttp
 
-from raftkit_core.errors import Fatal, OutcomeUnknown, RaftError, Unreachable
+from raftkit_core.errors import ConfigError, Fatal, OutcomeUnknown, RaftError, Unreachable
 from raftkit_core.network.repeating import Attempts
 from raftkit_http.api.schema import MembersAnswer
 from raftkit_http.endpoints import Endpoints, normalize
@@ -100,6 +100,9 @@ class Attempt:
                 elif self._changes:
                     raise _unknown(endpoint, str(error)) from error
                 continue
+            except ConfigError as error:
+                # The client was closed meanwhile. That says nothing of what was sent before.
+                raise error if self._again is None else self._again.given_up(error)  # noqa: B904 - it has its own cause
             if self._only is None:
                 self._endpoints.answered(endpoint, self._now())
             if answer.data is not None:

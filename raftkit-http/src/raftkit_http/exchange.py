@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 import aiohttp
 import msgspec
 
-from raftkit_core.errors import ErrorInfo, RaftError, from_info
+from raftkit_core.errors import ConfigError, ErrorInfo, RaftError, from_info
 from raftkit_http.api.schema import JSON_TYPE
 
 T = TypeVar("T")
@@ -80,7 +80,9 @@ def make_session(token: str | None, tls: ssl.SSLContext | None = None) -> aiohtt
 async def exchange(
     session: aiohttp.ClientSession, endpoint: str, outgoing: Outgoing, into: type[T], timeout: float
 ) -> Answer[T]:
-    """Ask ``endpoint`` and decode its answer as ``into``. Raises: NotSent, Lost."""
+    """Ask ``endpoint`` and decode its answer as ``into``. Raises: NotSent, Lost; ConfigError if the client is closed."""
+    if session.closed:
+        raise ConfigError("the client is closed")
     limits = aiohttp.ClientTimeout(total=timeout, connect=min(CONNECT_SECONDS, timeout / 2))
     # The node gives up a little earlier than we do: its own verdict says more than our timeout.
     url = f"{endpoint}{outgoing.path}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raftkit_core.clock import SystemClock
-from raftkit_core.errors import BadRequest, RaftError
+from raftkit_core.errors import BadRequest, ConfigError, RaftError
 from raftkit_core.network.client_session import ClientSession
 from raftkit_core.network.repeating import Attempts
 from raftkit_core.state_machine.kv_codec import KvCodec
@@ -49,21 +49,24 @@ class Client(HttpClusterClient):
         self._sessions: list[HttpSession] = []
         self._seeking: asyncio.Task[None] | None = None
         self._sought_at = float("-inf")
+        self._is_closing = False
 
     async def __aenter__(self) -> Client:
         await super().__aenter__()
+        self._is_closing = False
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        for session in self._sessions:
-            await session.close()
-        self._sessions = []
-        if self._seeking is not None:
-            self._seeking.cancel()
-            await asyncio.wait([self._seeking])
-        for pipeline in self._pipelines.values():
-            await pipeline.close()
-        self._pipelines = {}
+        """Writes under way end: those that were sent as ``OutcomeUnknown``."""
+        self._is_closing = True
+        sessions, self._sessions = self._sessions, []
+        await asyncio.gather(*(session.close() for session in sessions))
+        seeking, self._seeking = self._seeking, None
+        if seeking is not None:
+            seeking.cancel()
+            await asyncio.wait([seeking])
+        pipelines, self._pipelines = self._pipelines, {}
+        await asyncio.gather(*(pipeline.close() for pipeline in pipelines.values()))
         await super().__aexit__(*exc_info)
 
     # --- writes -----------------------------------------------------------------------------------------------------
@@ -91,6 +94,8 @@ class Client(HttpClusterClient):
         return list(await asyncio.gather(*(outcome(command) for command in commands)))
 
     async def _piped(self, endpoint: str, command: bytes, once: SessionSerial | None, seconds: float) -> Any:
+        if self._is_closing:
+            raise ConfigError("the client is closed")
         self._seek_leader()
         pipeline = self._pipelines.get(endpoint)
         if pipeline is None:

@@ -135,6 +135,8 @@ class Proxy:
         self.swallow_answers = False
         self.frozen = asyncio.Event()
         self.frozen.set()
+        self.hold = 0
+        """Nothing of what the node answers on this connection goes on, until the end."""
         self.connections = 0
         self.swallowed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -145,9 +147,10 @@ class Proxy:
         assert task is not None
         self._tasks.add(task)
         self.connections += 1
+        number = self.connections
         up_reader, up_writer = await asyncio.open_connection(self._host, self._port)
         try:
-            ways = [self._pump(reader, up_writer, False), self._pump(up_reader, writer, True)]
+            ways = [self._pump(reader, up_writer, False, number), self._pump(up_reader, writer, True, number)]
             pumps = [asyncio.ensure_future(way) for way in ways]
             self._pumps.update(pumps)
             try:
@@ -162,9 +165,13 @@ class Proxy:
             up_writer.close()
             self._tasks.discard(task)
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_answer: bool) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, is_answer: bool, number: int
+    ) -> None:
         while data := await reader.read(65536):
             await self.frozen.wait()
+            if is_answer and number == self.hold:
+                await asyncio.Event().wait()
             if is_answer and self.swallow_answers:
                 self.swallowed.set()
                 return  # and with it the connection
@@ -383,6 +390,24 @@ async def test_closing_a_client_ends_what_it_began(tmp_path: Path) -> None:
         assert len(nodes.rafts["n1"]._core.worker.system.sessions) == 0
         with pytest.raises(ConfigError):
             await client.write(encode(Add(1)))
+
+
+async def test_a_client_that_is_closed_under_a_write_does_not_say_that_it_did_nothing(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as nodes, proxy(nodes.urls["n1"]) as before:
+        client = await Client([before.url], discover=False, timeout=3).__aenter__()
+        session = await client.open_session()
+        await session.write(encode(Add(1)))
+        before.hold = 2  # the WebSocket: the session was opened on the first one
+        writing = [asyncio.ensure_future(outcome(session.write(encode(Add(1))))) for _ in range(3)]
+        writing += [asyncio.ensure_future(outcome(client.write(encode(Add(1))))) for _ in range(3)]
+        async with asyncio.timeout(10):
+            while nodes.rafts["n1"].machine.value < 7:
+                await asyncio.sleep(0.01)
+            closing = asyncio.ensure_future(client.__aexit__())
+            told = await asyncio.gather(*writing)
+            await closing
+        assert [type(each) for each in told] == [OutcomeUnknown] * 6, told
+        assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("writes to")]
 
 
 # --- without an event loop --------------------------------------------------------------------------------------------
