@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from raftkit_core.errors import ConfigError, RaftError
+from raftkit_core.errors import ConfigError, OutcomeUnknown, RaftError
 from raftkit_core.network.client import Consistency, NodeStatus
 from raftkit_core.network.client_session import WRITE_TIMEOUT
 from raftkit_core.types.kv import KeyValue, KvEvent, WriteResult
@@ -49,7 +50,7 @@ class SyncClient:
             started = threading.Event()
             self._thread = threading.Thread(target=self._serve, args=(started,), name="raftkit-client", daemon=True)
             self._thread.start()
-        started.wait(START_SECONDS)
+            started.wait(START_SECONDS)
         self._run(self._client.__aenter__())
         return self
 
@@ -57,7 +58,8 @@ class SyncClient:
         self.close()
 
     def close(self) -> None:
-        """Close sessions and connections, and end the thread. Idempotent."""
+        """Close sessions and connections, and end the thread. Calls of other threads end with it: a write that was sent
+        as ``OutcomeUnknown``. Idempotent."""
         with self._lock:
             thread, loop = self._thread, self._loop
             self._thread = self._loop = None
@@ -76,14 +78,19 @@ class SyncClient:
             self._loop.run_forever()
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
-        """Raises: what ``call`` raises; ConfigError if the client is not open."""
-        loop = self._loop
+        """Raises: what ``call`` raises; ConfigError if the client is not open, OutcomeUnknown if it was closed before
+        there was an answer."""
+        with self._lock:  # what was handed over is begun before the loop ends
+            loop = self._loop
+            if loop is not None:
+                future = asyncio.run_coroutine_threadsafe(call, loop)
         if loop is None:
             call.close()
             raise ConfigError("the client is not open", hint="with SyncClient([...]) as client: …")
-        future = asyncio.run_coroutine_threadsafe(call, loop)
         try:
             return future.result()
+        except CancelledError:
+            raise OutcomeUnknown("the client was closed before there was an answer") from None
         except BaseException:
             future.cancel()  # an interrupted caller waits for nothing
             raise
@@ -138,7 +145,7 @@ class SyncClient:
             while True:
                 yield self._run(following())
         finally:
-            with suppress(ConfigError):  # the client is closed, and the stream with it
+            with suppress(ConfigError, OutcomeUnknown):  # the client is closed, and the stream with it
                 self._run(changes.aclose())
 
     def open_session(self, ttl: float = DEFAULT_TTL_MS / 1000) -> SyncSession:

@@ -470,3 +470,77 @@ async def test_the_sync_client_watches_until_its_loop_is_left(tmp_path: Path) ->
 
     async with cluster(tmp_path, machine="kv") as nodes:
         assert await asyncio.to_thread(program, nodes.urls["n1"]) == ["k0", "k1", "k0"]
+
+
+async def test_a_sync_client_that_is_closed_by_another_thread_leaves_nobody_waiting(tmp_path: Path) -> None:
+    def program(url: str, hold: Any, arrived: Any) -> list[Any]:
+        client = SyncClient([url], discover=False).__enter__()
+        session = client.open_session()
+        session.write(encode(Add(1)))
+        hold()
+        told: list[Any] = []
+
+        def run(call: Any) -> None:
+            try:
+                told.append(call())
+            except BaseException as error:
+                told.append(type(error))
+
+        calls = [lambda: session.write(encode(Add(1))), lambda: client.write(encode(Add(1)))]
+        threads = [threading.Thread(target=run, args=(call,), daemon=True) for call in calls]
+        for thread in threads:
+            thread.start()
+        arrived()
+        client.close()
+        for thread in threads:
+            thread.join(5)
+        return [*told, any(thread.is_alive() for thread in threads)]
+
+    async with cluster(tmp_path) as nodes, proxy(nodes.urls["n1"]) as before:
+        loop = asyncio.get_running_loop()
+
+        async def arrived() -> None:
+            while nodes.rafts["n1"].machine.value < 3:
+                await asyncio.sleep(0.01)
+
+        told = await asyncio.to_thread(
+            program,
+            before.url,
+            lambda: setattr(before, "hold", 2),
+            lambda: asyncio.run_coroutine_threadsafe(arrived(), loop).result(5),
+        )
+        assert told == [OutcomeUnknown, OutcomeUnknown, False]
+
+
+async def test_a_sync_client_may_be_closed_while_another_thread_begins_a_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = asyncio.run_coroutine_threadsafe
+
+    def program(url: str) -> list[Any]:
+        client = SyncClient([url]).__enter__()
+        client.kv_put("k", b"v")
+        closing = threading.Thread(target=client.close, daemon=True)
+        told: list[Any] = []
+
+        def interrupted(call: Any, loop: asyncio.AbstractEventLoop) -> Any:
+            if threading.current_thread() is not closing and not closing.ident:
+                closing.start()
+                closing.join(0.1)
+            return submit(call, loop)
+
+        monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", interrupted)
+        try:
+            client.kv_get("k")
+        except RaftError as error:
+            told.append(error.code)
+        monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", submit)
+        closing.join(5)
+        client.__enter__()  # and it opens again
+        told.append(client.status().role)
+        client.close()
+        return told
+
+    async with cluster(tmp_path, machine="kv") as nodes:
+        told = await asyncio.wait_for(asyncio.to_thread(program, nodes.urls["n1"]), 10)
+        assert told[-1] == "leader"
