@@ -41,6 +41,7 @@ class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     body: bytes | None = None
     content_type: str = JSON_TYPE
+    headers: dict[str, str] = {}
 
 
 class Envelope(msgspec.Struct, frozen=True):
@@ -80,14 +81,17 @@ def make_session(token: str | None, tls: ssl.SSLContext | None = None) -> aiohtt
 async def exchange(
     session: aiohttp.ClientSession, endpoint: str, outgoing: Outgoing, into: type[T], timeout: float
 ) -> Answer[T]:
-    """Ask ``endpoint`` and decode its answer as ``into``. Raises: NotSent, Lost; ConfigError if the client is closed."""
+    """Ask ``endpoint`` and decode its answer as ``into``.
+
+    Raises: NotSent, Lost; ConfigError if the client is closed.
+    """
     if session.closed:
         raise ConfigError("the client is closed")
     limits = aiohttp.ClientTimeout(total=timeout, connect=min(CONNECT_SECONDS, timeout / 2))
     # The node gives up a little earlier than we do: its own verdict says more than our timeout.
     url = f"{endpoint}{outgoing.path}"
     params = {"timeout_ms": str(max(int(timeout * 900), 1))}
-    headers = {"Content-Type": outgoing.content_type} if outgoing.body is not None else {}
+    headers = {"Content-Type": outgoing.content_type, **outgoing.headers} if outgoing.body is not None else {}
     try:
         async with session.request(
             outgoing.method,

@@ -1,8 +1,9 @@
 """Many writes in flight to one node, over one WebSocket: what gathers in a turn of the loop leaves as one frame.
 
 A write is *sent* when its frame was handed to the socket; before that it can go elsewhere (``NotSent``), after that a
-broken connection or silence leaves it ``Lost``. The socket is made when it is needed, and dropped when it breaks or
-when a write goes without an answer while nothing at all is heard.
+broken connection or silence leaves it ``Lost``. The socket is made when it is needed, and dropped when it breaks. When
+a write goes without an answer while nothing at all is heard, later writes take a new one; those that are under way on
+the old one have the rest of their time.
 """
 
 from __future__ import annotations
@@ -25,9 +26,13 @@ WINDOW = 1024
 MAX_QUEUED = 16384
 """Writes that wait for the window; more is ``Overloaded``."""
 MAX_FRAME_WRITES = 256
-MAX_FRAME_BYTES = 256 * 1024
-"""Behind these a frame is cut; it always carries one whole write."""
+MAX_FRAME_BYTES = 240 * 1024
+"""What the writes of a frame take at most; a larger one goes another way. Any node takes a frame of 256 KiB."""
+WRITE_BYTES = 64
+"""What a write in a frame counts besides its command."""
 PING_SECONDS = 5.0
+SILENCE_SECONDS = 0.9
+"""A connection on which nothing was heard for this long, though something was asked, gets no more writes."""
 CLOSE_SECONDS = 1.0
 
 
@@ -75,29 +80,35 @@ class Pipeline:
         self._session = session
         self._endpoint = endpoint
         self._connection: _Connection | None = None
-        self._ending: list[asyncio.Task[None]] = []
+        self._left: list[_Connection] = []
+        """Earlier ones that are not at their end yet."""
         self._is_closed = False
+
+    @staticmethod
+    def takes(command: bytes) -> bool:
+        """Whether a frame may carry it: the node would break the connection with all writes on it."""
+        return len(command) + WRITE_BYTES <= MAX_FRAME_BYTES
 
     async def write(self, command: bytes, once: SessionSerial | None, timeout: float) -> Answer[WriteAnswer]:
         """Raises: NotSent, Lost."""
         if self._is_closed:
             raise NotSent("the client is closed")
         connection = self._connection
-        if connection is None or connection.is_over:
-            self._ending = [task for task in self._ending if not task.done()]
+        if connection is None or connection.is_over or connection.is_silent:
+            self._left = [left for left in self._left if not left.task.done()]
             if connection is not None:
-                self._ending.append(connection.task)
+                self._left.append(connection)
             connection = self._connection = _Connection(self._session, self._endpoint)
         return await connection.write(command, once, timeout)
 
     async def close(self) -> None:
         """What is in flight is Lost. Idempotent."""
         self._is_closed = True
-        if self._connection is not None:
-            self._connection.end()
-            self._ending.append(self._connection.task)
-        if self._ending:
-            await asyncio.wait(self._ending)
+        connections = self._left if self._connection is None else [*self._left, self._connection]
+        for connection in connections:
+            connection.end()
+        if connections:
+            await asyncio.wait([connection.task for connection in connections])
 
 
 class _Connection:
@@ -112,7 +123,9 @@ class _Connection:
         self._frame_id = 0
         self._heard_at = float("-inf")
         self._work = asyncio.Event()
+        self._callers = 0
         self.is_over = False
+        self.is_silent = False
         self.task = asyncio.get_running_loop().create_task(self._run(), name=f"writes to {endpoint}")
 
     async def write(self, command: bytes, once: SessionSerial | None, timeout: float) -> Answer[WriteAnswer]:
@@ -123,15 +136,19 @@ class _Connection:
         pending = _Pending(command, once, started + timeout, loop.create_future())
         self._queue.append(pending)
         self._work.set()
+        self._callers += 1
         try:
             await asyncio.wait([pending.answer], timeout=timeout)
             if not pending.answer.done():
                 pending.fail("no answer in time")
-                if pending.is_sent and self._heard_at < started:
-                    self.end()  # nothing at all was heard: the next write takes a new connection
+                if pending.is_sent and loop.time() - max(self._heard_at, started) >= SILENCE_SECONDS:
+                    self.is_silent = True
             return pending.answer.result()
         finally:
             pending.answer.cancel()  # whoever gave up is not sent any more
+            self._callers -= 1
+            if self.is_silent and not self._callers:
+                self.end()
 
     def end(self) -> None:
         """Break it off."""
@@ -203,9 +220,9 @@ class _Connection:
             if pending.answer.done():
                 self._queue.popleft()
                 continue
-            if flight and (_session(flight[0]) != _session(pending) or size_bytes >= MAX_FRAME_BYTES):
+            size_bytes += len(pending.command) + WRITE_BYTES
+            if flight and (_session(flight[0]) != _session(pending) or size_bytes > MAX_FRAME_BYTES):
                 break
-            size_bytes += len(pending.command)
             flight.append(self._queue.popleft())
         if not flight:
             return None

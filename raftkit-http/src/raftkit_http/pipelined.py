@@ -14,7 +14,7 @@ from raftkit_core.network.repeating import Attempts
 from raftkit_core.state_machine.kv_codec import KvCodec
 from raftkit_core.types.kv import CompareAndSet, Delete, Put, WriteResult
 from raftkit_core.types.session import DEFAULT_TTL_MS, SessionRef, SessionSerial
-from raftkit_http.api.schema import LeaderAnswer, SessionAnswer, SessionClosedAnswer, WriteAnswer
+from raftkit_http.api.schema import MSGPACK_TYPE, LeaderAnswer, SessionAnswer, SessionClosedAnswer, WriteAnswer
 from raftkit_http.attempt import Attempt
 from raftkit_http.client import DEFAULT_TIMEOUT, HttpClusterClient, json_post, write_result
 from raftkit_http.exchange import Lost, NotSent, Outgoing, exchange
@@ -96,6 +96,8 @@ class Client(HttpClusterClient):
     async def _piped(self, endpoint: str, command: bytes, once: SessionSerial | None, seconds: float) -> Any:
         if self._is_closing:
             raise ConfigError("the client is closed")
+        if not Pipeline.takes(command):
+            return await exchange(self._http(), endpoint, _post(command, once), WriteAnswer, seconds)
         self._seek_leader()
         pipeline = self._pipelines.get(endpoint)
         if pipeline is None:
@@ -220,6 +222,17 @@ class OpeningHttpSession:
     async def __aexit__(self, *exc_info: object) -> None:
         if self._session is not None:
             await self._session.close()
+
+
+def _post(command: bytes, once: SessionSerial | None) -> Outgoing:
+    headers: dict[str, str] = {}
+    if once is not None:
+        headers = {
+            "Raftkit-Session": once.session.token,
+            "Raftkit-Serial": str(once.serial),
+            "Raftkit-Acknowledged-Floor": str(once.acknowledged_floor),
+        }
+    return Outgoing(method="POST", path="/v1/write", body=command, content_type=MSGPACK_TYPE, headers=headers)
 
 
 def _encoded(command: Any) -> bytes | None:

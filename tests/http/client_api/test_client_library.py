@@ -106,6 +106,10 @@ class Nodes:
         metrics = await raft.wait(10).metrics(lambda m: m.current_leader in self.rafts, "a leader")
         return str(metrics.current_leader)
 
+    async def total(self, value: int) -> None:
+        raft = self.rafts["n1"]
+        await raft.wait(10).metrics(lambda _: raft.machine.value >= value, f"a total of {value}")
+
     @property
     def followers(self) -> list[str]:
         return [name for name, raft in self.rafts.items() if not raft._core.engine.is_leader]
@@ -249,6 +253,41 @@ async def test_a_write_that_nobody_took_did_not_happen(tmp_path: Path) -> None:
             assert refused.value.outcome == "not_applied"
         async with Client([nowhere, nodes.urls["n1"]]) as client:
             assert await client.write(encode(Add(1))) == 1
+
+
+async def test_a_write_that_gives_up_breaks_no_other_one_on_its_connection(tmp_path: Path) -> None:
+    async with (
+        cluster(tmp_path) as nodes,
+        proxy(nodes.urls["n1"]) as before,
+        Client([before.url], discover=False) as client,
+        client.open_session() as session,
+    ):
+        await session.write(encode(Add(1)))
+        before.frozen.clear()
+        patient = asyncio.ensure_future(client.write(encode(Add(1))))
+        for timeout in (0.05, 1.1):
+            assert isinstance(await outcome(session.write(encode(Add(0)), timeout=timeout)), OutcomeUnknown)
+        before.frozen.set()
+        assert await patient == 2
+        assert await client.write(encode(Add(1))) == 3
+        assert len([task for task in asyncio.all_tasks() if task.get_name().startswith("writes to")]) == 1
+
+
+async def test_a_command_that_is_too_large_is_refused_and_breaks_no_other_write(tmp_path: Path) -> None:
+    async with (
+        cluster(tmp_path) as nodes,
+        Client([nodes.urls["n1"]]) as client,
+        client.open_session() as session,
+    ):
+        writes = [client.write(encode(Add(1))), client.write(b"x" * 3_000_000), session.write(b"x" * 3_000_000)]
+        writes += [session.write(encode({"type": "add", "amount": 1, "more": b"x" * 300_000})) for _ in range(2)]
+        told = await asyncio.gather(*(outcome(write) for write in writes))
+        assert [getattr(each, "code", "") for each in told[1:3]] == ["REQUEST_TOO_LARGE"] * 2
+        assert sorted([told[0], *told[3:]]) == [1, 2, 3]
+        assert nodes.rafts["n1"].machine.value == 3
+    lingering = asyncio.all_tasks() - {asyncio.current_task()}
+    if lingering:  # a server reads on for a second after it refused a body
+        await asyncio.wait(lingering, timeout=5)
 
 
 # --- sessions ---------------------------------------------------------------------------------------------------------
@@ -401,8 +440,7 @@ async def test_a_client_that_is_closed_under_a_write_does_not_say_that_it_did_no
         writing = [asyncio.ensure_future(outcome(session.write(encode(Add(1))))) for _ in range(3)]
         writing += [asyncio.ensure_future(outcome(client.write(encode(Add(1))))) for _ in range(3)]
         async with asyncio.timeout(10):
-            while nodes.rafts["n1"].machine.value < 7:
-                await asyncio.sleep(0.01)
+            await nodes.total(7)
             closing = asyncio.ensure_future(client.__aexit__())
             told = await asyncio.gather(*writing)
             await closing
@@ -498,16 +536,11 @@ async def test_a_sync_client_that_is_closed_by_another_thread_leaves_nobody_wait
 
     async with cluster(tmp_path) as nodes, proxy(nodes.urls["n1"]) as before:
         loop = asyncio.get_running_loop()
-
-        async def arrived() -> None:
-            while nodes.rafts["n1"].machine.value < 3:
-                await asyncio.sleep(0.01)
-
         told = await asyncio.to_thread(
             program,
             before.url,
             lambda: setattr(before, "hold", 2),
-            lambda: asyncio.run_coroutine_threadsafe(arrived(), loop).result(5),
+            lambda: asyncio.run_coroutine_threadsafe(nodes.total(3), loop).result(5),
         )
         assert told == [OutcomeUnknown, OutcomeUnknown, False]
 
