@@ -16,4 +16,7 @@ class Regression(msgspec.Struct, frozen=True):
 REGRESSIONS = (
     Regression("engine", 646, "an oracle wanted of a leader that won late what a greater one had committed"),
     Regression("engine", 1331, "an oracle took a grant for early that a leader of the same term had overtaken"),
+    Regression("runtime", 68, "a wiped voter that nobody could reach kept the others from a leader", seconds=30.0),
+    Regression("runtime", 329027, "a leader that was just removed took a write and never learned of it", seconds=60.0),
+    Regression("runtime", 329067, "a node was down when everybody was to hold the same", seconds=60.0),
 )
