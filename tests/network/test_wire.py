@@ -107,6 +107,23 @@ def test_the_bytes_of_frames_and_small_messages_are_pinned() -> None:
     assert [int(kind) for kind in Kind] == list(range(12))
 
 
+@pytest.mark.parametrize("around", [-2, -1, 0, 1, 60_000])
+def test_a_frame_is_the_same_bytes_however_large(around: int) -> None:
+    body = msgspec.msgpack.encode(b"x" * (wire.JOINED_BYTES_MIN + around))
+    for request_id, timeout_ms in ((0, 0), (300, 70_000), (wire.INT_MAX, wire.INT_MAX)):
+        whole = msgspec.msgpack.encode((3, request_id, timeout_ms, msgspec.Raw(body)))
+        assert wire.encode_frame(3, request_id, timeout_ms, body) == whole
+
+
+def test_what_is_decoded_keeps_nothing_of_the_frame() -> None:
+    forward = ForwardRequest("write", b"command" * 100, 5)
+    for kind, message in ((Kind.APPEND_ENTRIES, APPEND), (Kind.FORWARD, forward)):
+        memory = bytearray(wire.encode_frame(kind, 5, 100, wire.encode_request(kind, message)))
+        decoded = wire.decode_request(kind, wire.decode_frame(memoryview(memory)).body)
+        memory[:] = bytes(len(memory))  # the next read
+        assert decoded == message
+
+
 @pytest.mark.parametrize(("kind", "message"), REQUESTS, ids=[kind.name for kind, _ in REQUESTS])
 def test_every_request_survives_a_frame(kind: Kind, message: Any) -> None:
     frame = wire.decode_frame(wire.encode_frame(kind, 5, 100, wire.encode_request(kind, message)))

@@ -23,13 +23,18 @@ SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\n%b\r\n" % b"".join(
 LENGTH_BYTES = 4
 FRAME_DEADLINE = 120.0
 """Seconds from a frame's first byte to its last, while we read: longer than anybody waits for the answer."""
+READ_BYTES_MIN = 16 * 1024
+READ_BYTES_MAX = 256 * 1024
+"""What is read at once, and kept for reading: it grows from one to the other with a peer that fills it. A larger frame
+gets room as its bytes come in, never because it says that they will."""
 
 
-class FrameProtocol(asyncio.Protocol):
+class FrameProtocol(asyncio.BufferedProtocol):
     """Takes a transport over from ``former``, which still hears of its end.
 
-    ``received`` gets the frames that came in together, and may raise FrameError; ``broken`` is told then, and of frames
-    larger than ``max_frame_bytes``, and must end the connection. ``lost`` is called once, at the end.
+    ``received`` gets the frames that came in together: parts of the memory that is read into again once it returns. It
+    may raise FrameError; ``broken`` is told then, and of frames larger than ``max_frame_bytes``, and must end the
+    connection. ``lost`` is called once, at the end.
     """
 
     def __init__(
@@ -38,7 +43,7 @@ class FrameProtocol(asyncio.Protocol):
         former: asyncio.BaseProtocol,
         *,
         max_frame_bytes: int,
-        received: Callable[[list[bytes]], None],
+        received: Callable[[list[memoryview]], None],
         broken: Callable[[FrameError], None],
         lost: Callable[[Exception | None], None],
     ) -> None:
@@ -49,7 +54,10 @@ class FrameProtocol(asyncio.Protocol):
         self._received = received
         self._broken = broken
         self._lost = lost
-        self._buffer = bytearray()
+        self._store = memoryview(bytearray(READ_BYTES_MIN))
+        self._start = 0
+        self._end = 0
+        """Between the two is what was read and is not a whole frame yet."""
         self._writable: asyncio.Future[None] | None = None
         self._is_full = False
         self._frames_begun = 0
@@ -62,7 +70,7 @@ class FrameProtocol(asyncio.Protocol):
     def send(self, frame: bytes) -> None:
         """Write a frame, behind those before it. Whoever sends bounds what a peer does not read."""
         if not self.is_over:
-            self.transport.write(b"%b%b" % (len(frame).to_bytes(LENGTH_BYTES, "big"), frame))
+            self.transport.write(b"".join((len(frame).to_bytes(LENGTH_BYTES, "big"), frame)))
 
     @property
     def unsent_bytes(self) -> int:
@@ -88,42 +96,65 @@ class FrameProtocol(asyncio.Protocol):
 
     # --- what the event loop calls ----------------------------------------------------------------------------------
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._store[self._end :] if self._end else self._store
+
+    def buffer_updated(self, nbytes: int) -> None:
         if self.is_over:
+            self._start = self._end = 0
             return
+        store, end = self._store, self._end + nbytes
+        filled = end == len(store)
         try:
-            if not self._buffer and len(data) >= LENGTH_BYTES:
-                size = int.from_bytes(data[:LENGTH_BYTES], "big")
-                if size == len(data) - LENGTH_BYTES and size <= self.max_frame_bytes:
-                    self._received([data[LENGTH_BYTES:]])  # mostly: one frame, whole
+            if end == nbytes and nbytes >= LENGTH_BYTES and not filled:
+                size = int.from_bytes(store[:LENGTH_BYTES], "big")
+                if size == nbytes - LENGTH_BYTES and size <= self.max_frame_bytes:
+                    self._received([store[LENGTH_BYTES:nbytes]])  # mostly: one frame, whole
                     return
-            self._buffer += data
+            self._end = end
             frames = self._whole_frames()
             self._frames_begun += len(frames)
-            if self._buffer and self._partial is None:
+            if self._start != end and self._partial is None:
                 self._watch_partial()
             if frames:
                 self._received(frames)
         except FrameError as error:
+            self._start = self._end = 0
             self._broken(error)
+            return
+        self._make_room(filled)
 
-    def _whole_frames(self) -> list[bytes]:
-        """Take the frames that are whole out of the buffer. Raises: FrameError."""
-        buffer = self._buffer
-        frames: list[bytes] = []
-        start, end = 0, len(buffer)
-        with memoryview(buffer) as view:
-            while end - start >= LENGTH_BYTES:
-                size = int.from_bytes(view[start : start + LENGTH_BYTES], "big")
-                if size > self.max_frame_bytes:
-                    raise FrameError(f"a frame of {size} bytes, at most {self.max_frame_bytes} belong here")
-                after = start + LENGTH_BYTES + size
-                if after > end:
-                    break
-                frames.append(bytes(view[start + LENGTH_BYTES : after]))
-                start = after
-        del buffer[:start]
+    def _whole_frames(self) -> list[memoryview]:
+        """Take the frames that are whole. Raises: FrameError."""
+        store, start, end = self._store, self._start, self._end
+        frames: list[memoryview] = []
+        while end - start >= LENGTH_BYTES:
+            size = int.from_bytes(store[start : start + LENGTH_BYTES], "big")
+            if size > self.max_frame_bytes:
+                raise FrameError(f"a frame of {size} bytes, at most {self.max_frame_bytes} belong here")
+            after = start + LENGTH_BYTES + size
+            if after > end:
+                break
+            frames.append(store[start + LENGTH_BYTES : after])
+            start = after
+        self._start = start
         return frames
+
+    def _make_room(self, filled: bool) -> None:
+        """Leave some behind what was read; ``filled`` says that there may have been more to read."""
+        store, rest = self._store, self._end - self._start
+        room = len(store)
+        if rest == room or (filled and room < READ_BYTES_MAX):
+            room = min(2 * room, max(READ_BYTES_MAX, LENGTH_BYTES + self.max_frame_bytes))
+        elif room > READ_BYTES_MAX and rest <= READ_BYTES_MAX // 2:
+            room = READ_BYTES_MAX
+        elif rest and not filled:
+            return
+        if room != len(store):
+            self._store = memoryview(bytearray(room))
+        if rest:
+            self._store[:rest] = store[self._start : self._end]
+        self._start, self._end = 0, rest
 
     def _watch_partial(self) -> None:
         """One timer for all frames that are half here: it asks whether the one it was started for still is."""
@@ -131,7 +162,7 @@ class FrameProtocol(asyncio.Protocol):
 
     def _partial_due(self, begun: int) -> None:
         self._partial = None
-        if self.is_over or not self._buffer:
+        if self.is_over or self._start == self._end:
             return
         if begun == self._frames_begun and self.transport.is_reading():
             self._broken(FrameError(f"a frame did not arrive within {FRAME_DEADLINE:g} s"))
@@ -152,7 +183,6 @@ class FrameProtocol(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_over = True
-        self._buffer.clear()
         if self._partial is not None:
             self._partial.cancel()
             self._partial = None

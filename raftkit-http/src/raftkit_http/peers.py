@@ -183,7 +183,7 @@ class _Accepted:
     def _end(self) -> None:
         self._frames.close()
 
-    def _received(self, frames: list[bytes]) -> None:
+    def _received(self, frames: list[memoryview]) -> None:
         """Raises: FrameError."""
         self._served.received_many(frames)
         if self._waiting is None and not self._has_room:

@@ -38,6 +38,7 @@ from raftkit_core.network.interface import RaftService
 from raftkit_core.network.reply import Reply
 from raftkit_core.network.wire import (
     FRAME_OVERHEAD_BYTES,
+    FrameBytes,
     FrameError,
     Kind,
     decode_answer,
@@ -103,16 +104,19 @@ class Connection:
         """Whether somebody still waits for the answer: a queued frame nobody waits for need not be sent."""
         return request_id == 0 or self._lane._is_pending(request_id)
 
-    def received(self, data: bytes) -> None:
+    def received(self, data: FrameBytes) -> None:
         """A frame came in."""
         if self.hello is not None:
             if not self.hello.done():
-                self.hello.set_result(data)
+                self.hello.set_result(bytes(data))
         elif self._lane._connection is self:
             self._lane._received(self, data)
 
-    def received_many(self, frames: Sequence[bytes]) -> None:
-        """Frames came in together: the node deals with their answers in one go, before this returns."""
+    def received_many(self, frames: Sequence[FrameBytes]) -> None:
+        """Frames came in together: the node deals with their answers in one go, before this returns.
+
+        Nothing of them is used after that.
+        """
         service = self._lane._service
         service.cork()
         try:
@@ -344,7 +348,7 @@ class CallLane:
         call = self._calls.get(request_id)
         return call is not None and not call.reply.done()
 
-    def _received(self, connection: Connection, data: bytes) -> None:
+    def _received(self, connection: Connection, data: FrameBytes) -> None:
         connection.heard_at = asyncio.get_running_loop().time()
         try:
             frame = decode_frame(data)

@@ -17,6 +17,7 @@ from raftkit_core.network.deadlines import Deadlines
 from raftkit_core.network.interface import RaftService
 from raftkit_core.network.reply import Reply
 from raftkit_core.network.wire import (
+    FrameBytes,
     FrameError,
     Kind,
     decode_frame,
@@ -91,8 +92,9 @@ class ServedConnection:
         self._room: asyncio.Future[None] | None = None
         self._deadlines = Deadlines(self._expired, self._running)
 
-    def received_many(self, frames: Sequence[bytes]) -> None:
-        """Take frames that came in together: the node deals with them in one go, before this returns.
+    def received_many(self, frames: Sequence[FrameBytes]) -> None:
+        """Take frames that came in together: the node deals with them in one go, before this returns, and nothing of
+        them is used after that.
 
         Raises: FrameError, and the connection must be closed.
         """
@@ -108,7 +110,7 @@ class ServedConnection:
         finally:
             service.uncork()
 
-    def received(self, data: bytes) -> None:
+    def received(self, data: FrameBytes) -> None:
         """Take one frame. Raises: FrameError, and the connection must be closed."""
         if self._closed:
             return

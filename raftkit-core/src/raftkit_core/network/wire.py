@@ -52,9 +52,14 @@ from raftkit_core.types.vote import LeaderId, Vote
 
 T = TypeVar("T")
 
+FrameBytes = bytes | memoryview
+"""A frame as it came in. What is decoded of it has bytes of its own; only ``Frame.body`` is a part of it."""
+
 INT_MAX = 2**63 - 1
 FRAME_OVERHEAD_BYTES = 32
 """More than the array, kind, request id and timeout of a frame ever take."""
+JOINED_BYTES_MIN = 2048
+"""A body of this size is copied into its frame once; the encoder would copy it each time its buffer grows."""
 MEMO_BYTES_MAX = 8 * 1024 * 1024
 """Encoded appends kept for the next peer, beside the newest one."""
 MEMO_ENTRIES_MAX = 4
@@ -168,10 +173,13 @@ def encode_frame(kind: int, request_id: int, timeout_ms: int, body: bytes) -> by
     """Put an encoded message in a frame. Raises: PayloadTooLarge."""
     if len(body) > MAX_FRAME_BYTES - FRAME_OVERHEAD_BYTES:
         raise PayloadTooLarge(f"a message of {len(body)} bytes does not fit a frame of {MAX_FRAME_BYTES} bytes")
-    return _encoder.encode((int(kind), request_id, timeout_ms, msgspec.Raw(body)))
+    if len(body) < JOINED_BYTES_MIN:
+        return _encoder.encode((int(kind), request_id, timeout_ms, msgspec.Raw(body)))
+    head = _encoder.encode((int(kind), request_id, timeout_ms, None))
+    return b"".join((head[:-1], body))
 
 
-def decode_frame(data: bytes) -> Frame:
+def decode_frame(data: FrameBytes) -> Frame:
     """Raises: FrameError."""
     if len(data) > MAX_FRAME_BYTES:
         raise FrameError(f"a frame of {len(data)} bytes is larger than {MAX_FRAME_BYTES}")
