@@ -478,6 +478,7 @@ async def test_many_sessions_expire_by_few_entries() -> None:
         await asyncio.sleep(4)
         assert len(sessions_of(leader)) == 0
         assert expiries(cluster, leader.id) <= 3
+        assert not leader._core.sessions._expiring, "what is over costs no memory"
 
 
 # --- remembered -------------------------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ class SessionKeeper:
             self._newest = 0
             self._deadlines.clear()
             self._order.clear()
+            self._forget_expired()
         for session_id in self._system.sessions.newer_than(self._newest):
             self._newest = session_id
             deadline = now + self._system.sessions.ttl_ms(session_id) / 1000
@@ -72,6 +73,7 @@ class SessionKeeper:
             # Sessions that were closed long before their deadline must cost no memory until then.
             self._deadlines = {known: at for known, at in self._deadlines.items() if known in sessions}
             order[:] = sorted((at, known) for known, at in self._deadlines.items())
+            self._forget_expired()
         due: list[int] = []
         while order and order[0][0] <= now and len(due) < EXPIRED_AT_ONCE:
             _, session_id = heappop(order)
@@ -88,6 +90,10 @@ class SessionKeeper:
         for session_id in due:
             heappush(order, (now, session_id))
         return tuple(due)
+
+    def _forget_expired(self) -> None:
+        sessions = self._system.sessions
+        self._expiring = {known: at for known, at in self._expiring.items() if known in sessions}
 
     def proposed(self, session_ids: tuple[int, ...], log_id: LogId) -> None:
         """The expiry of these sessions is in this leader's log."""
