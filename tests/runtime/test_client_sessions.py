@@ -441,6 +441,19 @@ async def test_a_leader_that_was_paused_grants_every_session_its_time_again() ->
         await sessions_gone(cluster, leader, ref.id)
 
 
+async def test_a_single_voter_that_stood_still_grants_every_session_its_time_again() -> None:
+    async with memory_cluster(1, machine=Counter) as cluster:
+        leader = await cluster.leader()
+        ref = await opened(leader, ttl_ms=2000)
+        await asyncio.sleep(0.1)
+        leader.runtime_config().tick(False)  # as in a process that is stopped: nothing is looked at
+        await asyncio.sleep(3.0)
+        leader.runtime_config().tick(True)
+        await asyncio.sleep(1.5)
+        assert ref.id in sessions_of(leader), "what its client sent meanwhile may be waiting to be read"
+        await sessions_gone(cluster, leader, ref.id)
+
+
 async def test_a_client_counts_its_time_from_the_send_of_the_last_answered_keep_alive() -> None:
     async with counters() as cluster:
         leader = await cluster.leader()

@@ -24,6 +24,7 @@ class SessionKeeper:
         self._system = system
         self._leadership = 0
         self._is_granted = False
+        self._looked_at = float("-inf")
         self._newest = 0
         self._deadlines: dict[int, float] = {}
         self._order: list[tuple[float, int]] = []
@@ -36,6 +37,7 @@ class SessionKeeper:
 
     def follow(self, engine: Engine, applied: LogId | None, now: float) -> bool:
         """Take note of the role and of sessions opened and ended. Whether deadlines are kept now."""
+        looked_at, self._looked_at = self._looked_at, now
         if engine.session != self._leadership:
             self._leadership = engine.session
             self._is_granted = False
@@ -46,7 +48,8 @@ class SessionKeeper:
         if now >= engine.quorum_lease_until(now):
             self._is_granted = False
             return False
-        if not self._is_granted:
+        if not self._is_granted or now - looked_at >= engine.config.leader_lease:
+            # A single voter has a valid lease also when it stood still.
             self._is_granted = True
             self._newest = 0
             self._deadlines.clear()
