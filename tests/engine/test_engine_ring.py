@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from raftkit_core.testing.simulation.engine_ring import EngineRing
-from raftkit_core.testing.simulation.engine_run import play, run, run_seed
+from raftkit_core.testing.simulation.engine_run import run, run_seed
 from raftkit_core.testing.simulation.engine_scenario import NO_FAULTS, PROFILES, Action, EngineScenario, plan
 from raftkit_core.types.log_id import index_of
 
@@ -41,9 +41,8 @@ def test_every_profile_does_something(profile: str) -> None:
 def test_a_healthy_ring_elects_once_and_commits_everything() -> None:
     writes = [Action(0.3 + 0.05 * number, "write", count=4) for number in range(60)]
     ring = EngineRing(EngineScenario(1, 5, 0, writes, seconds=4.0, faults=NO_FAULTS))
-    play(ring)
-    leader = ring.leader()
-    assert leader is not None
+    ring.run(4.0)
+    leader = ring.settle()
     assert len(ring.invariants.leaders) == 1
     assert index_of(leader.state.committed) > 100
 

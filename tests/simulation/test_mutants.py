@@ -30,6 +30,7 @@ def test_there_are_sixty_and_every_one_against_safety_is_killed() -> None:
     assert all(MUTANTS[mutant].harm == "liveness" for mutant in survivors)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("mutant", sorted(TESTED))
 def test_what_no_seed_notices_an_ordinary_test_does(mutant: str) -> None:
     here = Path(__file__).parent
