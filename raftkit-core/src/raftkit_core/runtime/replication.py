@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from raftkit_core.engine.commands import Replicate, ReplicateSnapshot
 from raftkit_core.errors import NetworkError, PayloadTooLarge, RPCError, RPCTimeout, StorageError
@@ -122,7 +123,7 @@ class ReplicationStream:
             entries = self._writer.tail.read(start, self._limited(start, stop), self._max_payload_bytes)
             if entries is None:
                 self._reading = asyncio.ensure_future(self._read(command, prev, start, stop))
-                self._reading.add_done_callback(self._read_done)
+                self._reading.add_done_callback(partial(self._read_done, command, start))
                 return
             self._send(command, prev, entries)
 
@@ -134,20 +135,20 @@ class ReplicationStream:
         if self._queue and self._queue[0][0] is command:
             self._send(command, prev, entries)
 
-    def _read_done(self, task: asyncio.Task[None]) -> None:
+    def _read_done(self, command: Replicate, start: int, task: asyncio.Task[None]) -> None:
         self._reading = None
         if task.cancelled() or self._closed:
             return
         error = task.exception()
-        start = index_of(self._queue[0][1]) + 1 if self._queue else 0
-        if isinstance(error, StorageError) and self._queue and start < self._writer.first_index:
-            # Purged meanwhile: the engine will send a snapshot instead.
-            command = self._queue.popleft()[0]
-            self._report(command.epoch, RETRY_SECONDS)
+        if isinstance(error, StorageError) and start < self._writer.first_index:
+            # Purged meanwhile: the engine sends a snapshot instead, unless it has given up this order already.
+            if self._queue and self._queue[0][0] is command:
+                self._queue.popleft()
+                self._report(command.epoch, RETRY_SECONDS)
         elif error is not None:
             self._failed(error)
-        else:
-            self._pump()
+            return
+        self._pump()
 
     def _send(self, command: Replicate, prev: LogId | None, entries: list[Entry]) -> None:
         """Send one request; what is left of the order stays at the head of the queue."""
@@ -177,6 +178,8 @@ class ReplicationStream:
         error = NetworkError("the call was cancelled") if answer.cancelled() else answer.exception()
         if error is not None:
             self._on_error(error, command.epoch, count)
+            if self._queue:
+                self._pump()  # of a later epoch, which waited for the room this one took
             return
         response: AppendEntriesResponse = answer.result()
         if isinstance(response, Busy):
