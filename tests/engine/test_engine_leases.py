@@ -24,6 +24,7 @@ from raftkit_core.testing.builders import (
     grant,
     log_id,
     membership,
+    membership_entry,
     node,
     store_of,
     vote,
@@ -142,10 +143,42 @@ def test_a_restarted_voter_withholds_for_the_largest_lease_it_ever_acknowledged(
     assert engine.take_commands() != []
 
 
-def test_a_restarted_single_voter_has_nobody_to_wait_for() -> None:
-    engine = engine_with("n1", membership("n1"), log=[ZERO], committed=ZERO, largest_lease_ms=9000, started=False)
+def test_a_restarted_single_voter_that_led_last_has_nobody_to_wait_for() -> None:
+    mine = vote(4, "n1", committed=True)
+    engine = engine_with(
+        "n1", membership("n1"), vote=mine, log=[ZERO], committed=ZERO, largest_lease_ms=9000, started=False
+    )
     engine.startup(0.0)
-    assert engine.take_commands() == [SaveVote(1, vote(1))]
+    assert engine.take_commands() == [SaveVote(1, vote(5))]
+
+
+def test_a_restarted_single_voter_waits_for_the_leader_it_followed_last() -> None:
+    """Who made it the only voter may still read by the lease that it acknowledged before it stopped."""
+    engine = engine_with(
+        "n1", membership("n1"), vote=LEADER, log=[ZERO], committed=ZERO, largest_lease_ms=9000, started=False
+    )
+    engine.startup(0.0)
+    engine.handle_tick(8.9)
+    assert engine.take_commands() == []
+    engine.handle_tick(9.0)
+    assert engine.take_commands() == [SaveVote(1, vote(4))]
+
+
+def test_who_becomes_the_only_voter_waits_for_the_lease_of_the_leader_that_made_it_so() -> None:
+    """S22: n3 leads and leaves n1 alone. n1 led at once, while n3, which it had just answered, read by its lease."""
+    joint = Membership((("n3",), ("n1",)), {"n1": node("n1"), "n3": node("n3")})
+    alone = Membership((("n1",),), {"n1": node("n1"), "n3": node("n3")})
+    engine = engine_with("n1", joint, vote=LEADER, log=[ZERO], committed=ZERO)
+    change = membership_entry(log_id(3, "n3", 1), alone)
+    engine.handle_append_entries(AppendEntriesRequest(LEADER, ZERO, [change], ZERO, 500), 1, 1.0)
+    flush(engine, 1.0)
+    engine.take_commands()
+    for now in (1.0, 1.2, 1.49):
+        engine.handle_tick(now)
+        engine.handle_elect(now)
+        assert engine.take_commands() == []
+    engine.handle_tick(1.5)
+    assert engine.take_commands() == [SaveVote(3, vote(4))]
 
 
 def test_nothing_is_added_for_the_lease_to_the_election_timeout() -> None:

@@ -42,8 +42,11 @@ class EstablishHandler:
         is_voter = parts.is_voter or parts.state.membership.committed.membership.is_voter(parts.config.id)
         if parts.leader is not None or not is_voter or parts.needs_rejoin or parts.installing is not None:
             return False
-        # A single voter has nobody whose lease it could break.
-        return parts.effective.voter_ids == (parts.config.id,) or now >= parts.state.hold_until
+        if now >= parts.state.hold_until:
+            return True
+        # A single voter whose own vote is in force has nobody whose lease it could break. Under another's vote it may
+        # have acknowledged the lease of the leader that made it the only voter, and which reads by it still (S22).
+        return parts.effective.voter_ids == (parts.config.id,) and parts.state.vote.node_id == parts.config.id
 
     def campaign(self, now: float) -> None:
         """Start a campaign: a pre-vote first, if that is on and there is anybody to ask."""
