@@ -179,11 +179,10 @@ def _(patch: Patch) -> None:
     "A node stops campaigning as soon as its removal is appended, committed or not.",
 )
 def _(patch: Patch) -> None:
+    original = EstablishHandler.may_campaign
+
     def may_campaign(self: EstablishHandler, now: float) -> bool:
-        parts = self._parts
-        if parts.leader is not None or not parts.is_voter or parts.needs_rejoin or parts.installing is not None:
-            return False
-        return parts.effective.voter_ids == (parts.config.id,) or now >= parts.state.hold_until
+        return self._parts.is_voter and original(self, now)
 
     patch.set(EstablishHandler, "may_campaign", may_campaign)
 
