@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from raftkit_core.errors import StorageError
+
 
 def sql(node_id: str, statement: str) -> None:
     connection = sqlite3.connect(Path("raftkit-data") / node_id / "raft.db")
@@ -69,6 +71,16 @@ def test_a_backup_is_restored_elsewhere_as_another_store(raftkit: Any, keeper: A
     assert "nothing is overwritten" in again["error"]["message"]
 
 
+def test_a_folder_that_cannot_be_made_is_told_as_that(raftkit: Any, keeper: Any) -> None:
+    keeper.make("n1")
+    raftkit.json("storage", "backup", "n1.backup", "--id", "n1")
+    for folder in ("n1.backup/there", "/proc/there"):
+        error = raftkit.json("storage", "restore", "n1.backup", "--data-dir", folder, "--yes", code=10)["error"]
+        assert error["code"] == "STORAGE"
+        assert f"cannot make {folder}" in error["message"]
+        assert "permissions" in error["hint"]
+
+
 def test_a_migrated_store_keeps_its_id_and_the_old_one_is_retired(raftkit: Any, keeper: Any) -> None:
     keeper.make("n1")
     before = raftkit.json("storage", "verify", "--id", "n1")["data"]
@@ -78,7 +90,7 @@ def test_a_migrated_store_keeps_its_id_and_the_old_one_is_retired(raftkit: Any, 
     raftkit.json(*words, "--yes")
     after = raftkit.json("storage", "verify", "--id", "n1", "--storage", "sqlite:new.db")["data"]
     assert after == before | {"location": after["location"]}
-    assert identity(raftkit, "--id", "n1")["retired"] == "migrated to sqlite:new.db"
+    assert identity(raftkit, "--id", "n1")["retired"].startswith("migrated to sqlite:new.db at /")
 
 
 def test_a_recovery_says_what_it_would_do_and_then_does_it(raftkit: Any, keeper: Any) -> None:
@@ -94,6 +106,39 @@ def test_a_recovery_says_what_it_would_do_and_then_does_it(raftkit: Any, keeper:
     now = identity(raftkit, "--id", "n1")
     assert now["cluster_id"] == data["new_cluster_id"] != old == data["old_cluster_id"]
     assert now["retired"] is None
+
+
+def test_a_recovery_that_broke_off_is_run_again_to_its_end(raftkit: Any, keeper: Any, monkeypatch: Any) -> None:
+    keeper.make("n1", "n2", "n3")
+    from raftkit_core.offline import recover
+
+    async def out_of_space(*_: Any) -> None:
+        raise StorageError("no space left", subject="log", verb="write")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recover, "write_log", out_of_space)
+        raftkit.json("recover", "raftkit-data/n1", "--yes", code=10)
+    begun = identity(raftkit, "--id", "n1")
+    assert begun["retired"].startswith("not finished")
+    data = raftkit.json("recover", "raftkit-data/n1", "--yes")["data"]
+    assert (data["applied"], data["survivor"]) == (True, "n1")
+    assert data["backup"] is None, "it was written when the recovery began"
+    assert len(list(Path("raftkit-data").glob("*.raftkit-backup"))) == 1
+    now = identity(raftkit, "--id", "n1")
+    assert (now["retired"], now["cluster_id"]) == (None, data["new_cluster_id"])
+
+
+def test_a_folder_without_a_store_stays_as_it_is(raftkit: Any) -> None:
+    """A mistyped --data-dir is not told as damage, and nothing is made there."""
+    Path("wrong").mkdir()
+    for verb in ("info", "verify"):
+        error = raftkit.json("storage", verb, "--id", "n1", "--data-dir", "wrong", code=10)["error"]
+        assert error["code"] == "STORAGE"
+        assert "there is no store of n1" in error["message"]
+        assert "--data-dir" in error["hint"]
+    for words in (["storage", "backup", "x.backup", "--id", "n1", "--data-dir", "wrong"], ["recover", "n1=wrong"]):
+        assert "there is no store of n1" in raftkit.json(*words, code=10)["error"]["message"]
+    assert list(Path("wrong").iterdir()) == []
 
 
 def test_of_several_stores_the_newest_survives_and_the_others_are_retired(raftkit: Any, keeper: Any) -> None:

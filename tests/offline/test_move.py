@@ -14,11 +14,15 @@ from raftkit_core.config import Config
 from raftkit_core.errors import IdentityError, NeedsRejoin, StorageError
 from raftkit_core.offline.archive import BackupFile
 from raftkit_core.offline.move import Place, back_up, migrate, restore
-from raftkit_core.offline.store import open_store
+from raftkit_core.offline.store import open_store, write_log
 from raftkit_core.offline.verify import verify_store
 from raftkit_core.runtime.opening import open_identity
 from raftkit_core.state_machine.kv import KvStateMachine
+from raftkit_core.storage.interface import LogBatch
+from raftkit_core.types.entry import BLANK, Entry
 from raftkit_core.types.identity import StoreIdentity
+from raftkit_core.types.log_id import LogId
+from raftkit_core.types.vote import LeaderId, Vote
 
 NEW_STORE = "e" * 32
 WHEN = {"created_ms": 1, "version": "0"}
@@ -200,3 +204,67 @@ async def test_a_store_that_is_not_finished_is_not_backed_up(
     with pytest.raises(IdentityError, match="not finished"):
         await backup_of(there, "sqlite:raft.db", tmp_path / "half.backup")
     assert "half.backup" not in os.listdir(tmp_path)
+
+
+async def test_a_finished_migration_is_not_repeated_from_the_old_store_when_the_new_one_is_gone(
+    stores: Any, other: Any
+) -> None:
+    """The old store is what the node was before it voted and wrote elsewhere: it never comes back to life."""
+    await stores.make()
+    await migrate(place(stores, "sqlite:raft.db"), place(stores, "sqlite:new.db"), copy_snapshots=False)
+    (stores.context().data_dir / "new.db").unlink()
+    with pytest.raises(IdentityError, match="not used again") as raised:
+        await migrate(place(stores, "sqlite:raft.db"), place(stores, "sqlite:new.db"), copy_snapshots=False)
+    assert "member rejoin n1" in raised.value.hint
+    with pytest.raises(IdentityError, match="not used again"):
+        await migrate(place(stores, "sqlite:raft.db"), place(other, "sqlite:new.db"), copy_snapshots=True)
+    for where in (stores, other):
+        assert (await identity_a_node_gets(where, "sqlite:new.db")).store_id != "1" * 32
+
+
+async def test_a_migration_that_broke_off_is_not_finished_after_another_one_was(
+    stores: Any, other: Any, mortal: Callable[..., Any], killed: type[Exception]
+) -> None:
+    """Two folders, one URL: only the folder the source was retired for is the store."""
+    await stores.make()
+    with pytest.raises(killed):
+        await migrate(
+            place(stores, "sqlite:raft.db"),
+            place(other, "onefile:log", mortal(other.log("onefile:log"), 2)),
+            copy_snapshots=True,
+        )
+    await migrate(place(stores, "sqlite:raft.db"), place(stores, "onefile:log"), copy_snapshots=False)
+    with pytest.raises(IdentityError, match="retired"):
+        await migrate(place(stores, "sqlite:raft.db"), place(other, "onefile:log"), copy_snapshots=True)
+    with pytest.raises(NeedsRejoin):
+        await identity_a_node_gets(other, "onefile:log")
+    assert (await identity_a_node_gets(stores, "onefile:log")).store_id == "1" * 32
+
+
+async def test_a_migration_goes_on_after_the_source_ran_again_in_between(
+    stores: Any, mortal: Callable[..., Any], killed: type[Exception]
+) -> None:
+    """Until the source is retired it may be started: it votes, and its tail may be overwritten."""
+    made = await stores.make(committed=3)
+    target = mortal(stores.log("onefile:log"), 3)
+    with pytest.raises(killed):
+        await migrate(place(stores, "sqlite:raft.db"), place(stores, "onefile:log", target), copy_snapshots=False)
+    later = LeaderId(7, "n3")
+    async with open_store(stores.log("sqlite:raft.db"), stores.snapshots(), stores.context()) as store:
+        new = Entry(LogId(later, 5), made[-1].time_ms, BLANK, b"")
+        await write_log(store.log, LogBatch(vote=Vote(later, True), truncate_since=5, entries=[new]))
+    await migrate(place(stores, "sqlite:raft.db"), place(stores, "onefile:log"), copy_snapshots=False)
+    report = await verify_store(stores.log("onefile:log"), stores.snapshots(), stores.context())
+    assert report.findings == []
+    assert report.state is not None
+    assert report.state.last_log_id == LogId(later, 5)
+
+
+async def test_a_restore_does_not_take_a_snapshot_for_its_own_that_was_left_there(
+    stores: Any, other: Any, tmp_path: Path
+) -> None:
+    await stores.make(purged=2)
+    backup = await backup_of(stores, "sqlite:raft.db", tmp_path / "n1.backup")
+    await other.publish(LogId(LeaderId(9, "n3"), 90), cluster_id="d" * 32)
+    with pytest.raises(IdentityError, match="snapshot"):
+        await restore(backup, other.log("sqlite:raft.db"), other.snapshots(), other.context(), new_store_id=NEW_STORE)

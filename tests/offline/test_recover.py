@@ -8,18 +8,20 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
 from raftkit_core.config import Config
-from raftkit_core.errors import IdentityError, NeedsRejoin
+from raftkit_core.errors import IdentityError, NeedsRejoin, StorageError
 from raftkit_core.offline.machine import Standing, standing_of
 from raftkit_core.offline.recover import Candidate, apply_recovery, choose_survivor, look, plan_recovery, retire_for
-from raftkit_core.offline.store import open_store
+from raftkit_core.offline.store import open_store, write_log
 from raftkit_core.runtime.opening import open_identity
 from raftkit_core.state_machine.kv import KvStateMachine
+from raftkit_core.storage.interface import LogBatch
 from raftkit_core.storage.memory import MemoryLogStorage, MemorySnapshotStorage
 from raftkit_core.testing.cluster import MemoryCluster, memory_cluster
-from raftkit_core.types.entry import decode_membership
+from raftkit_core.types.entry import Entry, decode_membership
 from raftkit_core.types.kv import Get, Put
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import Membership, Node, StoredMembership
@@ -88,6 +90,13 @@ def test_the_new_cluster_id_is_a_digest_of_the_recovery_and_never_the_same_twice
     assert first != "c" * 32
 
 
+def test_a_restored_copy_is_no_part_of_the_old_majority() -> None:
+    """It may lack what its node had acknowledged, so with it nothing is known to be whole."""
+    copy = msgspec.structs.replace(candidate("n2", 3, 5), store_id="e" * 32)
+    plan = plan_recovery([candidate("n1", 3, 9), copy], random_hex=SOME_HEX)
+    assert (plan.had_quorum, plan.missing_voters) == (False, ("n2", "n3"))
+
+
 # --- the store ------------------------------------------------------------------------------------------------------
 
 
@@ -134,6 +143,22 @@ async def test_a_recovery_that_dies_anywhere_is_the_old_store_or_none_to_start_o
         if finished:
             break
     assert finished
+
+
+async def test_a_store_that_went_on_since_it_was_looked_at_is_left_as_it_is(stores: Any) -> None:
+    """A supervisor may have started the node while the backup was written."""
+    made = await stores.make()
+    async with open_store(stores.log("sqlite:raft.db"), stores.snapshots(), stores.context()) as store:
+        found = await look(store, await standing_of(store, KvStateMachine(), stores.context()))
+        plan = plan_recovery([found], random_hex=SOME_HEX)
+        later = LogId(LeaderId(9, "n2"), made[-1].index + 1)
+        await write_log(
+            store.log, LogBatch(vote=Vote(later.leader_id, True), entries=[Entry(later, made[-1].time_ms, 0, b"")])
+        )
+        with pytest.raises(StorageError, match="went on") as raised:
+            await apply_recovery(store, plan)
+        assert "run raftkit recover again" in raised.value.hint
+        assert (store.identity.cluster_id, store.identity.retired) == ("c" * 32, "")
 
 
 async def test_a_snapshot_ahead_of_the_log_is_what_the_survivor_has(stores: Any) -> None:

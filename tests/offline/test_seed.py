@@ -11,8 +11,9 @@ from raftkit_core import open_raft
 from raftkit_core.errors import IdentityError, StorageCorrupt
 from raftkit_core.offline.seed import inspect, seed_cluster
 from raftkit_core.types.kv import Get, Put
-from raftkit_core.types.log_id import index_of
+from raftkit_core.types.log_id import LogId, index_of
 from raftkit_core.types.membership import Node
+from raftkit_core.types.vote import LeaderId
 
 SECRETS = {"new_store_id": "e" * 32, "random_hex": "ab" * 16}
 
@@ -85,4 +86,15 @@ async def test_another_machine_s_snapshot_and_a_place_that_is_taken_are_refused(
         await seed(stores, path, machine="bank/1")
     await stores.make()
     with pytest.raises(IdentityError, match="nothing is overwritten"):
+        await seed(stores, path)
+
+
+async def test_a_snapshot_that_was_left_in_the_folder_does_not_become_the_new_cluster_s_state(
+    stores: Any, tmp_path: Path
+) -> None:
+    """Somebody removed the log and not the snapshots: those are newer, of another cluster, and would win."""
+    path = tmp_path / "state.snapshot"
+    await saved_snapshot(path)
+    await stores.publish(LogId(LeaderId(9, "n3"), 90))
+    with pytest.raises(IdentityError, match="snapshot"):
         await seed(stores, path)

@@ -80,7 +80,10 @@ def parts_of(settings: NodeSettings, *, make_folder: bool = False) -> Parts:
 
     folder = settings.data_dir
     if make_folder:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        from raftkit_core.offline.archive import translated
+
+        with translated(folder, "make"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     elif not folder.is_dir():
         raise CliError(
             "STORAGE",
@@ -88,7 +91,11 @@ def parts_of(settings: NodeSettings, *, make_folder: bool = False) -> Parts:
             hint=f"name the folder of node {settings.node_id}: --data-dir DIR",
         )
     context = AdapterContext(
-        settings.node_id, clock=SystemClock(), cluster=settings.config.cluster, data_dir=folder.resolve()
+        settings.node_id,
+        clock=SystemClock(),
+        cluster=settings.config.cluster,
+        data_dir=folder.resolve(),
+        creates=make_folder,
     )
     plugins = settings.plugins
     return Parts(

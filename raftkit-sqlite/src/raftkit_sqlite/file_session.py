@@ -66,6 +66,13 @@ class FileSession(ABC):
 
         Raises: StorageLocked, IdentityError, StorageCorrupt, StorageError.
         """
+        if not (self._context.creates or self._path.exists()):
+            raise StorageError(
+                f"there is no store of {self.node_id} at {self._path}",
+                subject="store",
+                verb="open",
+                hint="check --storage, --data-dir and --id: they are those of raftkit node run",
+            )
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:

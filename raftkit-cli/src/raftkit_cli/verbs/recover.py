@@ -61,13 +61,17 @@ def recover(
     assert folder is not None, "made by parts_of"
     file = backup or folder.with_name(f"{folder.name}-before-{plan.new_cluster_id[:8]}.raftkit-backup")
     check_free(file)
-    data = _fields(candidates, plan, file)
+    is_begun = any(each.node_id == plan.survivor and each.retired for each in candidates)
+    data = _fields(candidates, plan, None if is_begun else file)
     _tell(invocation, candidates, plan)
     if not invocation.yes:
         invocation.out.result("recover", data, lambda: invocation.out.line("nothing was changed; repeat it with --yes"))
         return
-    run(back_up_parts(invocation, survivor, file))
-    invocation.out.note(f"{plan.survivor} as it was: {file}")
+    if is_begun:
+        invocation.out.note("going on with a recovery that broke off; the backup was written when it began")
+    else:
+        run(back_up_parts(invocation, survivor, file))
+        invocation.out.note(f"{plan.survivor} as it was: {file}")
     # Handles that were closed are not opened again: fresh ones for every pass.
     fresh = {_id: _parts(invocation, source, flags) for _id, source in zip(stores, sources, strict=True)}
     run(_apply(fresh, plan))
@@ -120,7 +124,7 @@ async def _apply(stores: dict[str, Parts], plan: RecoveryPlan) -> None:
         await apply_recovery(store, plan)
 
 
-def _fields(candidates: list[Candidate], plan: RecoveryPlan, file: Path) -> dict[str, Any]:
+def _fields(candidates: list[Candidate], plan: RecoveryPlan, file: Path | None) -> dict[str, Any]:
     return {
         "applied": False,
         "survivor": plan.survivor,
@@ -142,7 +146,7 @@ def _fields(candidates: list[Candidate], plan: RecoveryPlan, file: Path) -> dict
         "entries_kept_uncommitted": plan.kept_uncommitted,
         "voters_not_looked_at": list(plan.missing_voters),
         "had_quorum": plan.had_quorum,
-        "backup": str(file),
+        "backup": None if file is None else str(file),
     }
 
 

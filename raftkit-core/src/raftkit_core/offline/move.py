@@ -38,6 +38,7 @@ from raftkit_core.types.log_id import index_of, next_index
 from raftkit_core.types.snapshot import SnapshotMeta
 
 UNFINISHED = "not finished: "
+MOVED = "migrated to "
 
 
 class Copied(msgspec.Struct, kw_only=True):
@@ -162,7 +163,7 @@ async def fill(
     progress: ProgressListener,
 ) -> None:
     """The snapshot first: a log without what lies before it is worth nothing. Then vote, purge position and entries,
-    after those an earlier try has written; ``committed`` last."""
+    after those an earlier try has written (as far as they are still what is copied); ``committed`` last."""
     if snapshot is not None and await target.snapshots.current() != snapshot:
         sink = await target.snapshots.sink(snapshot.snapshot_id)
         try:
@@ -177,11 +178,21 @@ async def fill(
             raise
     held = await target.log.read_state()
     if (held.vote, held.last_purged) != (state.vote, state.last_purged):
-        await write_log(target.log, LogBatch(vote=state.vote, purge_upto=state.last_purged))
+        truncate = None
+        if held.last_purged != state.last_purged and index_of(held.last_log_id) > index_of(held.committed):
+            truncate = max(next_index(held.last_purged), next_index(held.committed))
+        await write_log(target.log, LogBatch(vote=state.vote, truncate_since=truncate, purge_upto=state.last_purged))
     first = next_index(state.last_purged)
     total = index_of(state.last_log_id) + 1 - first
     have = index_of((await target.log.read_state()).last_log_id)
+    if have > index_of(state.last_log_id):
+        have = index_of(state.last_log_id)
+        await write_log(target.log, LogBatch(truncate_since=have + 1))
     async for batch in entries():
+        same = await _count_same(target.log, batch, have)
+        if same < len(batch) and batch[same].index <= have:
+            have = batch[same].index - 1
+            await write_log(target.log, LogBatch(truncate_since=have + 1))
         new = [entry for entry in batch if entry.index > have]
         if new:
             await write_log(target.log, LogBatch(entries=new))
@@ -192,6 +203,19 @@ async def fill(
     written = await target.log.read_state()
     if written != state:
         raise StorageError(f"{target.location} holds {written} after the copy, not {state}", subject="log")
+
+
+async def _count_same(log: RaftLogStorage, batch: list[Entry], have: int) -> int:
+    """How many entries at the beginning of ``batch`` are in ``log`` already, which ends at ``have``: its source may
+    have run since they were written."""
+    count = 0
+    first, last = batch[0].index, min(batch[-1].index, have)
+    async for held in walk_log(log, first, last):
+        for entry in held:
+            if entry != batch[count]:
+                return count
+            count += 1
+    return count
 
 
 async def finish(target: OfflineStore) -> None:
@@ -222,15 +246,23 @@ async def migrate(
     Raises: IdentityError if the source is retired for another reason, or the target holds another store; StorageError.
     """
     async with open_store(source.log, source.snapshots, source.context) as old:
-        moved = f"migrated to {target.url}"
-        if old.identity.retired not in ("", moved):
-            raise IdentityError(
-                f"{old.location} is retired: {old.identity.retired}", hint="take the store that is in use"
-            )
+        was_moved = bool(old.identity.retired)
+        if was_moved and not old.identity.retired.startswith(f"{MOVED}{target.url} at "):
+            raise _not_again(old)
         identity = msgspec.structs.replace(
             old.identity, retired=f"{UNFINISHED}the migration from {source.url}; run raftkit storage migrate again"
         )
-        async with open_target(target.log, target.snapshots, target.context, identity) as new:
+        async with open_target(
+            target.log,
+            target.snapshots,
+            target.context,
+            identity,
+            shares_snapshots=not copy_snapshots,
+            is_begun=was_moved,
+        ) as new:
+            moved = f"{MOVED}{target.url} at {new.location}"
+            if old.identity.retired not in ("", moved):
+                raise _not_again(old)
             if new.identity.store_id != old.identity.store_id:
                 raise IdentityError(
                     f"{new.location} was begun as a copy of store {new.identity.store_id}, this is"
@@ -264,6 +296,10 @@ async def migrate(
             return Copied(
                 identity=new.identity, state=state, entries=last + 1 - first, snapshot=snapshot, location=new.location
             )
+
+
+def _not_again(old: OfflineStore) -> IdentityError:
+    return IdentityError(f"{old.location} is retired: {old.identity.retired}", hint="take the store that is in use")
 
 
 async def log_sha256(log: RaftLogStorage, first: int, last: int) -> str:

@@ -136,7 +136,11 @@ def plan_recovery(candidates: list[Candidate], *, random_hex: str) -> RecoveryPl
     mine = Node(node.peer, node.client, survivor.store_id, node.tags)
     membership = Membership.of([(survivor.node_id,)], {survivor.node_id: mine})
     log_id = LogId(leader_id, last.index + 1)
-    present = {each.node_id for each in candidates if each.cluster_id in (old_id, survivor.cluster_id)}
+    present = {
+        each.node_id
+        for each in candidates
+        if each.cluster_id in (old_id, survivor.cluster_id) and _is_member_s(each, before)
+    }
     canonical = ["recover", old_id, survivor.node_id, last, random_hex, membership]
     return RecoveryPlan(
         survivor=survivor.node_id,
@@ -151,12 +155,19 @@ def plan_recovery(candidates: list[Candidate], *, random_hex: str) -> RecoveryPl
     )
 
 
+def _is_member_s(candidate: Candidate, membership: Membership) -> bool:
+    """Whether it is the store the membership names, not one that was restored: that may lack what was acknowledged."""
+    node = membership.nodes.get(candidate.node_id)
+    return node is not None and node.store_id in (None, candidate.store_id)
+
+
 async def apply_recovery(store: OfflineStore, plan: RecoveryPlan) -> None:
     """Make the survivor's store the first of the new cluster. Can be repeated after a crash with a plan made anew.
 
-    Raises: StorageError.
+    Raises: StorageError, also if the store is not the one the plan was made for any more: then it is left as it is.
     """
     identity = store.identity
+    await _check_still(store, plan)
     marked = msgspec.structs.replace(
         identity, cluster_id=plan.new_cluster_id, retired=f"{RECOVERY}{plan.old_cluster_id}"
     )
@@ -166,6 +177,22 @@ async def apply_recovery(store: OfflineStore, plan: RecoveryPlan) -> None:
     batch = LogBatch(vote=plan.vote, entries=[plan.entry], committed=plan.entry.log_id)
     await write_log(store.log, batch)
     await store.save_identity(msgspec.structs.replace(marked, retired=""))
+
+
+async def _check_still(store: OfflineStore, plan: RecoveryPlan) -> None:
+    """Between the look and this nobody held the store: its node may have been started, by a supervisor say."""
+    state = await store.log.read_state()
+    snapshot = await store.snapshots.current()
+    vote_term = 0 if state.vote is None else state.vote.term
+    last = max(index_of(state.last_log_id), -1 if snapshot is None else index_of(snapshot.last_log_id))
+    if last + 1 != plan.entry.index or vote_term >= plan.vote.term:
+        raise StorageError(
+            f"the store of {plan.survivor} went on since it was looked at: it ends at {state.last_log_id} and has the"
+            f" vote {state.vote} now",
+            subject="store",
+            verb="read",
+            hint="make sure that nothing starts the node (a supervisor?), then run raftkit recover again",
+        )
 
 
 async def retire_for(store: OfflineStore, plan: RecoveryPlan) -> None:

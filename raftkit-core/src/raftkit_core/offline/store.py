@@ -49,6 +49,15 @@ class OfflineStore:
         self.identity = identity
 
 
+def no_store(context: AdapterContext, location: str) -> StorageError:
+    return StorageError(
+        f"there is no store of {context.node_id} at {location}",
+        subject="store",
+        verb="open",
+        hint="check --storage, --data-dir and --id: they are those of raftkit node run",
+    )
+
+
 @asynccontextmanager
 async def open_store(
     log: RaftLogStorage, snapshots: RaftSnapshotStorage, context: AdapterContext
@@ -62,12 +71,7 @@ async def open_store(
         identity = await log.open(context)
         location = (await log.info()).location
         if identity is None:
-            raise StorageError(
-                f"there is no store of {context.node_id} at {location}",
-                subject="store",
-                verb="open",
-                hint="check --storage, --data-dir and --id: they are those of raftkit node run",
-            )
+            raise no_store(context, location)
         stack.push_async_callback(snapshots.close)
         await snapshots.open(context)
         yield OfflineStore(identity, log, snapshots, location)
@@ -75,12 +79,20 @@ async def open_store(
 
 @asynccontextmanager
 async def open_target(
-    log: RaftLogStorage, snapshots: RaftSnapshotStorage, context: AdapterContext, identity: StoreIdentity
+    log: RaftLogStorage,
+    snapshots: RaftSnapshotStorage,
+    context: AdapterContext,
+    identity: StoreIdentity,
+    *,
+    shares_snapshots: bool = False,
+    is_begun: bool = False,
 ) -> AsyncIterator[OfflineStore]:
     """A store to fill under ``identity``, whose ``retired`` says that it is not finished: no node starts on it before
     :meth:`finish`. A store that says the same was left behind by an earlier try and is gone on with.
 
-    Raises: IdentityError if there is any other store: nothing is ever overwritten.
+    Raises: IdentityError if there is any other store, or a snapshot that was left behind by one (unless it is meant to
+    be there: ``shares_snapshots``): nothing is ever overwritten, or taken for what it is not. With ``is_begun`` also if
+    there is none: an earlier try has filled it, and it was perhaps used since.
     """
     assert identity.retired, "a store that is being filled must not be one to start a node on"
     async with AsyncExitStack() as stack:
@@ -92,10 +104,23 @@ async def open_target(
                 f"{location} holds the store {found.store_id} of node {found.node_id} already: nothing is overwritten",
                 hint="name a place where no store is yet, or move that one away",
             )
-        if found is None:
-            await log.save_identity(identity)
+        if found is None and is_begun:
+            raise IdentityError(
+                f"there is no store at {location} to be finished; what was moved there is older than what may have been"
+                " promised with it since, and is not used again",
+                hint=f"start {context.node_id} with an empty folder, then: raftkit member rejoin {context.node_id}",
+            )
         stack.push_async_callback(snapshots.close)
         await snapshots.open(context)
+        if found is None:
+            left = await snapshots.current()
+            if left is not None and not shares_snapshots:
+                raise IdentityError(
+                    f"no store is at {location}, but a snapshot of an earlier one, up to {left.last_log_id}, is beside"
+                    " it and would be taken for this one's",
+                    hint=f"name a folder that is empty, or move the snapshots of {context.node_id} away",
+                )
+            await log.save_identity(identity)
         yield OfflineStore(identity if found is None else found, log, snapshots, location)
 
 

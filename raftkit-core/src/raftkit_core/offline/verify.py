@@ -8,7 +8,7 @@ import re
 import msgspec
 
 from raftkit_core.errors import RaftError, StorageCorrupt, StorageError
-from raftkit_core.offline.store import READ_BYTES, Progress, ProgressListener, no_progress
+from raftkit_core.offline.store import READ_BYTES, Progress, ProgressListener, no_progress, no_store
 from raftkit_core.storage.interface import LogState, RaftLogStorage, RaftSnapshotStorage
 from raftkit_core.storage.snapshot_format import SnapshotDecoder, SnapshotHeader, check_fits
 from raftkit_core.types.adapter import AdapterContext
@@ -58,7 +58,8 @@ async def verify_store(
 ) -> StoreReport:
     """Read it whole. Opens and closes both.
 
-    Raises: StorageLocked, IdentityError: then nothing could be looked at. Damage is no error, it is in the report.
+    Raises: StorageLocked, IdentityError, StorageError if there is none: then nothing could be looked at.
+    Damage is no error, it is in the report.
     """
     report = StoreReport(findings=[])
     try:
@@ -68,6 +69,8 @@ async def verify_store(
             report.found("store", "as a whole", error.message)
             return report
         report.location = (await log.info()).location
+        if report.identity is None and (await log.read_state()).last_log_id is None:
+            raise no_store(context, report.location)
         _check_identity(report)
         try:
             report.state = await log.read_state()

@@ -65,10 +65,14 @@ async def open_identity(
     return identity
 
 
+def _moved_to(retired: str) -> str:
+    return retired.removeprefix("migrated to ").partition(" at ")[0]
+
+
 def _way_on(retired: str, node_id: str) -> str:
     """What to do about a store that no node may start on."""
     if retired.startswith("not finished: "):
         return "run the command again that was filling it, to its end"
     if retired.startswith("migrated to "):
-        return f"start the node on the store it was moved to: --storage {retired.removeprefix('migrated to ')}"
+        return f"start the node on the store it was moved to: --storage {_moved_to(retired)}"
     return f"start {node_id} with an empty folder, then: raftkit member rejoin {node_id}"

@@ -16,7 +16,8 @@ class AdapterContext:
     """Who an adapter is made for. Factories do no IO with it.
 
     ``data_dir`` is the node's own folder, or None for a node that keeps nothing on disk. ``security`` is for
-    transports.
+    transports. ``creates`` is False for a tool that looks at a store: what is not there is not made, ``open`` may raise
+    StorageError instead.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class AdapterContext:
         group: str = DEFAULT_GROUP,
         data_dir: Path | None = None,
         security: Security | None = None,
+        creates: bool = True,
     ) -> None:
         self.node_id = node_id
         self.cluster = cluster
@@ -35,3 +37,4 @@ class AdapterContext:
         self.data_dir = data_dir
         self.clock = clock
         self.security = Security() if security is None else security
+        self.creates = creates
