@@ -8,6 +8,7 @@ it is still certain that nothing was sent.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 import aiohttp
 import msgspec
 
-from raftkit_core.errors import BadCommand, ConfigError, OutcomeUnknown, UnknownOption
+from raftkit_core.errors import BadCommand, ConfigError, OutcomeUnknown, RaftError, UnknownOption
 from raftkit_core.network.client import ClusterClient, Consistency, MembershipResult, NodeReport, NodeStatus
 from raftkit_core.types.kv import CompareAndSet, Delete, KeyValue, KvEvent, Put, WriteResult
 from raftkit_core.types.membership import Node
@@ -92,8 +93,25 @@ class HttpClusterClient(ClusterClient):
 
     async def status(self, *, digest: bool = False) -> NodeStatus:
         status = await self._call(_get_status(digest), NodeStatus)
+        if not status.members:
+            status = await self._status_of_member(digest) or status
         self._endpoints.learn(status.members)
         return status
+
+    async def _status_of_member(self, digest: bool) -> NodeStatus | None:
+        """Of another endpoint, one that belongs to a cluster: a node whose data is gone knows of none, and would be
+        told to begin one."""
+        for endpoint in self._endpoints.order()[1:]:
+            try:
+                status = await self._call(
+                    _get_status(digest), NodeStatus, only=endpoint, timeout=min(1.0, self._timeout)
+                )
+            except RaftError:
+                continue
+            if status.members:
+                self._endpoints.answered(endpoint, asyncio.get_running_loop().time())
+                return status
+        return None
 
     async def status_of(self, address: str, *, digest: bool = False) -> NodeStatus:
         return await self._call(_get_status(digest), NodeStatus, only=address)

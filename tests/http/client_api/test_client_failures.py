@@ -287,6 +287,22 @@ async def test_asking_one_node_asks_only_that_one(api_node: Any) -> None:
         assert (await client.status()).id == "n1"
 
 
+async def test_of_several_endpoints_one_that_belongs_to_a_cluster_says_how_it_is(
+    api_node: Any, fake_raft: Any
+) -> None:
+    """The first lost its data: it knows of no cluster, and must not be taken for a place to begin one."""
+    async with api_node(fake_raft("n2")) as two, api_node() as wiped, silent() as stopped:
+        wiped.raft.membership = Membership.of([], {})
+        async with HttpClusterClient([wiped.url]) as client:
+            assert (await client.status()).members == []
+        async with HttpClusterClient([wiped.url, dead_url(), two.url], timeout=3) as client:
+            assert (await client.status()).id == "n2"
+            await client.kv_put("k", b"1")
+        async with HttpClusterClient([wiped.url, stopped], timeout=0.2) as client:
+            assert (await client.status()).id == "n1"
+    assert [len(wiped.raft.written), len(two.raft.written)] == [0, 1]
+
+
 GARBAGE: list[tuple[str, bytes]] = [
     ("a redirect", raw("302 Found", b"", "Location: http://169.254.169.254/")),
     ("a page", raw("200 OK", b"<html>hello</html>", "Content-Type: text/html")),
