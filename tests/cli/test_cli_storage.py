@@ -98,7 +98,7 @@ def test_a_recovery_says_what_it_would_do_and_then_does_it(raftkit: Any, keeper:
     plan = raftkit("recover", "raftkit-data/n1")
     assert plan.exit_code == 0
     assert "nothing was changed" in plan.stdout
-    assert "n2, n3: not looked at" in plan.stderr
+    assert "n2, n3: not looked at with the store the cluster knows" in plan.stderr
     old = identity(raftkit, "--id", "n1")["cluster_id"]
     data = raftkit.json("recover", "n1=raftkit-data/n1", "--yes")["data"]
     assert (data["survivor"], data["applied"], data["voters_not_looked_at"]) == ("n1", True, ["n2", "n3"])

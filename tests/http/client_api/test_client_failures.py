@@ -287,9 +287,7 @@ async def test_asking_one_node_asks_only_that_one(api_node: Any) -> None:
         assert (await client.status()).id == "n1"
 
 
-async def test_of_several_endpoints_one_that_belongs_to_a_cluster_says_how_it_is(
-    api_node: Any, fake_raft: Any
-) -> None:
+async def test_of_several_endpoints_one_that_belongs_to_a_cluster_says_how_it_is(api_node: Any, fake_raft: Any) -> None:
     """The first lost its data: it knows of no cluster, and must not be taken for a place to begin one."""
     async with api_node(fake_raft("n2")) as two, api_node() as wiped, silent() as stopped:
         wiped.raft.membership = Membership.of([], {})

@@ -164,7 +164,10 @@ def _tell(invocation: Invocation, candidates: list[Candidate], plan: RecoveryPla
         )
     elif plan.missing_voters:
         lost = ", ".join(plan.missing_voters)
-        out.warn(f"{lost}: not looked at; writes that were acknowledged by a majority without {plan.survivor} are lost")
+        out.warn(
+            f"{lost}: not looked at with the store the cluster knows; writes that were acknowledged by a majority"
+            f" without {plan.survivor} are lost"
+        )
         out.warn(
             f"{lost}: must never start again with what they had; as a majority of the old cluster they would serve it"
         )
