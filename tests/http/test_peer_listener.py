@@ -158,18 +158,23 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0)
 
 
-async def test_a_client_that_does_not_read_its_answer_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+async def test_a_client_that_does_not_read_its_answer_is_dropped(
+    monkeypatch: pytest.MonkeyPatch, authority: Any, secure: bool
+) -> None:
     monkeypatch.setattr(listener_module, "SWEEP_INTERVAL", 0.02)
     monkeypatch.setattr(listener_module, "STALL_DEADLINE", 0.05)
 
     async def much(request: web.Request) -> web.Response:
         return web.Response(body=bytes(16 * 1024 * 1024))
 
-    server = HttpServer(Address("127.0.0.1", 0))
+    security = authority.node("n1")
+    trusted = ssl.create_default_context(cafile=authority.ca_file) if secure else None
+    server = HttpServer(Address("127.0.0.1", 0), TlsContexts(security).server(ssl.CERT_NONE) if secure else None)
     server.add_routes([web.get("/much", much)])
     await server.start()
     try:
-        _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024)
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1024, ssl=trusted)
         writer.write(b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n")
         await until(lambda: server.listener and server.listener.connections == 1)
         await until(lambda: server.listener and server.listener.connections == 0)

@@ -434,6 +434,28 @@ async def test_a_stranger_cannot_make_a_node_hold_a_large_frame() -> None:
             assert decode_frame(await known.receive()).kind == Kind.ANSWER
 
 
+async def test_a_stranger_that_is_called_cannot_make_the_caller_hold_a_large_frame() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(frames.SWITCHING)
+        await reader.readexactly(4)
+        writer.write((MIB).to_bytes(4, "big"))
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    factory = make_factory()
+    try:
+        net = factory.connect(
+            "n2", Node(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"), RecordingService("n1")
+        )
+        with pytest.raises(Unreachable, match=f"a frame of {MIB} bytes"):
+            await net.append_entries(append(0), 5)
+    finally:
+        await factory.close()
+        server.close()
+
+
 async def test_a_frame_that_never_becomes_whole_ends_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer that announces a frame and then sends a byte now and then would hold memory for ever."""
     monkeypatch.setattr(frames, "FRAME_DEADLINE", 0.1)

@@ -57,3 +57,19 @@ async def test_a_term_that_no_election_can_have_led_to_is_refused_and_changes_no
         await asyncio.sleep(2)
         assert leader.metrics().value.vote == vote
         assert len([record for record in caplog.records if "refused" in record.message]) == 1
+
+
+async def test_the_leader_a_node_follows_is_let_in_also_if_it_is_no_member_known_here() -> None:
+    """It was added while this node was away. On one connection it is heard already: shut out of the other, this node
+    would hear it for ever and never get an entry."""
+    async with memory_cluster(3) as cluster:
+        leader = await cluster.leader()
+        follower = next(raft for raft in cluster.rafts.values() if raft is not leader)
+        await follower.wait(5).current_leader(leader.id)
+        for node_id in [name for name in cluster.rafts if name != follower.id]:
+            await cluster.kill(node_id)
+        await asyncio.sleep(1)
+        newer = Vote(LeaderId(follower.metrics().value.vote.term + 5, "n9"), True)
+        await follower._service.heartbeat(HeartbeatRequest(newer, None, None, 500), PeerIdentity("n9", "9" * 32, 1))
+        assert not follower._service.admits("n8")
+        assert follower._service.admits("n9")

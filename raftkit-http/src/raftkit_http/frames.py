@@ -75,7 +75,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
     @property
     def unsent_bytes(self) -> int:
         """What lies here for the other side, if that is more than a little."""
-        return self.transport.get_write_buffer_size() if self._is_full else 0
+        return bytes_unsent(self.transport) if self._is_full else 0
 
     async def writable(self) -> None:
         """Wait until the other side has read most of what was written, or the connection ends."""
@@ -194,6 +194,14 @@ class FrameProtocol(asyncio.BufferedProtocol):
         waiter, self._writable = self._writable, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+
+def bytes_unsent(transport: asyncio.WriteTransport) -> int:
+    """Written, and not taken by the other side yet. (asyncio's transport of TLS does not count what has gone on to the
+    one below it, where a large answer lies whole.)"""
+    size = transport.get_write_buffer_size()
+    below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+    return size + below.get_write_buffer_size() if isinstance(below, asyncio.WriteTransport) else size
 
 
 def _probe_idle_connections(transport: asyncio.Transport) -> None:

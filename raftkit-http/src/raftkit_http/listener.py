@@ -31,6 +31,8 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
+from raftkit_http.frames import bytes_unsent
+
 logger = logging.getLogger(__name__)
 
 HANDSHAKE_DEADLINE = 5.0
@@ -117,7 +119,7 @@ class GuardedHandler(RequestHandler):
     @property
     def unread_bytes(self) -> int:
         """Written, and not taken by the other side yet."""
-        return 0 if self._held is None else self._held.get_write_buffer_size()
+        return 0 if self._held is None else bytes_unsent(self._held)
 
     def _start_header_timer(self) -> None:
         self._header_timer = asyncio.get_running_loop().call_later(HEADER_DEADLINE, self.drop)

@@ -18,6 +18,9 @@ from raftkit_http.tls import certified_ids
 
 logger = logging.getLogger(__name__)
 
+HELLO_ANSWER_BYTES_MAX = 64 * 1024
+"""Until a peer has answered the hello it may be anybody."""
+
 
 class FrameLink(Link):
     """A lane's connection. What it brings in is handed over in the step of the event loop that reads it."""
@@ -35,16 +38,19 @@ class FrameLink(Link):
         self._aborted = False
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reason = "closed the connection"
+        self._max_frame_bytes = max_frame_bytes
         self._frames = FrameProtocol(
             transport,
             former,
-            max_frame_bytes=max_frame_bytes,
+            max_frame_bytes=min(max_frame_bytes, HELLO_ANSWER_BYTES_MAX),
             received=connection.received_many,
             broken=self._broken,
             lost=self._lost,
         )
 
     def send(self, frame: bytes, request_id: int) -> None:
+        if request_id and self._frames.max_frame_bytes != self._max_frame_bytes:
+            self._frames.max_frame_bytes = self._max_frame_bytes  # its hello was good
         self._frames.send(frame)
 
     def abort(self) -> None:

@@ -1,8 +1,8 @@
 """TLS: contexts for listening and for calling, read again when their files change, and whose certificate it is.
 
-A peer proves who it is with a certificate of the cluster's CA that names its node id: as a DNS name equal to the id, or
-as the URI ``raftkit:node:ID``. Both sides check: who is called, and who calls. There is no way around a failed check:
-no plain text, no older protocol than TLS 1.2, no unchecked host name.
+A peer proves who it is with a certificate of the cluster's CA that names its node id: as the URI ``raftkit:node:ID``,
+or, where there is no such URI, as a DNS name equal to the id. Both sides check: who is called, and who calls. There is
+no way around a failed check: no plain text, no older protocol than TLS 1.2, no unchecked host name.
 """
 
 from __future__ import annotations
@@ -29,11 +29,8 @@ Stamp = tuple[tuple[int, int, int] | None, ...]
 def certified_ids(certificate: Mapping[str, Any] | None) -> frozenset[NodeId]:
     """The node ids that a checked certificate (``getpeercert()``) speaks for."""
     names: tuple[tuple[str, str], ...] = () if not certificate else certificate.get("subjectAltName", ())
-    return frozenset(
-        name.removeprefix(NODE_URI)
-        for kind, name in names
-        if (kind == "DNS" and name != "localhost") or (kind == "URI" and name.startswith(NODE_URI))
-    )
+    said = frozenset(name.removeprefix(NODE_URI) for kind, name in names if kind == "URI" and name.startswith(NODE_URI))
+    return said or frozenset(name for kind, name in names if kind == "DNS" and name != "localhost")
 
 
 class TlsContexts:

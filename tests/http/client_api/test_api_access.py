@@ -128,6 +128,17 @@ async def test_a_revoked_token_is_refused_with_the_next_request_of_an_open_socke
         assert msgspec.msgpack.decode((await socket.receive(5)).data)[:2] == [3, False]
 
 
+async def test_why_a_node_stopped_is_not_for_strangers(api_node: Any, tmp_path: Path) -> None:
+    """It may name files of the machine."""
+    async with secured(api_node, tmp_path) as s:
+        s.node.raft.fatal = "/var/lib/secret/n1.db: the disk is full"
+        for path, status in (("/livez", 500), ("/readyz", 503)):
+            for role, told in ((None, False), ("read", True)):
+                async with s.node.http.get(s.node.url + path, headers=s.bearer(role)) as response:
+                    assert response.status == status
+                    assert ("/var/lib" in await response.text()) is told
+
+
 async def test_a_watch_ends_when_its_token_is_revoked(api_node: Any, tmp_path: Path) -> None:
     async with secured(api_node, tmp_path) as s:
         async with s.node.http.get(s.node.url + "/v1/watch", headers=s.bearer("read")) as response:

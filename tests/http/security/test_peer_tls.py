@@ -15,14 +15,17 @@ import pytest
 
 from raftkit_core.errors import AccessDenied, ConfigError, RPCError, Unreachable
 from raftkit_core.testing.recording_service import BytesSource, RecordingService
+from raftkit_core.types.entry import NORMAL, Entry
 from raftkit_core.types.identity import PeerIdentity
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import Node, StoredMembership
 from raftkit_core.types.messages import (
+    AppendEntriesRequest,
     ForwardRequest,
     HeartbeatRequest,
     InstallSnapshotRequest,
     ReadIndexRequest,
+    TransferLeaderRequest,
     VoteRequest,
 )
 from raftkit_core.types.security import Security
@@ -31,6 +34,7 @@ from raftkit_core.types.vote import LeaderId, Vote
 from raftkit_http.frames import UPGRADE_HEADERS
 from raftkit_http.network import HttpNetwork, HttpNetworkFactory
 from raftkit_http.settings import HttpSettings
+from raftkit_http.tls import certified_ids
 
 LEADER = LeaderId(1, "n1")
 VOTE = Vote(LEADER, True)
@@ -162,6 +166,35 @@ async def test_who_was_removed_neither_writes_nor_reads_over_a_connection_it_sti
         await p.net.heartbeat(BEAT, 5)  # a leader that removes itself must still be able to say so
         assert heard(p).count("forward") == 1
         assert "read_index" not in heard(p)
+
+
+async def test_who_was_removed_cannot_depose_over_a_connection_it_still_has(authority: Any) -> None:
+    """What it began as leader it may end, a new leadership it may not claim."""
+    entry = Entry(LogId(LEADER, 0), 0, NORMAL, b"x")
+    async with pair(authority.node("n1"), authority.node("n2")) as p:
+        await p.net.heartbeat(BEAT, 5)
+        await p.net.append_entries(AppendEntriesRequest(VOTE, None, [entry], None, 500), 5)
+        p.service.shut_out.add("n1")
+        await p.net.heartbeat(BEAT, 5)
+        await p.net.append_entries(AppendEntriesRequest(VOTE, None, [entry], None, 500), 5)
+        higher = Vote(LeaderId(7, "n1"), True)
+        for call in (
+            p.net.heartbeat(HeartbeatRequest(higher, None, None, 500), 5),
+            p.net.append_entries(AppendEntriesRequest(higher, None, [], None, 500), 5),
+            p.net.transfer_leader(TransferLeaderRequest(higher, None), 5),
+        ):
+            with pytest.raises(RPCError, match="n1 is no member"):
+                await call
+        assert heard(p).count("heartbeat") == 2
+        assert heard(p).count("append_entries") == 2
+        assert "transfer_leader" not in heard(p)
+
+
+def test_a_certificate_that_names_its_node_speaks_for_no_host_of_that_name() -> None:
+    """Hosts are often named like nodes, and ``raftkit certs dev --host`` gives every certificate all of them."""
+    names = (("URI", "raftkit:node:n1"), ("DNS", "n1"), ("DNS", "n2"), ("DNS", "localhost"))
+    assert certified_ids({"subjectAltName": names}) == {"n1"}
+    assert certified_ids({"subjectAltName": names[1:]}) == {"n1", "n2"}
 
 
 async def test_a_resumed_session_of_tls_1_2_is_no_proof(authority: Any) -> None:

@@ -30,6 +30,7 @@ from raftkit_core.network.wire import (
 from raftkit_core.types.identity import PeerIdentity
 from raftkit_core.types.ids import MAX_FRAME_BYTES, NodeId
 from raftkit_core.types.messages import HelloRequest, HelloResponse, InstallSnapshotRequest
+from raftkit_core.types.vote import Vote
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +49,10 @@ REQUESTS_MAX = 1024
 """Requests of one connection under way; reading stops there until some are answered."""
 REQUEST_BYTES_MAX = 2 * MAX_FRAME_BYTES
 ADMITTED_AGAIN = frozenset({Kind.VOTE, Kind.PRE_VOTE, Kind.READ_INDEX, Kind.FORWARD})
-"""Before these it is looked at again who asks: it may have been removed since it said hello. (Not before appends and
-heartbeats: a leader that removes itself must still replicate that.)"""
+"""Before these it is looked at again who asks: it may have been removed since it said hello."""
+OF_A_LEADER = frozenset({Kind.APPEND_ENTRIES, Kind.HEARTBEAT, Kind.TRANSFER_LEADER})
+"""Before these only when they claim another leadership than those before: a leader that removes itself must still
+replicate that, and hand over."""
 
 
 class ServedConnection:
@@ -87,6 +90,8 @@ class ServedConnection:
         self._next_serial = 1
         self._last_forward = 0
         """The request id of the last forwarded operation: a caller counts up."""
+        self._leadership: Vote | None = None
+        """What the peer was last admitted with as a leader."""
         self._greeting = False
         self._closed = False
         self._room: asyncio.Future[None] | None = None
@@ -189,6 +194,9 @@ class ServedConnection:
         return response
 
     def _dispatch(self, service: RaftService, kind: Kind, message: Any, peer: PeerIdentity) -> Awaitable[Any]:
+        if self._admission is not None and kind in OF_A_LEADER and message.vote != self._leadership:
+            self._admission.check(peer.node_id, service)
+            self._leadership = message.vote
         if kind is Kind.APPEND_ENTRIES:
             return service.append_entries(message, peer)
         if kind is Kind.HEARTBEAT:

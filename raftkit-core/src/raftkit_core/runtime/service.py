@@ -227,13 +227,16 @@ class PeerService:
         """Members; and others only while no leader is at work here.
 
         A node that lags may not know the newest members yet, one of which leads: shut out for ever it could not catch
-        up. But whoever is no member cannot disturb a leader that works.
+        up. But whoever is no member cannot disturb a leader that works. The leader that this node follows is let in
+        in any case: heard on one connection and shut out of the other, it could never bring it up to date.
         """
         core = self._core
         if core is None:
             return True  # nothing but a hello is answered yet
-        members = core.engine.effective.nodes
-        return not members or node_id in members or not core.engine.hears_leader(core.clock.monotonic())
+        members, vote = core.engine.effective.nodes, core.engine.vote
+        if not members or node_id in members or (vote.committed and node_id == vote.node_id):
+            return True
+        return not core.engine.hears_leader(core.clock.monotonic())
 
     def _check_common(
         self,

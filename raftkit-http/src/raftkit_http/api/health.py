@@ -7,6 +7,7 @@ import asyncio
 from aiohttp import web
 
 from raftkit_core.errors import Fatal, NeedsRejoin, QuorumNotEnough, RaftError, Stopped
+from raftkit_http.access import NOBODY
 from raftkit_http.api.envelope import failure, success
 from raftkit_http.api.guard import Call
 from raftkit_http.api.metrics import CONTENT_TYPE, Measured
@@ -35,7 +36,9 @@ async def get_readyz(call: Call) -> web.Response:
 def fatal_problem(call: Call) -> RaftError | None:
     metrics = call.raft.metrics().value
     if metrics.fatal is not None:
-        return Fatal(f"{call.raft.id} has stopped: {metrics.fatal}", hint="read its log, then restart it")
+        # The reason may name files of the machine: not for whoever shows no token where one is needed.
+        reason = "" if call.caller is NOBODY else f": {metrics.fatal}"
+        return Fatal(f"{call.raft.id} has stopped{reason}", hint="read its log, then restart it")
     return None
 
 
