@@ -216,6 +216,11 @@ class FaultPlayer:
         """One store at a time may be lost for good: more than the cluster must survive is not asked of it."""
         if node in self.lost or len(self.lost) >= (len(self.sim.voters) - 1) // 2:
             return False
+        # The voters may be others, and fewer, than at the beginning.
+        left = [each for each in self.sim.ids if each != node and each not in self.lost]
+        memberships = [self.sim.raft(each)._core.engine.effective for each in self.sim.running]
+        if any(members.configs and not members.is_quorum(left) for members in memberships):
+            return False
         self.lost[node] = None
         return True
 
