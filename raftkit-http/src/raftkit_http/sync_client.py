@@ -41,7 +41,8 @@ class SyncClient:
         self._client = Client(endpoints, timeout=timeout, token=token, ca=ca, discover=discover)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        """Reentrant: the garbage collector may end a watch in a thread that holds it."""
 
     def __enter__(self) -> SyncClient:
         with self._lock:
@@ -145,8 +146,11 @@ class SyncClient:
             while True:
                 yield self._run(following())
         finally:
-            with suppress(ConfigError, OutcomeUnknown):  # the client is closed, and the stream with it
-                self._run(changes.aclose())
+            # Ended by the garbage collector in the client's own thread, which must not wait for itself, the stream is
+            # left to its loop.
+            if threading.current_thread() is not self._thread:
+                with suppress(ConfigError, OutcomeUnknown):  # the client is closed, and the stream with it
+                    self._run(changes.aclose())
 
     def open_session(self, ttl: float = DEFAULT_TTL_MS / 1000) -> SyncSession:
         """See :meth:`Client.open_session`; ``with`` closes it."""
@@ -204,4 +208,5 @@ class SyncSession:
         return result
 
     def close(self) -> None:
-        self._run(self._session.close())
+        if not self._session.is_closed:
+            self._run(self._session.close())

@@ -577,3 +577,21 @@ async def test_a_sync_client_may_be_closed_while_another_thread_begins_a_call(
     async with cluster(tmp_path, machine="kv") as nodes:
         told = await asyncio.wait_for(asyncio.to_thread(program, nodes.urls["n1"]), 10)
         assert told[-1] == "leader"
+
+
+async def test_what_outlives_a_sync_client_troubles_nobody(tmp_path: Path) -> None:
+    def program(url: str) -> Any:
+        with SyncClient([url]) as client:
+            client.kv_put("k", b"v")
+            session = client.open_session()
+            left = client.watch("k", from_revision=1)
+            next(left)
+            # The garbage collector may end a watch in any thread, also in the client's own one.
+            assert client._loop is not None
+            client._loop.call_soon_threadsafe(left.close)
+            found = client.kv_get("k")
+        session.close()
+        return found
+
+    async with cluster(tmp_path, machine="kv") as nodes:
+        assert await asyncio.wait_for(asyncio.to_thread(program, nodes.urls["n1"]), 10)
