@@ -241,6 +241,44 @@ async def test_a_cancelled_write_blocks_no_later_one() -> None:
 # --- what a session is not --------------------------------------------------------------------------------------------
 
 
+async def test_thousands_of_writes_that_wait_for_room_are_woken_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait, waits = asyncio.wait, 0
+
+    async def counted(*args: Any, **options: Any) -> Any:
+        nonlocal waits
+        waits += 1
+        return await wait(*args, **options)
+
+    async with memory_cluster(1, machine=Counter) as cluster:
+        leader = await cluster.leader()
+        async with leader.open_session() as session:
+            monkeypatch.setattr(asyncio, "wait", counted)
+            writes = [asyncio.ensure_future(session.write(Add(1))) for _ in range(3000)]
+            await asyncio.sleep(0)
+            for cancelled in writes[600:2900:7]:
+                cancelled.cancel()
+            done = await asyncio.gather(*writes, return_exceptions=True)
+            monkeypatch.setattr(asyncio, "wait", wait)
+            assert waits < 3500
+            written = [each for each in done if not isinstance(each, BaseException)]
+            assert len(written) + len(writes[600:2900:7]) == 3000
+            assert await total(leader) == len(written)
+            assert not session._room
+
+
+async def test_writes_that_wait_for_room_end_with_their_session() -> None:
+    async with counters() as cluster:
+        leader = await cluster.leader()
+        session = await cluster.raft(others(leader)[0]).open_session(ttl=5)
+        lose_requests(cluster, "forward")
+        writes = [asyncio.ensure_future(outcome(session.write(Add(1), timeout=60))) for _ in range(600)]
+        await asyncio.sleep(1)
+        await session.close()
+        clear(cluster)
+        told = await asyncio.gather(*writes)
+        assert {type(each) for each in told[512:]} == {SessionExpired}, "they were never sent"
+
+
 async def test_a_session_of_another_cluster_is_refused_though_its_number_is_open_here() -> None:
     async with counters() as cluster, counters() as elsewhere:
         leader, stranger = await cluster.leader(), await elsewhere.leader()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
@@ -61,7 +62,9 @@ class ClientSession(ABC):
         self._valid_seconds = self.ttl * (1 - max_clock_drift)
         self._valid_until = sent_at + self._valid_seconds
         self._serials = Serials()
-        self._room: list[asyncio.Future[None]] = []
+        self._room: deque[asyncio.Future[None]] = deque()
+        self._woken = 0
+        """Writes that were told of room and did not go on yet."""
         self._ended: RaftError | None = None
         self._is_closed = False
         self._keeping = asyncio.get_running_loop().create_task(self._keep_alive(), name=f"session {ref.id}")
@@ -177,20 +180,32 @@ class ClientSession(ABC):
             return
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
-        while self._serials.ahead >= WINDOW and not self._is_closed:
+        while self._serials.ahead >= WINDOW and not self._is_closed and self._ended is None:
             left = deadline - loop.time()
             if left <= 0:
                 raise Overloaded(f"{self._serials.ahead} writes of the session {self.id} wait for the oldest of them")
             waiter = loop.create_future()
             self._room.append(waiter)
-            await asyncio.wait([waiter], timeout=left)
+            try:
+                await asyncio.wait([waiter], timeout=left)
+            except asyncio.CancelledError:
+                self._leave(waiter)
+                self._wake()  # the room is for the next one
+                raise
+            self._leave(waiter)
+
+    def _leave(self, waiter: asyncio.Future[None]) -> None:
+        if not waiter.cancel():
+            self._woken -= 1
 
     def _wake(self) -> None:
-        if self._room and (self._is_closed or self._serials.ahead < WINDOW):
-            waiting, self._room = self._room, []
-            for waiter in waiting:
-                if not waiter.done():
-                    waiter.set_result(None)
+        """Tell as many as there is room for: thousands may wait. When the session is over, everybody."""
+        is_over = self._is_closed or self._ended is not None
+        while self._room and (is_over or self._serials.ahead + self._woken < WINDOW):
+            waiter = self._room.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                self._woken += 1
 
     async def _keep_alive(self) -> None:
         interval = self._valid_seconds / 3
@@ -202,6 +217,7 @@ class ClientSession(ABC):
                 await self._send_keep_alive(interval)
             except SessionExpired as error:
                 self._ended = error
+                self._wake()
                 return
             except RaftError:
                 delay = min(RETRY_SECONDS, interval)
