@@ -87,7 +87,10 @@ def test_a_migrated_store_keeps_its_id_and_the_old_one_is_retired(raftkit: Any, 
     words = ["storage", "migrate", "--id", "n1", "--from", "sqlite:raft.db", "--to", "sqlite:new.db"]
     assert raftkit.json(*words, "--dry-run")["data"]["written"] is False
     assert not Path("raftkit-data/n1/new.db").exists()
+    assert "both sqlite:raft.db" in raftkit.json(*words[:-1], "sqlite:raft.db", "--yes", code=2)["error"]["message"]
     raftkit.json(*words, "--yes")
+    again = raftkit.json(*words, "--yes", code=10)["error"]
+    assert "is finished" in again["message"]
     after = raftkit.json("storage", "verify", "--id", "n1", "--storage", "sqlite:new.db")["data"]
     assert after == before | {"location": after["location"]}
     assert identity(raftkit, "--id", "n1")["retired"].startswith("migrated to sqlite:new.db at /")

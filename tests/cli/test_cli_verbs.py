@@ -56,6 +56,22 @@ def test_status_without_a_quorum_says_who_is_missing(raftkit: Any) -> None:
     assert "no quorum" in raftkit("status").stdout
 
 
+def test_a_voter_with_another_store_than_the_membership_names_does_not_count(raftkit: Any) -> None:
+    """It answers, and yet it can elect nobody: an operator must not be told to wait for an election."""
+    raftkit.cluster.bind()
+    raftkit.cluster.store_ids["n3"] = "9" * 32
+    data = raftkit.json("status")["data"]
+    assert data["state"] == "degraded"
+    assert "2 of 3 voters answer, tolerates 0 more" in data["verdict"]
+    assert "raftkit member rejoin n3" in data["verdict"]
+    raftkit.cluster.store_ids["n2"] = "8" * 32
+    raftkit.cluster.leader = None
+    data = raftkit.json("status")["data"]
+    assert data["state"] == "no quorum"
+    assert data["verdict"].endswith("missing: n2, n3; n2 lost its store; n3 lost its store")
+    assert "raftkit recover" in raftkit("status").stderr
+
+
 def test_status_of_a_cluster_without_a_leader(raftkit: Any) -> None:
     raftkit.cluster.leader = None
     data = raftkit.json("status")["data"]

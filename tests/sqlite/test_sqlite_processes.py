@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -120,6 +121,21 @@ async def test_a_write_ahead_log_that_was_removed_is_missed(tmp_path: Path) -> N
     assert not wal.exists()
     async with opened(lambda: SqliteLogStorage(tmp_path / "n1.db")):
         pass  # closed in good order, nothing is missed
+
+
+async def test_a_write_ahead_log_that_another_program_emptied_is_told_apart_by_who_knows_it(tmp_path: Path) -> None:
+    """A look with the sqlite3 shell after a crash moves the content over and removes the file. Nobody can see that from
+    the files, so the refusal says what to do about it: it must not make a whole store look lost."""
+    await kill_a_writer(tmp_path)
+    shell = sqlite3.connect(tmp_path / "n1.db")
+    shell.execute("SELECT count(*) FROM log").fetchall()
+    shell.close()
+    with pytest.raises(StorageCorrupt, match="unless another program has opened") as raised:
+        await SqliteLogStorage(tmp_path / "n1.db").open(context())
+    assert "delete n1.db.lock" in raised.value.hint
+    (tmp_path / "n1.db.lock").unlink()
+    async with opened(lambda: SqliteLogStorage(tmp_path / "n1.db")) as storage:
+        assert await read_all(storage, 0, 5) == entries(1, 0, 5)
 
 
 async def test_the_write_ahead_log_of_another_store_is_not_believed(tmp_path: Path) -> None:

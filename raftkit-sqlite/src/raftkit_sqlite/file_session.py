@@ -15,7 +15,7 @@ from typing import ClassVar, TypeVar
 
 import msgspec
 
-from raftkit_core.errors import StorageError
+from raftkit_core.errors import StorageCorrupt, StorageError
 from raftkit_core.types.adapter import AdapterContext
 from raftkit_core.types.decoding import strictly
 from raftkit_sqlite import schema
@@ -122,11 +122,15 @@ class FileSession(ABC):
     def _check_wal(self) -> None:
         """What the last holder confirmed is in its write-ahead log, unless it closed: SQLite does not miss the file."""
         if self.lock.expects_wal and not self._path.with_name(self._path.name + "-wal").exists():
-            raise corrupt(
-                self._path,
+            name = self._path.name
+            raise StorageCorrupt(
+                f"{self._path}: {name}-wal is gone, and what was confirmed last with it, unless another program has"
+                " opened the store since the node ended",
                 subject="store",
                 verb="open",
-                what=f"{self._path.name}-wal is gone, and what was confirmed last with it",
+                hint=f"put {name}-wal back. If the sqlite3 shell or a backup program has opened {name} since, it has"
+                f" moved the content over and nothing is missing: then delete {name}.lock. Otherwise start"
+                f" {self.node_id} with an empty folder, then: raftkit member rejoin {self.node_id}",
             )
 
     # --- The table meta ---------------------------------------------------------------------------------------------

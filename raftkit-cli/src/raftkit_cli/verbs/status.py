@@ -25,7 +25,7 @@ _COLOURS = {"healthy": "green", "degraded": "yellow"}
 _NEXT_STEPS = {
     "not initialized": "begin one: raftkit cluster init ID=URL ID=URL ID=URL",
     "no quorum": "start the missing nodes (raftkit local up, or raftkit node run where they live); reads without a"
-    " promise work: raftkit kv get KEY --consistency stale",
+    " promise work: raftkit kv get KEY --consistency stale; if a majority lost its data for good: raftkit recover",
     "no leader": "look again in a second: raftkit status --watch",
 }
 

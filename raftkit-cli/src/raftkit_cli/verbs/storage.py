@@ -309,6 +309,10 @@ def migrate(
     source = parts_of(source_settings)
     from_text, to_text = AdapterUrl.parse(from_url).masked(), AdapterUrl.parse(to_url).masked()
     target_settings.plugins.find("storage", AdapterUrl.parse(to_url).scheme)
+    if from_text == to_text and source_settings.data_dir.resolve() == target_settings.data_dir.resolve():
+        raise CliError(
+            "USAGE", f"--from and --to are both {from_text} in {source_settings.data_dir}", hint="name another place"
+        )
     if dry_run:
         report = _sound(invocation, {**flags, "storage": from_url})
         data = {**_report_fields(report), "from": from_text, "to": to_text, "written": False}

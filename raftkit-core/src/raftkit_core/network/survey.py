@@ -60,8 +60,22 @@ class Survey:
     def quorum(self) -> tuple[int, int, int]:
         """(voters that answer and work, voters needed, voters)."""
         voters = [member.id for member in self.members if member.voter]
-        working = [node_id for node_id in voters if is_working(self.answers.get(node_id))]
+        working = [node_id for node_id in voters if self.counts(node_id)]
         return len(working), len(voters) // 2 + 1, len(voters)
+
+    def counts(self, node_id: str) -> bool:
+        """Whether a member answers, works, and has the store the membership names."""
+        return is_working(self.answers.get(node_id)) and node_id not in self.strangers
+
+    @property
+    def strangers(self) -> list[str]:
+        """Members that came back with another store than the membership names: they lost what they had promised."""
+        found = []
+        for member in self.members:
+            answer = self.answers.get(member.id)
+            if answer is not None and answer.store_id and member.node.store_id not in (None, answer.store_id):
+                found.append(member.id)
+        return found
 
 
 def is_working(answer: NodeStatus | None) -> bool:
@@ -75,8 +89,9 @@ def verdict(survey: Survey) -> tuple[str, str]:
         return "not initialized", f"{survey.asked.id} belongs to no cluster yet"
     working, needed, voters = survey.quorum()
     if working < needed:
-        gone = _listed([m.id for m in survey.members if m.voter and not is_working(survey.answers.get(m.id))])
-        return "no quorum", f"{working} of {voters} voters answer, {needed} needed; missing: {gone}"
+        gone = _listed([m.id for m in survey.members if m.voter and not survey.counts(m.id)])
+        strange = "".join(f"; {node_id} lost its store" for node_id in survey.strangers)
+        return "no quorum", f"{working} of {voters} voters answer, {needed} needed; missing: {gone}{strange}"
     if survey.leader is None:
         return "no leader", f"{working} of {voters} voters answer, an election is under way"
     troubles = _troubles(survey)
@@ -97,6 +112,8 @@ def _troubles(survey: Survey) -> list[str]:
             troubles.append(f"{member.id} has stopped: {answer.fatal}")
         elif answer.needs_rejoin:
             troubles.append(f"{member.id} needs to rejoin: {answer.needs_rejoin}")
+        elif member.id in survey.strangers:
+            troubles.append(f"{member.id} lost its store and needs to rejoin: raftkit member rejoin {member.id}")
     if survey.is_joint:
         troubles.append("a membership change is under way")
     return troubles
@@ -118,8 +135,10 @@ def next_step(survey: Survey) -> str | None:
     gone = [member.id for member in survey.members if survey.answers.get(member.id) is None]
     if state == "no quorum":
         voters = [member.id for member in survey.members if member.voter and member.id in gone]
+        if not voters and survey.strangers:
+            return "start a voter with the data it had; if a majority lost it for good: raftkit recover"
         return f"start {_listed(voters, 'or')}" if voters else "repair the nodes that have stopped"
-    rejoin = [status.id for status in survey.reachable if status.needs_rejoin]
+    rejoin = [status.id for status in survey.reachable if status.needs_rejoin or status.id in survey.strangers]
     if rejoin:
         return f"raftkit member rejoin {rejoin[0]}"
     return f"start {_listed(gone, 'and')}" if gone else None

@@ -99,6 +99,11 @@ async def open_target(
         stack.push_async_callback(log.close)
         found = await log.open(context)
         location = (await log.info()).location
+        if found is not None and is_begun and (found.store_id, found.retired) == (identity.store_id, ""):
+            raise IdentityError(
+                f"the move to {location} is finished: nothing is left to do",
+                hint=f"start {context.node_id} on it: see --storage and --data-dir",
+            )
         if found is not None and found.retired != identity.retired:
             raise IdentityError(
                 f"{location} holds the store {found.store_id} of node {found.node_id} already: nothing is overwritten",
