@@ -6,9 +6,12 @@ bounded, never decompressed, never redirected, and decoded strictly.
 
 from __future__ import annotations
 
+import asyncio
 import io
 import ssl
-from typing import Generic, TypeVar
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Generic, TypeVar
 
 import aiohttp
 import msgspec
@@ -22,6 +25,8 @@ MAX_ANSWER_BYTES = 32 * 1024 * 1024
 """The largest honest answer is one entry of 16 MiB in base64."""
 STREAM_FROM_BYTES = 256 * 1024
 CONNECT_SECONDS = 2.0
+CALLS_MAX = 100
+"""Calls of one client that are under way at once, each on a connection; others wait for their turn."""
 KEEPALIVE_SECONDS = 10.0
 """Shorter than any server's: a connection the server is about to close must not carry a write (aiohttp 13283)."""
 
@@ -62,15 +67,41 @@ class Answer(Generic[T]):
 _envelopes = msgspec.json.Decoder(Envelope, strict=True)
 
 
+class Connections(aiohttp.TCPConnector):
+    """Connections that callers get in the order in which they came.
+
+    aiohttp's own limit gives a connection to whoever asks in the moment it is free, mostly to who just had it; the
+    others wait until they give up on a node that is well.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(limit=0, **options)
+        self._turns = asyncio.Semaphore(CALLS_MAX)
+
+    @asynccontextmanager
+    async def turn(self, timeout: float) -> AsyncIterator[None]:
+        """Raises: NotSent after ``timeout`` seconds."""
+        if self._turns.locked():
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._turns.acquire()
+            except TimeoutError:
+                raise NotSent(f"{CALLS_MAX} calls of this client are under way already") from None
+        else:
+            await self._turns.acquire()  # does not wait
+        try:
+            yield
+        finally:
+            self._turns.release()
+
+
 def make_session(token: str | None, tls: ssl.SSLContext | None = None) -> aiohttp.ClientSession:
     """A session without proxies from the environment, cookies, or decompression. The caller closes it."""
     headers = {"Accept": JSON_TYPE, "Accept-Encoding": "identity"}
     if token is not None:
         headers["Authorization"] = f"Bearer {token}"
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
-            limit=100, keepalive_timeout=KEEPALIVE_SECONDS, ssl=True if tls is None else tls
-        ),
+        connector=Connections(keepalive_timeout=KEEPALIVE_SECONDS, ssl=True if tls is None else tls),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers=headers,
         auto_decompress=False,
@@ -81,10 +112,22 @@ def make_session(token: str | None, tls: ssl.SSLContext | None = None) -> aiohtt
 async def exchange(
     session: aiohttp.ClientSession, endpoint: str, outgoing: Outgoing, into: type[T], timeout: float
 ) -> Answer[T]:
-    """Ask ``endpoint`` and decode its answer as ``into``.
+    """Ask ``endpoint`` in our turn and decode its answer as ``into``. ``session`` is of :func:`make_session`.
 
     Raises: NotSent, Lost; ConfigError if the client is closed.
     """
+    connections, now = session.connector, asyncio.get_running_loop().time
+    if connections is None:
+        raise ConfigError("the client is closed")
+    assert isinstance(connections, Connections), "make_session made it"
+    began = now()
+    async with connections.turn(timeout):
+        return await _exchange(session, endpoint, outgoing, into, max(began + timeout - now(), 0.001))
+
+
+async def _exchange(
+    session: aiohttp.ClientSession, endpoint: str, outgoing: Outgoing, into: type[T], timeout: float
+) -> Answer[T]:
     if session.closed:
         raise ConfigError("the client is closed")
     limits = aiohttp.ClientTimeout(total=timeout, connect=min(CONNECT_SECONDS, timeout / 2))
