@@ -13,7 +13,7 @@ from raftkit_core.network.client_session import ClientSession
 from raftkit_core.network.repeating import Attempts
 from raftkit_core.state_machine.kv_codec import KvCodec
 from raftkit_core.types.kv import CompareAndSet, Delete, Put, WriteResult
-from raftkit_core.types.session import DEFAULT_TTL_MS, SessionRef, SessionSerial
+from raftkit_core.types.session import DEFAULT_TTL_MS, MAX_TTL_MS, SessionRef, SessionSerial
 from raftkit_http.api.schema import MSGPACK_TYPE, LeaderAnswer, SessionAnswer, SessionClosedAnswer, WriteAnswer
 from raftkit_http.attempt import Attempt
 from raftkit_http.client import DEFAULT_TIMEOUT, HttpClusterClient, json_post, write_result
@@ -175,6 +175,8 @@ class HttpSession(ClientSession):
             ref = SessionRef.parse(opened.session)
         except ValueError as error:
             raise BadRequest(f"a node answered with a session {opened.session[:80]!r}") from error
+        if not 0 < opened.valid_ms <= opened.ttl_ms <= MAX_TTL_MS:
+            raise BadRequest(f"a node answered with a session of {opened.ttl_ms} ms, valid for {opened.valid_ms} ms")
         self._client = client
         super().__init__(
             ref,

@@ -16,6 +16,7 @@ import pytest
 from raftkit_core import Node, Raft, open_raft
 from raftkit_core.errors import (
     BadCommand,
+    BadRequest,
     CommandRejected,
     ConfigError,
     OutcomeUnknown,
@@ -28,6 +29,8 @@ from raftkit_core.state_machine.simple import SimpleStateMachine
 from raftkit_core.testing.cluster import outcome
 from raftkit_core.types.kv import CompareAndSet, Put
 from raftkit_http import Client, SyncClient
+from raftkit_http.api.schema import SessionAnswer
+from raftkit_http.pipelined import HttpSession
 
 LOCAL = "127.0.0.1"
 
@@ -446,6 +449,13 @@ async def test_a_client_that_is_closed_under_a_write_does_not_say_that_it_did_no
             await closing
         assert [type(each) for each in told] == [OutcomeUnknown] * 6, told
         assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("writes to")]
+
+
+@pytest.mark.parametrize(("ttl_ms", "valid_ms"), [(0, 0), (1000, 0), (1000, 1001), (-1000, -900), (10**12, 10**12)])
+async def test_a_session_that_no_node_can_give_is_not_believed(ttl_ms: int, valid_ms: int) -> None:
+    client = Client(["http://127.0.0.1:1"])
+    with pytest.raises(BadRequest):
+        HttpSession(client, SessionAnswer(session=f"{'0' * 32}-1", ttl_ms=ttl_ms, valid_ms=valid_ms), 0.0)
 
 
 # --- without an event loop --------------------------------------------------------------------------------------------
