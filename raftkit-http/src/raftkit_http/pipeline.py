@@ -96,9 +96,11 @@ class Pipeline:
         connection = self._connection
         if connection is None or connection.is_over or connection.is_silent:
             self._left = [left for left in self._left if not left.task.done()]
-            if connection is not None:
-                self._left.append(connection)
+            left = connection
             connection = self._connection = _Connection(self._session, self._endpoint)
+            if left is not None:
+                self._left.append(left)
+                connection.take_over(left)
         return await connection.write(command, once, timeout)
 
     async def close(self) -> None:
@@ -149,6 +151,11 @@ class _Connection:
             self._callers -= 1
             if self.is_silent and not self._callers:
                 self.end()
+
+    def take_over(self, other: _Connection) -> None:
+        """What ``other`` has not sent goes out here."""
+        self._queue.extend(other._queue)
+        other._queue.clear()
 
     def end(self) -> None:
         """Break it off."""

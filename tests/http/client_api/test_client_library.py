@@ -28,7 +28,7 @@ from raftkit_core.errors import (
 from raftkit_core.state_machine.simple import SimpleStateMachine
 from raftkit_core.testing.cluster import outcome
 from raftkit_core.types.kv import CompareAndSet, Put
-from raftkit_http import Client, SyncClient
+from raftkit_http import Client, SyncClient, pipeline
 from raftkit_http.api.schema import SessionAnswer
 from raftkit_http.pipelined import HttpSession
 
@@ -274,6 +274,24 @@ async def test_a_write_that_gives_up_breaks_no_other_one_on_its_connection(tmp_p
         assert await patient == 2
         assert await client.write(encode(Add(1))) == 3
         assert len([task for task in asyncio.all_tasks() if task.get_name().startswith("writes to")]) == 1
+
+
+async def test_a_write_that_was_not_sent_yet_leaves_a_connection_that_went_silent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "WINDOW", 1)
+    async with (
+        cluster(tmp_path) as nodes,
+        proxy(nodes.urls["n1"]) as before,
+        Client([before.url], discover=False) as client,
+        client.open_session() as session,
+    ):
+        await session.write(encode(Add(1)))
+        before.hold = 2  # the WebSocket: the session was opened on the first one
+        sent = asyncio.ensure_future(session.write(encode(Add(1))))
+        await asyncio.sleep(0)
+        queued = asyncio.ensure_future(client.write(encode(Add(1))))
+        assert sorted(await asyncio.wait_for(asyncio.gather(sent, queued), 4)) == [2, 3]
 
 
 async def test_a_command_that_is_too_large_is_refused_and_breaks_no_other_write(tmp_path: Path) -> None:
