@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+from pathlib import Path
 
 import pytest
 
@@ -82,3 +83,12 @@ def test_a_log_that_cannot_be_written_is_no_reason_to_stop(as_json: bool, monkey
     log = NodeLog("n1", Output(as_json=as_json))
     log.changed(STORY[1])
     log.say("nobody hears this")
+
+
+def test_no_password_of_a_url_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    log = NodeLog("n1", Output())
+    log.starting(Path("d"), "redis://me:c4nary@db:6379/0?password=c4nary", "http://127.0.0.1:7401?secret=c4nary")
+    log.ready("http://127.0.0.1:7401?secret=c4nary", "default")
+    told = capsys.readouterr()
+    assert "c4nary" not in told.out + told.err
+    assert "db:6379" in told.err

@@ -333,6 +333,7 @@ def test_a_node_serves_again_with_the_same_command_and_ends_with_0_on_sigterm(sh
             if turn == "first":
                 shell.json("-e", endpoint, "kv", "put", "k", "v")
             assert shell.json("-e", endpoint, "kv", "get", "k")["data"]["value"] == "v"
+            assert (shell.folder / "n1").stat().st_mode & 0o077 == 0, "T16: nobody else looks into it"
             process.send_signal(signal.SIGTERM)
             output, _ = process.communicate(timeout=10)
         assert process.returncode == 0, output

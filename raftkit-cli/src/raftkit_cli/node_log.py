@@ -43,11 +43,13 @@ class NodeLog:
 
     def starting(self, data_dir: Path, storage: str, network: str) -> None:
         """On stderr even with ``--json``: a start that fails must leave its error as the only document."""
-        self._line("starting", f"starting: storage {storage}, network {network}, folder {data_dir}")
+        text = f"starting: storage {_shown(storage)}, network {_shown(network)}, folder {data_dir}"
+        self._line("starting", text)
 
     def ready(self, network: str, cluster: str) -> None:
         """The node listens. Said exactly once, so that scripts can wait for it."""
-        self._event("ready", f"ready: cluster {cluster}, listening on {network}", network=network, cluster=cluster)
+        shown = _shown(network)
+        self._event("ready", f"ready: cluster {cluster}, listening on {shown}", network=shown, cluster=cluster)
 
     def waiting(self, is_pristine: bool, initial_cluster: Mapping[str, object] | None) -> None:
         """What an empty store waits for: somebody has to begin the cluster, and it may not be this node."""
@@ -123,3 +125,10 @@ def _members(metrics: RaftMetrics) -> str:
     voters = " → ".join("{" + " ".join(config) + "}" for config in membership.configs)
     learners = " ".join(membership.learner_ids)
     return f"{voters} learners {learners}" if learners else voters
+
+
+def _shown(url: str) -> str:
+    """A URL without the passwords that may stand in it."""
+    from raftkit_core.plugins.url import AdapterUrl
+
+    return AdapterUrl("", text=url).masked()

@@ -80,7 +80,9 @@ class Access:
         self._names = {name.lower().rstrip(".") for name in (*names, *allowed)} | {"localhost"}
         self._stamp = file_stamp(self._path)
         self._table: TokenTable | None = None
-        self.failures = FailureLimit()
+        self.failures = FailureLimit("a wrong token")
+        self.strangers = FailureLimit()
+        """Of those who are not known, as many admin actions are written down as wrong tokens are logged."""
         if self._path is not None:
             warn_if_readable(self._path)
             self._table = read_tokens(self._path)
@@ -163,7 +165,9 @@ def _is_ip(host: str) -> bool:
 class FailureLimit:
     """How many more wrong tokens each address may show now."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str | None = None) -> None:
+        """``what`` is logged with its address while there are not too many."""
+        self._what = what
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self.refused = 0
 
@@ -177,7 +181,8 @@ class FailureLimit:
         if left < 1.0:
             self.refused += 1
             return False
-        logger.warning("a wrong token from %s", address)
+        if self._what is not None:
+            logger.warning("%s from %s", self._what, address)
         return True
 
 

@@ -128,6 +128,19 @@ async def test_a_revoked_token_is_refused_with_the_next_request_of_an_open_socke
         assert msgspec.msgpack.decode((await socket.receive(5)).data)[:2] == [3, False]
 
 
+async def test_strangers_cannot_fill_the_record_of_admin_actions(
+    api_node: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "raftkit.audit")
+    async with secured(api_node, tmp_path) as s:
+        for _ in range(3 * FAILURES_BURST):
+            assert await s.status("POST", "/v1/snapshot", {}) == 401
+        refused = [record for record in caplog.records if record.name == "raftkit.audit"]
+        assert FAILURES_BURST <= len(refused) < 2 * FAILURES_BURST
+        assert await s.status("POST", "/v1/snapshot", s.bearer("read")) == 403
+        assert caplog.records[-1].getMessage().startswith("reader from")
+
+
 async def test_why_a_node_stopped_is_not_for_strangers(api_node: Any, tmp_path: Path) -> None:
     """It may name files of the machine."""
     async with secured(api_node, tmp_path) as s:

@@ -172,7 +172,7 @@ class ClusterFolder:
 
         ``tied`` nodes end with this process, however it ends: their standard input is a pipe from here.
         """
-        self.data_dir(node).mkdir(parents=True, exist_ok=True)
+        self.data_dir(node).mkdir(parents=True, exist_ok=True, mode=0o700)
         with self.log_path(node).open("ab") as log:
             child = self._spawn(node, log, tied)
         self._children[node.id] = child

@@ -192,7 +192,7 @@ async def _serve(settings: NodeSettings, log: NodeLog, stack: contextlib.ExitSta
     if tied:
         stop.follow_stdin(stack)
     log.starting(settings.data_dir, settings.storage, settings.network)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     opened = open_raft(
         settings.node_id,
         storage=settings.storage,

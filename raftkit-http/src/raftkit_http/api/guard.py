@@ -168,18 +168,24 @@ class ClientApi:
             caller = NOBODY
             response: web.StreamResponse | None = None
             try:
-                caller = self.access.identify(request, route.role, asyncio.get_running_loop().time())
+                caller = self.access.identify(request, route.role, self._now())
                 caller.require(route.role)
             except errors.AccessDenied as error:
                 response = _refused(request, error)
             if response is None:
                 response = await self._answer(route, request, caller)
             self.metrics.request(route.path, response.status)
-            if route.role == "admin":
+            if route.role == "admin" and (
+                caller is not NOBODY or self.access.strangers.take(request.remote or "", self._now())
+            ):
                 audit(caller, request, response.status)
             return response
 
         return handle
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
 
     async def _answer(self, route: Route, request: web.Request, caller: Caller) -> web.StreamResponse:
         call: Call | None = None
