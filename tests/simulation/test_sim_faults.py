@@ -135,9 +135,9 @@ async def test_held_answers_arrive_late_and_change_nothing() -> None:
 async def test_damaged_frames_end_connections_and_change_nothing() -> None:
     async with Simulation(seed=6, nodes=3) as sim:
         await sim.settle()
-        sim.hub.weather.corrupt = 0.05
+        sim.hub.weather.corrupt = 0.1
         sim.hub.weather.duplicate = sim.hub.weather.reorder = 0.2
-        for number in range(30):
+        for number in range(60):
             try:
                 await sim.client().put("a", str(number), timeout=1.0)
             except RaftError:
