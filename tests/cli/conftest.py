@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from raftkit_cli.main import cli
-from raftkit_core import Config, errors, hookimpl, open_raft
+from raftkit_core import Config, SnapshotPolicy, errors, hookimpl, open_raft
 from raftkit_core.network.client import (
     ClusterClient,
     Consistency,
@@ -340,6 +340,27 @@ class Keeper:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def make_durable(self, node_id: str) -> None:
+        """A node that ran with ``sqlite-kv:kv.db`` and purged its log behind it."""
+        asyncio.run(self._make_durable(node_id))
+
+    async def _make_durable(self, node_id: str) -> None:
+        hub = f"memory:{self.folder.parent.name}-durable"
+        async with open_raft(
+            node_id,
+            storage="sqlite:raft.db",
+            network=hub,
+            state_machine="sqlite-kv:kv.db",
+            data_dir=self.folder / "raftkit-data" / node_id,
+            config=Config(
+                snapshot_policy=SnapshotPolicy.LogsSinceLast(20), max_in_snapshot_log_to_keep=5, purge_batch_size=1
+            ),
+        ) as raft:
+            await raft.initialize({node_id: Node(f"{hub}/{node_id}")})
+            await raft.wait(20).current_leader(node_id)
+            await raft.client_write_many([Put(f"k{number:02}", b"v") for number in range(60)])
+            await raft.wait(20).metrics(lambda m: m.purged is not None and m.purged.index > 20, "a purge")
 
     def make(self, *node_ids: str, writes: int = 3, snapshot: Path | None = None) -> None:
         """A cluster that ran once: its members' stores, each with ``writes`` keys. ``snapshot`` gets its state."""

@@ -46,6 +46,36 @@ def test_every_damage_is_named_and_is_exit_10(raftkit: Any, keeper: Any) -> None
     assert not Path("bad.backup").exists()
 
 
+def test_the_data_of_a_durable_machine_belongs_to_a_sound_store(raftkit: Any, keeper: Any) -> None:
+    """What the log has purged is only there; and who does not name the machine is not told to wipe the node."""
+    keeper.make_durable("n1")
+    words = ["--id", "n1", "--state-machine", "sqlite-kv:kv.db"]
+    assert raftkit.json("storage", "verify", *words)["data"]["findings"] == []
+    unnamed = raftkit.json("storage", "verify", "--id", "n1", code=10)["error"]
+    assert "--state-machine sqlite-kv:kv.db" in unnamed["hint"]
+    assert "rejoin" not in unnamed["hint"]
+    assert "--state-machine" in raftkit.json("storage", "backup", "x.backup", "--id", "n1", code=10)["error"]["hint"]
+    raftkit.json("storage", "backup", "n1.backup", *words)
+    for path in Path("raftkit-data/n1").glob("kv.db*"):
+        path.unlink()
+    for path in Path("raftkit-data/n1/snapshots").glob("*"):
+        path.unlink()
+    lost = raftkit.json("storage", "verify", *words, code=10)
+    assert [finding["part"] for finding in lost["data"]["findings"]] == ["state machine"]
+    assert not Path("raftkit-data/n1/kv.db").exists(), "a look makes nothing"
+
+
+def test_a_restored_store_of_a_durable_machine_is_recovered_before_the_machine_has_data(
+    raftkit: Any, keeper: Any
+) -> None:
+    keeper.make_durable("n1")
+    machine = ["--state-machine", "sqlite-kv:kv.db"]
+    raftkit.json("storage", "backup", "n1.backup", "--id", "n1", *machine)
+    raftkit.json("storage", "restore", "n1.backup", "--data-dir", "there", *machine, "--yes")
+    assert raftkit.json("storage", "verify", "--id", "n1", "--data-dir", "there", *machine)["data"]["findings"] == []
+    assert raftkit.json("recover", "n1=there", *machine, "--yes")["data"]["applied"] is True
+
+
 def test_what_is_not_there_is_not_made(raftkit: Any) -> None:
     document = raftkit.json("storage", "verify", "--id", "n9", code=10)
     assert "there is no folder" in document["error"]["message"]

@@ -12,6 +12,7 @@ import click
 from raftkit_cli.failures import CliError
 from raftkit_cli.offline import (
     Meter,
+    Parts,
     check_free,
     identity_fields,
     parts_of,
@@ -92,7 +93,7 @@ def verify(invocation: Invocation, /, **flags: Any) -> None:
 
     parts = parts_of(settings_of(invocation, flags))
     report = run(verify_store(parts.log, parts.snapshots, parts.context, progress=Meter(invocation.out)))
-    _check_coverage(report, parts.machine.durable)
+    is_unnamed = run(_check_coverage(report, parts))
     data = _report_fields(report)
     if report.findings:
         for finding in report.findings:
@@ -103,7 +104,10 @@ def verify(invocation: Invocation, /, **flags: Any) -> None:
             "STORAGE_CORRUPT",
             f"{count} things are damaged in {report.location or parts.context.data_dir}; the first: {first.part},"
             f" {first.where}: {first.problem}",
-            hint="keep the files; start the node with an empty folder, then: raftkit member rejoin"
+            hint="if the node runs a durable state machine nothing is damaged: name it, as in --state-machine"
+            " sqlite-kv:kv.db"
+            if is_unnamed and len(report.findings) == 1
+            else "keep the files; start the node with an empty folder, then: raftkit member rejoin"
             f" {parts.context.node_id}",
             data=data,
         )
@@ -118,17 +122,35 @@ def verify(invocation: Invocation, /, **flags: Any) -> None:
     invocation.out.result("storage.verify", data, human)
 
 
-def _check_coverage(report: StoreReport, machine_is_durable: bool) -> None:
-    """What is purged must be in a snapshot, or in the data of a durable machine."""
+async def _check_coverage(report: StoreReport, parts: Parts) -> bool:
+    """What is purged must be in a snapshot, or in the data of a durable machine. Says whether it may be in the data of
+    one that was not named."""
+    from raftkit_core.errors import StorageError
+    from raftkit_core.offline.machine import applied_by
     from raftkit_core.types.log_id import index_of
 
     purged = None if report.state is None else report.state.last_purged
     covered = None if report.snapshot is None else report.snapshot.last_log_id
     damaged = any(finding.part == "snapshot" for finding in report.findings)
-    if not machine_is_durable and not damaged and index_of(purged) > index_of(covered):
+    if parts.machine.durable:
+        try:
+            applied = (await applied_by(parts.machine, parts.context)).applied
+        except StorageError as error:
+            if index_of(purged) > index_of(covered):
+                report.found("state machine", parts.machine.name, error.message)
+            return False
+        covered = max(covered, applied, key=index_of)
+    if damaged or index_of(purged) <= index_of(covered):
+        return False
+    if parts.machine.durable:
         report.found(
-            "snapshot", "current snapshot", f"the log is purged up to {purged}, the snapshot ends at {covered}"
+            "state machine",
+            parts.machine.name,
+            f"the log is purged up to {purged}, the machine and the snapshot end at {covered}",
         )
+        return False
+    report.found("snapshot", "current snapshot", f"the log is purged up to {purged}, the snapshot ends at {covered}")
+    return True
 
 
 def _report_fields(report: StoreReport) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import msgspec
 
 from raftkit_core.errors import StorageError
@@ -29,13 +31,25 @@ async def standing_of(store: OfflineStore, machine: RaftStateMachine, context: A
     if snapshot is not None:
         found = Standing(snapshot.last_log_id, snapshot.membership)
     if machine.durable:
-        try:
-            await machine.open(context)
-            held = await machine.applied_state()
-        finally:
-            await machine.close()
+        held = await applied_by(machine, _may_create(context))
         if index_of(held.applied) > index_of(found.applied):
             found = Standing(held.applied, held.membership)
+    return found
+
+
+async def applied_by(machine: RaftStateMachine, context: AdapterContext) -> AppliedState:
+    """What a durable machine has stored. Raises: StorageError, StorageCorrupt."""
+    try:
+        await machine.open(context)
+        return await machine.applied_state()
+    finally:
+        await machine.close()
+
+
+def _may_create(context: AdapterContext) -> AdapterContext:
+    """For the machine of a store that is there: its own data may be missing (a restored store has none yet)."""
+    found = copy.copy(context)
+    found.creates = True
     return found
 
 
@@ -62,10 +76,11 @@ async def cover_purged(
             f"the log of {store.location} is purged up to {purged}, and no snapshot covers that",
             subject="snapshot",
             verb="read",
-            hint="look at it: raftkit storage verify",
+            hint="if the node runs a durable state machine name it, as in --state-machine sqlite-kv:kv.db; else look at"
+            " it: raftkit storage verify",
         )
     try:
-        await machine.open(context)
+        await machine.open(_may_create(context))
         held = await machine.applied_state()
         if index_of(held.applied) < purged.index:
             raise StorageError(
