@@ -111,6 +111,21 @@ def test_a_folder_that_cannot_be_made_is_told_as_that(raftkit: Any, keeper: Any)
         assert "permissions" in error["hint"]
 
 
+def test_whoever_interrupts_a_copy_is_told_to_run_it_again(raftkit: Any, keeper: Any, monkeypatch: Any) -> None:
+    """Nothing was sent to any cluster, so there is nothing to look for in one."""
+    keeper.make("n1")
+    from raftkit_core.offline import move
+
+    def ctrl_c(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(move, "walk_log", ctrl_c)
+    error = raftkit.json("storage", "backup", "n1.backup", "--id", "n1", code=130)["error"]
+    assert error["code"] == "INTERRUPTED"
+    assert "same command again" in error["hint"]
+    assert not Path("n1.backup").exists()
+
+
 def test_a_migrated_store_keeps_its_id_and_the_old_one_is_retired(raftkit: Any, keeper: Any) -> None:
     keeper.make("n1")
     before = raftkit.json("storage", "verify", "--id", "n1")["data"]

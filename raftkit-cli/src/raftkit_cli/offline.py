@@ -113,7 +113,15 @@ def check_free(file: Path) -> None:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(work)
+    """Raises: CliError at Ctrl-C: what these verbs say about it is not what a request to a cluster says."""
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt as error:
+        raise CliError(
+            "INTERRUPTED",
+            "interrupted; no store was left half written without saying so of itself",
+            hint="run the same command again: it goes on, or begins anew",
+        ) from error
 
 
 class Meter:
