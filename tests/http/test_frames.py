@@ -145,4 +145,6 @@ async def test_a_frame_is_one_write_behind_its_length() -> None:
     for size in (0, 1, 4096, MIB):
         end.protocol.send(bytes(size))
     assert end.transport.written == [framed(bytes(size)) for size in (0, 1, 4096, MIB)]
+    end.protocol.send(b"head", b"body")
+    assert end.transport.written[-1] == framed(b"headbody")
     end.close()

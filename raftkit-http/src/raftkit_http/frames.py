@@ -67,10 +67,11 @@ class FrameProtocol(asyncio.BufferedProtocol):
         _probe_idle_connections(transport)
         transport.set_protocol(self)
 
-    def send(self, frame: bytes) -> None:
-        """Write a frame, behind those before it. Whoever sends bounds what a peer does not read."""
+    def send(self, frame: bytes, rest: bytes = b"") -> None:
+        """Write a frame (or its two parts) behind those before it. Whoever sends bounds what a peer does not read."""
         if not self.is_over:
-            self.transport.write(b"".join((len(frame).to_bytes(LENGTH_BYTES, "big"), frame)))
+            size = len(frame) + len(rest)
+            self.transport.write(b"".join((size.to_bytes(LENGTH_BYTES, "big"), frame, rest)))
 
     @property
     def unsent_bytes(self) -> int:

@@ -53,6 +53,9 @@ class FrameLink(Link):
             self._frames.max_frame_bytes = self._max_frame_bytes  # its hello was good
         self._frames.send(frame)
 
+    def send_parts(self, head: bytes, body: bytes, request_id: int) -> None:
+        self._frames.send(head, body)
+
     def abort(self) -> None:
         if not self._aborted:
             self._aborted = True

@@ -38,6 +38,7 @@ from raftkit_core.network.interface import RaftService
 from raftkit_core.network.reply import Reply
 from raftkit_core.network.wire import (
     FRAME_OVERHEAD_BYTES,
+    JOINED_BYTES_MIN,
     FrameBytes,
     FrameError,
     Kind,
@@ -46,6 +47,7 @@ from raftkit_core.network.wire import (
     decode_frame,
     encode_frame,
     encode_request,
+    frame_head,
 )
 from raftkit_core.types.ids import MAX_FRAME_BYTES, NodeId
 from raftkit_core.types.messages import HelloResponse
@@ -70,6 +72,10 @@ class Link(ABC):
     @abstractmethod
     def send(self, frame: bytes, request_id: int) -> None:
         """Queue ``frame``. Never waits and never raises; a broken connection is told through ``lost``."""
+
+    def send_parts(self, head: bytes, body: bytes, request_id: int) -> None:
+        """``send`` a large frame that need not be put together before."""
+        self.send(head + body, request_id)
 
     @abstractmethod
     def abort(self) -> None:
@@ -205,12 +211,17 @@ class CallLane:
         timeout = min(max(timeout, 0.0), TIMEOUT_MAX)
         request_id = self._next_id
         self._next_id += 1
-        frame = encode_frame(kind, request_id, math.ceil(timeout * 1000), body)
-        self._calls[request_id] = _Call(kind, reply, len(frame), loop.time())
-        self._call_bytes += len(frame)
-        self._deadlines.add(request_id, timeout, loop)
-        if self._connection is not None and self._connection.link is not None:
-            self._connection.link.send(frame, request_id)
+        timeout_ms = math.ceil(timeout * 1000)
+        link = None if self._connection is None else self._connection.link
+        if link is not None and len(body) >= JOINED_BYTES_MIN:
+            head = frame_head(kind, request_id, timeout_ms)
+            self._took(request_id, _Call(kind, reply, len(head) + len(body), loop.time()), timeout, loop)
+            link.send_parts(head, body, request_id)
+            return reply
+        frame = encode_frame(kind, request_id, timeout_ms, body)
+        self._took(request_id, _Call(kind, reply, len(frame), loop.time()), timeout, loop)
+        if link is not None:
+            link.send(frame, request_id)
         else:
             self._unsent.append((request_id, frame))
             self._start_dialling()
@@ -399,6 +410,11 @@ class CallLane:
             # Also of calls nobody waits for any more: a peer that reads slowly would let them pile up.
             return PeerBusy(f"{self.target} has not read {unsent} bytes yet")
         return None
+
+    def _took(self, request_id: int, call: _Call, timeout: float, loop: asyncio.AbstractEventLoop) -> None:
+        self._calls[request_id] = call
+        self._call_bytes += call.size
+        self._deadlines.add(request_id, timeout, loop)
 
     def _forget(self, request_id: int) -> _Call:
         call = self._calls.pop(request_id)

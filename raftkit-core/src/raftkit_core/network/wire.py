@@ -175,8 +175,12 @@ def encode_frame(kind: int, request_id: int, timeout_ms: int, body: bytes) -> by
         raise PayloadTooLarge(f"a message of {len(body)} bytes does not fit a frame of {MAX_FRAME_BYTES} bytes")
     if len(body) < JOINED_BYTES_MIN:
         return _encoder.encode((int(kind), request_id, timeout_ms, msgspec.Raw(body)))
-    head = _encoder.encode((int(kind), request_id, timeout_ms, None))
-    return b"".join((head[:-1], body))
+    return frame_head(kind, request_id, timeout_ms) + body
+
+
+def frame_head(kind: int, request_id: int, timeout_ms: int) -> bytes:
+    """What stands before the body in a frame."""
+    return _encoder.encode((int(kind), request_id, timeout_ms, None))[:-1]
 
 
 def decode_frame(data: FrameBytes) -> Frame:
