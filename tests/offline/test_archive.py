@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -112,3 +113,22 @@ def test_two_writers_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> 
             file.finish()
     assert path.read_bytes() == b"theirs"
     assert os.listdir(tmp_path) == ["n1.backup"]
+
+
+def test_a_disk_without_hard_links_takes_a_backup_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    path = tmp_path / "n1.backup"
+    with NewFile(path) as file:
+        file.write(b"all of it")
+        file.finish()
+    assert path.read_bytes() == b"all of it"
+    assert os.listdir(tmp_path) == ["n1.backup"]
+    with NewFile(tmp_path / "late") as file:
+        file.write(b"new")
+        (tmp_path / "late").write_bytes(b"somebody was quicker")
+        with pytest.raises(StorageError):
+            file.finish()
+    assert (tmp_path / "late").read_bytes() == b"somebody was quicker"

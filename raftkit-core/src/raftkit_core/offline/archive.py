@@ -12,6 +12,7 @@ never has the name of one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import struct
@@ -105,9 +106,20 @@ class NewFile:
             self._handle.flush()
             os.fsync(self._handle.fileno())
             self._handle.close()
-            os.link(self._scratch, self.path)  # unlike a rename, this replaces nothing
-            self._scratch.unlink()
+            self._take_name()
             sync_folder(self.path.parent)
+
+    def _take_name(self) -> None:
+        """Replaces nothing."""
+        try:
+            os.link(self._scratch, self.path)
+            self._scratch.unlink()
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                raise
+            # A disk without hard links, as many removable ones are: the name is taken first, then filled at once.
+            os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            self._scratch.replace(self.path)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
