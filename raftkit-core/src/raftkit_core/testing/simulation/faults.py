@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 from raftkit_core.errors import RaftError
 from raftkit_core.testing.simulation.runtime_scenario import LEADER, Action, Disks, Weather
 from raftkit_core.types.ids import NodeId
+from raftkit_core.types.log_id import index_of
 from raftkit_core.types.membership import RemoveNodes
 
 if TYPE_CHECKING:
+    from raftkit_core.raft import Raft
     from raftkit_core.testing.simulation.simulation import Simulation
 
 
@@ -204,6 +206,11 @@ class FaultPlayer:
                             await raft.change_membership(RemoveNodes((node,)), timeout=2)
                     if node not in raft._core.engine.effective.nodes:
                         await raft.add_learner(node, sim.address(node), timeout=3)
+                    if not self._has_joined(raft, node):
+                        # Promoted before its log says so, it would count and could not yet vote: that is one more lost.
+                        sim.trace.seen("rejoin.waits")
+                        await asyncio.sleep(0.3)
+                        continue
                     await raft.change_membership({*raft._core.engine.effective.voter_ids, node}, timeout=3)
                     self.lost.pop(node, None)
                     sim.trace.seen("members.rejoined")
@@ -211,6 +218,11 @@ class FaultPlayer:
                 except RaftError as error:
                     sim.trace.seen(f"rejoin.{type(error).__name__}")
             await asyncio.sleep(0.3)
+
+    def _has_joined(self, raft: Raft, node: NodeId) -> bool:
+        """Whether ``node`` holds the entry that names its new store."""
+        peer = (raft.metrics().value.replication or {}).get(node)
+        return peer is not None and index_of(peer.matching) >= index_of(raft.metrics().value.membership.log_id)
 
     def _may_lose(self, node: NodeId) -> bool:
         """One store at a time may be lost for good: more than the cluster must survive is not asked of it."""
