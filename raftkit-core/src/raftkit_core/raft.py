@@ -32,6 +32,7 @@ from raftkit_core.network.client_session import ClientSession
 from raftkit_core.network.interface import RaftNetworkFactory
 from raftkit_core.network.repeating import Attempts
 from raftkit_core.runtime.command_runner import CommandRunner
+from raftkit_core.runtime.controls import RuntimeConfig, Trigger
 from raftkit_core.runtime.events import EVENTS_KEPT, EventLog
 from raftkit_core.runtime.figures import NodeFigures
 from raftkit_core.runtime.leadership import LeadershipTerm, hold_leadership
@@ -41,11 +42,9 @@ from raftkit_core.runtime.membership_changes import CLOSE_SECONDS, MEMBERSHIP_TI
 from raftkit_core.runtime.messages import (
     ClientWrite,
     ClientWriteResponse,
-    ExternalRequest,
     SnapshotBuilt,
     SnapshotInstalled,
     SnapshotRefused,
-    TransferLeaderTo,
 )
 from raftkit_core.runtime.metrics import Watch
 from raftkit_core.runtime.opening import open_identity, opened
@@ -907,54 +906,6 @@ class Raft:
             await asyncio.sleep(ANSWER_SECONDS)
         if waited and self._core.fatal is None:
             await asyncio.sleep(ANSWER_SECONDS)  # the answers leave
-
-
-class Trigger:
-    """Things to ask for now (openraft ``trigger()``)."""
-
-    def __init__(self, core: RaftCore) -> None:
-        self._core = core
-
-    def elect(self) -> None:
-        """Campaign. Nothing happens on a leader, a learner, or while votes are withheld."""
-        self._do(lambda engine, now: engine.handle_elect(now))
-
-    def heartbeat(self) -> None:
-        self._do(lambda engine, now: engine.handle_trigger_heartbeat(now))
-
-    def snapshot(self) -> None:
-        self._do(lambda engine, now: engine.handle_trigger_snapshot())
-
-    def purge_log(self, upto: int) -> None:
-        """Purge up to index ``upto``, never beyond the snapshot, or what a durable machine has applied."""
-        self._do(lambda engine, now: engine.handle_trigger_purge(upto, now))
-
-    def transfer_leader(self, to: NodeId | None = None) -> None:
-        self._core.ask(WRITE_TIMEOUT, lambda request_id: TransferLeaderTo(request_id, to))
-
-    def _do(self, function: Callable[[Engine, float], None]) -> None:
-        self._core.send(ExternalRequest(function))
-
-
-class RuntimeConfig:
-    """Switches that may change while the node runs (openraft ``runtime_config()``)."""
-
-    def __init__(self, core: RaftCore) -> None:
-        self._core = core
-
-    def tick(self, on: bool) -> None:
-        """Off: no elections and no heartbeats."""
-        self._core.check_running()
-        self._core.tick_enabled = on
-
-    def heartbeat(self, on: bool) -> None:
-        self._core.check_running()
-        self._core.engine.config.enable_heartbeat = on
-
-    def elect(self, on: bool) -> None:
-        """Does not affect ``initialize`` and ``trigger().elect()``."""
-        self._core.check_running()
-        self._core.engine.config.enable_elect = on
 
 
 def _result_of(future: asyncio.Future[Any]) -> ClientWriteResponse | RaftError:
