@@ -412,6 +412,63 @@ async def test_many_reads_share_one_round() -> None:
         assert cluster.hub.counts["heartbeat"] - before <= 4
 
 
+async def test_reads_of_a_follower_share_calls_to_the_leader() -> None:
+    async with memory_cluster(3) as cluster:
+        leader = await cluster.leader()
+        await leader.client_write(Put("a", b"1"))
+        follower = cluster.raft(others(leader)[0])
+        for policy in (ReadPolicy.READ_INDEX, ReadPolicy.LEASE):
+            before = cluster.hub.counts["read_index"]
+            found = await asyncio.gather(*(follower.read(Get("a"), policy) for _ in range(200)))
+            assert {item.value for item in found} == {b"1"}
+            assert cluster.hub.counts["read_index"] - before == 1
+
+
+async def test_a_lost_call_of_a_follower_holds_up_the_reads_behind_it_for_one_heartbeat() -> None:
+    async with memory_cluster(3) as cluster:
+        leader = await cluster.leader()
+        await leader.client_write(Put("a", b"1"))
+        follower = cluster.raft(others(leader)[0])
+        asked = 0
+
+        def lose_the_first(_src: NodeId, _dst: NodeId, kind: str, _message: object) -> str | None:
+            nonlocal asked
+            asked += kind == "read_index"
+            return DROP if kind == "read_index" and asked == 1 else None
+
+        cluster.hub.pre_hook = lose_the_first
+        lost = asyncio.ensure_future(follower.read(Get("a"), timeout=5))
+        await asyncio.sleep(0.01)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        assert (await follower.read(Get("a"), timeout=5)).value == b"1"
+        assert loop.time() - began <= 1.5 * cluster.config.heartbeat_interval_ms / 1000
+        assert (await lost).value == b"1", "it asks again when its call has run out"
+
+
+async def test_a_reader_that_gives_up_takes_nobody_with_it() -> None:
+    async with memory_cluster(3) as cluster:
+        leader = await cluster.leader()
+        await leader.client_write(Put("a", b"1"))
+        follower = cluster.raft(others(leader)[0])
+        first, second = (asyncio.ensure_future(follower.read(Get("a"))) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        assert (await second).value == b"1"
+        assert first.cancelled()
+
+
+async def test_a_follower_that_stops_ends_its_readers_and_its_call() -> None:
+    async with memory_cluster(3) as cluster:
+        leader = await cluster.leader()
+        follower = cluster.raft(others(leader)[0])
+        cluster.hub.cut(follower.id, leader.id)
+        reads = [asyncio.ensure_future(outcome(follower.read(Get("a"), timeout=5))) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        await cluster.stop(follower.id)
+        assert [type(result) for result in await asyncio.gather(*reads)] == [Stopped] * 3
+
+
 async def test_the_read_position_is_the_leader_s_own_first_entry_until_that_commits() -> None:
     async with memory_cluster(3, config=Config(enable_elect=False)) as cluster:
         leader = await cluster.leader()

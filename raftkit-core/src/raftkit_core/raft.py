@@ -888,6 +888,7 @@ class Raft:
         seconds = CLOSE_SECONDS
         await bounded(self._network.stop_serving(self.group), seconds, f"node {self.id}: its listener")
         await self._core.shutdown()
+        await self._reads.close()
         if self._owns_network:
             await bounded(self._network.close(), seconds, f"node {self.id}: its network")
         await bounded(self.machine.close(), seconds, f"node {self.id}: its state machine")

@@ -11,6 +11,7 @@ from raftkit_core.runtime.limits import within
 from raftkit_core.runtime.messages import Read
 from raftkit_core.runtime.operations import OVERDUE_SECONDS
 from raftkit_core.runtime.raft_core import RaftCore
+from raftkit_core.runtime.read_index import SharedReadIndex
 from raftkit_core.types.log_id import LogId, index_of
 from raftkit_core.types.messages import ReadIndexRequest, ReadIndexResponse
 
@@ -23,6 +24,12 @@ class LinearizableReads:
 
     def __init__(self, core: RaftCore) -> None:
         self._core = core
+        hurry = core.engine.config.heartbeat_interval
+        self._shared = SharedReadIndex(core.waiting, core.stalls.now, self._ask_read_index, hurry)
+
+    async def close(self) -> None:
+        """The node has ended: nobody asks a leader any more."""
+        await self._shared.close()
 
     async def read_log_id(self, policy: ReadPolicy, timeout: float) -> tuple[LogId, LogId | None]:
         """Leader only: a log id such that a read after applying it is linearizable, and what is applied now.
@@ -64,18 +71,26 @@ class LinearizableReads:
         began = self._core.stalls.now()
         deadline = loop.time() + timeout
         while True:
+            self._core.check_running()
             left = max(deadline - loop.time(), 0.001)
             try:
                 if self._core.engine.is_leader:
                     await self.ensure(policy, left)
+                    error = None
                 else:
-                    read_log_id = await self._ask_read_index(policy, left)
-                    await self.wait_applied(read_log_id, max(deadline - loop.time(), 0.001))
+                    found = await self._shared.position(policy, left)
+                    error = found if isinstance(found, RaftError) else None
+                    if not isinstance(found, RaftError):
+                        await self.wait_applied(found, max(deadline - loop.time(), 0.001))
+            except (ForwardToLeader, QuorumNotEnough, RPCError) as failed:
+                error = failed
+            if error is None:
                 self._core.stalls.figures.read_index.observe(self._core.stalls.now() - began)
                 return
-            except (ForwardToLeader, QuorumNotEnough, RPCError) as error:
-                if loop.time() + RETRY_SECONDS >= deadline:
-                    raise self._unconfirmed(error) from error
+            if not isinstance(error, ForwardToLeader | QuorumNotEnough | RPCError):
+                raise error
+            if loop.time() + RETRY_SECONDS >= deadline:
+                raise self._unconfirmed(error) from error
             await asyncio.sleep(RETRY_SECONDS)
 
     def _unconfirmed(self, error: RaftError) -> RaftError:
@@ -89,14 +104,15 @@ class LinearizableReads:
             hint="read what this node has without a promise (stale), or look at: raftkit status",
         )
 
-    async def _ask_read_index(self, policy: ReadPolicy, timeout: float) -> LogId | None:
+    async def _ask_read_index(self, policy: ReadPolicy) -> LogId | None:
+        """One call to the leader, for everybody who waits for it. Raises: ForwardToLeader; RPCError; as read_log_id."""
         leader = self._core.engine.known_leader
         node = None if leader is None else self._core.engine.effective.nodes.get(leader)
         if leader is None or node is None or leader == self._core.engine.config.id:
             raise ForwardToLeader(f"{self._core.engine.config.id} knows no leader")
         client = self._core.peers.get(leader, node)
-        request = ReadIndexRequest(policy.value, max(1, int(timeout * 1000)))
-        timeout = min(timeout, READ_INDEX_TIMEOUT)
+        timeout = READ_INDEX_TIMEOUT
+        request = ReadIndexRequest(policy.value, int(timeout * 1000))
         try:
             asked: Awaitable[ReadIndexResponse] = self._core.stalls.call(client, "read_index", request, timeout)
             answer = await within(asked, timeout + OVERDUE_SECONDS, f"a call to {leader}")
