@@ -275,3 +275,9 @@ def test_a_node_that_is_down_or_another_one_is_not_rejoined(raftkit: Any) -> Non
 def test_a_source_without_a_store_is_refused(raftkit: Any, verb: str) -> None:
     words = ["recover", "absent"] if verb == "recover" else ["storage", "info", "--id", "absent"]
     assert raftkit.json(*words, code=10)["error"]["hint"]
+
+
+@pytest.mark.parametrize("verb", ["info", "verify"])
+def test_without_an_id_the_hint_names_the_verb_that_was_typed(raftkit: Any, verb: str) -> None:
+    hint = raftkit.json("storage", verb, code=9)["error"]["hint"]
+    assert hint.startswith(f"name it: raftkit storage {verb} --id n1")

@@ -138,9 +138,8 @@ class NodeSettings:
         file = NodeFile() if path is None else load_node_file(path)
         node_id = flags["node_id"] or file.node_id
         if node_id is None:
-            raise ConfigError(
-                "the node has no id", hint="name it: raftkit node run --id n1, or [node] id in -c raftkit.toml"
-            )
+            verb = click.get_current_context().command_path
+            raise ConfigError("the node has no id", hint=f"name it: {verb} --id n1, or [node] id in -c raftkit.toml")
         from raftkit_cli.verbs.cluster import check_node_id
 
         check_node_id(node_id)
