@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from raftkit_core.network.wire import FrameError
-from raftkit_http.frames import LENGTH_BYTES, READ_BYTES_MAX, READ_BYTES_MIN, FrameProtocol
+from raftkit_http.frames import GATHERED_BYTES_MAX, LENGTH_BYTES, READ_BYTES_MAX, READ_BYTES_MIN, FrameProtocol
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -31,6 +32,9 @@ class Wire(asyncio.Transport):
 
     def abort(self) -> None:
         return
+
+    def close(self) -> None:
+        self.written.append(b"closed")
 
     def is_reading(self) -> bool:
         return True
@@ -148,3 +152,79 @@ async def test_a_frame_is_one_write_behind_its_length() -> None:
     end.protocol.send(b"head", b"body")
     assert end.transport.written[-1] == framed(b"headbody")
     end.close()
+
+
+async def test_what_is_sent_while_frames_are_handed_over_leaves_together_in_order() -> None:
+    def answer(frames: list[memoryview]) -> None:
+        for frame in frames:
+            end.protocol.send(b"re: ", bytes(frame))
+            assert not end.transport.written
+
+    end = End(received=answer)
+    sent = [b"%d" % number for number in range(50)]
+    end.feed(b"".join(map(framed, sent)))
+    assert end.transport.written == [b"".join(framed(b"re: " + frame) for frame in sent)]
+    end.protocol.send(b"later")
+    assert end.transport.written[1:] == [framed(b"later")]
+    end.close()
+
+
+async def test_what_is_gathered_stays_small() -> None:
+    def answer(frames: list[memoryview]) -> None:
+        for _ in range(10):
+            end.protocol.send(bytes(GATHERED_BYTES_MAX // 3))
+
+    end = End(received=answer)
+    end.feed(framed(b"question"))
+    assert b"".join(end.transport.written) == framed(bytes(GATHERED_BYTES_MAX // 3)) * 10
+    assert max(map(len, end.transport.written)) < 2 * GATHERED_BYTES_MAX
+    end.close()
+
+
+async def test_a_connection_closed_while_frames_are_handed_over_has_sent_its_answer_before() -> None:
+    def refuse(frames: list[memoryview]) -> None:
+        end.protocol.send(b"no")
+        end.protocol.close()
+        end.protocol.send(b"never")
+
+    end = End(received=refuse)
+    end.feed(framed(b"hello"))
+    assert end.transport.written == [framed(b"no"), b"closed"]
+    end.close()
+
+
+async def test_garbage_behind_a_good_frame_does_not_take_its_answer_away() -> None:
+    def answer(frames: list[memoryview]) -> None:
+        end.protocol.send(b"good")
+        raise FrameError("the second is none")
+
+    end = End(received=answer)
+    end.feed(framed(b"1") + framed(b"2"))
+    assert end.transport.written == [framed(b"good")]
+    assert len(end.errors) == 1
+    end.close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_CONGESTION"), reason="this system lets nobody choose how TCP paces itself")
+@pytest.mark.parametrize("source", ["127.0.0.1", "127.0.0.2"])
+async def test_only_within_one_machine_is_sent_without_pacing(source: str) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        socket.create_connection(listening.getsockname(), source_address=(source, 0)) as caller,
+    ):
+        served, _ = listening.accept()
+        before = caller.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+        transport, former = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=caller)
+        FrameProtocol(
+            transport,
+            former,
+            max_frame_bytes=KIB,
+            received=lambda frames: None,
+            broken=lambda error: None,
+            lost=lambda error: None,
+        )
+        after = caller.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+        assert after == (b"reno" if source == "127.0.0.1" else before)
+        transport.abort()
+        served.close()
+        await asyncio.sleep(0)

@@ -9,20 +9,23 @@ from typing import Any
 import pytest
 
 from raftkit_core.network.serving import ServedConnection
-from raftkit_core.network.wire import FrameError, Kind, encode_frame, encode_request
+from raftkit_core.network.wire import FrameError, Kind, decode_frame, encode_frame, encode_request
 from raftkit_core.testing.recording_service import RecordingService
-from raftkit_core.types.messages import ForwardRequest, ReadIndexRequest
+from raftkit_core.types.identity import PeerIdentity
+from raftkit_core.types.messages import ForwardRequest, ReadIndexRequest, ReadIndexResponse
 
 pytestmark = pytest.mark.virtual_time
 
 
-async def served(service: RecordingService, caller: RecordingService) -> tuple[ServedConnection, Callable[..., None]]:
+async def served(
+    service: RecordingService, caller: RecordingService, send: Callable[[bytes], None] = lambda _frame: None
+) -> tuple[ServedConnection, Callable[..., None]]:
     """A connection that has said hello, and a way to let a request arrive on it."""
     connection = ServedConnection(
         "default",
         lambda: service,
         frozenset(Kind),
-        send=lambda _frame: None,
+        send=send,
         refused=lambda: None,
         offer=lambda _request, _peer: "",
     )
@@ -66,4 +69,20 @@ async def test_before_hello_nothing_is_even_decoded() -> None:
     )
     with pytest.raises(FrameError, match="before hello"):
         connection.received(encode_frame(Kind.APPEND_ENTRIES, 1, 1000, b"\x90"))
+    await connection.close()
+
+
+async def test_an_answer_that_is_there_is_sent_before_the_frames_it_came_with_are_done() -> None:
+    class AtOnce(RecordingService):
+        def read_index(self, request: ReadIndexRequest, peer: PeerIdentity) -> asyncio.Future[ReadIndexResponse]:
+            future: asyncio.Future[ReadIndexResponse] = asyncio.get_running_loop().create_future()
+            future.set_result(ReadIndexResponse(None))
+            return future
+
+    sent: list[bytes] = []
+    connection, arrive = await served(AtOnce("n1"), RecordingService("n2"), sent.append)
+    del sent[:]
+    arrive(Kind.READ_INDEX, ReadIndexRequest("READ_INDEX", 1000), 7)
+    assert [decode_frame(frame).request_id for frame in sent] == [7]
+    assert connection.has_room
     await connection.close()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import cast
 
 from raftkit_core.network.wire import FrameError
@@ -27,6 +28,9 @@ READ_BYTES_MIN = 16 * 1024
 READ_BYTES_MAX = 256 * 1024
 """What is read at once, and kept for reading: it grows from one to the other with a peer that fills it. A larger frame
 gets room as its bytes come in, never because it says that they will."""
+
+GATHERED_BYTES_MAX = 64 * 1024
+"""What is gathered leaves when it has reached this size."""
 
 
 class FrameProtocol(asyncio.BufferedProtocol):
@@ -60,18 +64,51 @@ class FrameProtocol(asyncio.BufferedProtocol):
         """Between the two is what was read and is not a whole frame yet."""
         self._writable: asyncio.Future[None] | None = None
         self._is_full = False
+        self._gathered: list[bytes] | None = None
+        """Parts of frames that leave together; None when none are to be gathered."""
+        self._gathered_bytes = 0
         self._frames_begun = 0
         self._partial: asyncio.TimerHandle | None = None
         self.is_over = False
         """Nothing is taken or sent any more."""
-        _probe_idle_connections(transport)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            _probe_idle_connections(sock)
+            _send_unpaced_within_one_machine(sock)
         transport.set_protocol(self)
 
     def send(self, frame: bytes, rest: bytes = b"") -> None:
-        """Write a frame (or its two parts) behind those before it. Whoever sends bounds what a peer does not read."""
-        if not self.is_over:
-            size = len(frame) + len(rest)
-            self.transport.write(b"".join((size.to_bytes(LENGTH_BYTES, "big"), frame, rest)))
+        """Write a frame (or its two parts) behind those before it. Whoever sends bounds what a peer does not read.
+
+        What is sent while frames that came in are handed over leaves together, when they have been.
+        """
+        if self.is_over:
+            return
+        size = len(frame) + len(rest)
+        parts = (size.to_bytes(LENGTH_BYTES, "big"), frame, rest)
+        if self._gathered is None:
+            self.transport.write(b"".join(parts))
+            return
+        self._gathered += parts
+        self._gathered_bytes += size
+        if self._gathered_bytes >= GATHERED_BYTES_MAX:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Write what was gathered, as one."""
+        if self._gathered:
+            parts, self._gathered, self._gathered_bytes = self._gathered, [], 0
+            self.transport.write(b"".join(parts))
+
+    def _hand_over(self, frames: list[memoryview]) -> None:
+        """Raises: FrameError."""
+        self._gathered = []
+        try:
+            self._received(frames)
+        finally:
+            if not self.is_over:
+                self._flush()
+            self._gathered = None
 
     @property
     def unsent_bytes(self) -> int:
@@ -87,6 +124,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
 
     def close(self) -> None:
         """End the connection once what was written has left."""
+        self._flush()
         self.is_over = True
         self.transport.close()
 
@@ -110,7 +148,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
             if end == nbytes and nbytes >= LENGTH_BYTES and not filled:
                 size = int.from_bytes(store[:LENGTH_BYTES], "big")
                 if size == nbytes - LENGTH_BYTES and size <= self.max_frame_bytes:
-                    self._received([store[LENGTH_BYTES:nbytes]])  # mostly: one frame, whole
+                    self._hand_over([store[LENGTH_BYTES:nbytes]])  # mostly: one frame, whole
                     return
             self._end = end
             frames = self._whole_frames()
@@ -118,7 +156,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
             if self._start != end and self._partial is None:
                 self._watch_partial()
             if frames:
-                self._received(frames)
+                self._hand_over(frames)
         except FrameError as error:
             self._start = self._end = 0
             self._broken(error)
@@ -205,12 +243,18 @@ def bytes_unsent(transport: asyncio.WriteTransport) -> int:
     return size + below.get_write_buffer_size() if isinstance(below, asyncio.WriteTransport) else size
 
 
-def _probe_idle_connections(transport: asyncio.Transport) -> None:
+def _probe_idle_connections(sock: socket.socket) -> None:
     """A peer that vanished without a word is noticed by the system, also on a connection that has nothing to say."""
-    sock = transport.get_extra_info("socket")
-    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, option):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+
+
+def _send_unpaced_within_one_machine(sock: socket.socket) -> None:
+    """Where the system spreads out what is sent to spare the network (BBR), it sets a timer for nearly every append of
+    64 KiB, which may cost more than sending it. Between two processes of one machine there is no network to spare."""
+    if hasattr(socket, "TCP_CONGESTION"):
+        with suppress(OSError):  # the other end has gone, or the system allows no choice
+            if sock.getsockname()[0] == sock.getpeername()[0]:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")

@@ -235,6 +235,9 @@ class ServedConnection:
         self._next_serial += 1
         future = awaitable if isinstance(awaitable, asyncio.Future) else asyncio.ensure_future(awaitable)
         self._running[serial] = (future, request_id, size)
+        if future.done():
+            self._done(serial, future)
+            return
         self._deadlines.add(serial, timeout, asyncio.get_running_loop())
         future.add_done_callback(partial(self._done, serial))
 
