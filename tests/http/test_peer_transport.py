@@ -651,6 +651,59 @@ async def test_a_snapshot_nobody_announced_is_refused_and_a_ticket_is_good_once(
         assert p.service.count("install_snapshot") == 1
 
 
+async def test_more_than_the_announced_bytes_are_not_taken_also_when_no_size_was_announced() -> None:
+    for announced in (MIB, 0):
+        async with pair() as p:
+            _, source = snapshot(2 * MIB)
+            meta = SnapshotMeta(LogId(LEADER, 9), StoredMembership(), "ab-1", 0, announced, "")
+            with pytest.raises((RemoteError, NetworkError)):
+                await p.net.install_snapshot(InstallSnapshotRequest(VOTE, meta), source, 5)
+            await until(lambda: p.service.stream_errors)
+            assert "bytes of the snapshot were sent" in str(p.service.stream_errors[0])
+            assert len(p.service.snapshot_bytes["ab-1"]) <= announced
+
+
+async def test_a_snapshot_that_comes_in_drops_ends_although_each_drop_is_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(snapshots, "CHUNK_TIMEOUT", 0.2)
+    async with pair() as p:
+        request, source = snapshot(MIB, chunk_bytes=16)
+
+        async def drip(offset: int) -> None:
+            await asyncio.sleep(0.02)
+
+        source.before_chunk = drip
+        with pytest.raises((RemoteError, NetworkError)):
+            await p.net.install_snapshot(request, source, 5)
+        await until(lambda: p.service.stream_errors)
+        assert "stalled" in str(p.service.stream_errors[0])
+        assert 3 <= len(p.service.snapshot_bytes["ab-1"]) // 16 <= 30
+        source.before_chunk = None
+        await p.net.install_snapshot(request, source, 5)
+
+
+async def test_what_a_node_does_with_the_bytes_is_not_counted_as_the_senders_slowness(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(snapshots, "CHUNK_TIMEOUT", 0.1)
+    monkeypatch.setattr(snapshots, "RATE_MIN", 2**40)
+    body = snapshots._Body(_stream(bytes(64), pieces=8), 64, 0)
+    taken = 0
+    async for chunk in body.chunks():
+        taken += len(chunk)
+        await asyncio.sleep(0.03)
+    assert taken == 64
+
+
+def _stream(content: bytes, pieces: int) -> aiohttp.StreamReader:
+    reader = aiohttp.StreamReader(aiohttp.base_protocol.BaseProtocol(asyncio.get_running_loop()), 2**16)
+    for start in range(0, len(content), len(content) // pieces):
+        reader.feed_data(content[start : start + len(content) // pieces])
+    reader.feed_eof()
+    return reader
+
+
 async def test_an_error_of_the_installation_reaches_the_sender() -> None:
     async with pair() as p:
         request, source = snapshot(MIB)

@@ -9,15 +9,19 @@ from typing import Any
 import pytest
 
 from raftkit_core.config import Config, SnapshotPolicy
+from raftkit_core.errors import PeerBusy, StorageCorrupt
 from raftkit_core.network.memory import DROP
 from raftkit_core.raft import Raft
 from raftkit_core.state_machine.interface import ApplyBatch
 from raftkit_core.state_machine.kv import KvStateMachine
 from raftkit_core.storage.interface import SnapshotSink
 from raftkit_core.storage.memory import MemorySnapshotStorage
-from raftkit_core.testing.cluster import memory_cluster
+from raftkit_core.testing.cluster import MemoryCluster, memory_cluster
+from raftkit_core.types.identity import PeerIdentity
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.kv import Get, Put
+from raftkit_core.types.membership import StoredMembership
+from raftkit_core.types.messages import InstallSnapshotRequest
 from raftkit_core.types.metrics import ServerState
 from raftkit_core.types.snapshot import SnapshotMeta
 from raftkit_core.types.vote import LeaderId, Vote
@@ -442,3 +446,78 @@ async def test_a_machine_that_lags_behind_the_commits_is_not_snapshotted_again_a
         await raft.wait(5).metrics(
             lambda m: m.snapshot is not None and (m.applied_index or 0) - m.snapshot.index < 10, "a newer snapshot"
         )
+
+
+# --- what a member may announce ----------------------------------------------------------------------------------------
+
+
+def _announced(vote: Vote, size: int, snapshot_id: str = "ab-1") -> InstallSnapshotRequest:
+    return InstallSnapshotRequest(vote, SnapshotMeta(None, StoredMembership(), snapshot_id, 0, size, ""))
+
+
+async def test_a_snapshot_of_unknown_size_is_not_taken() -> None:
+    async with memory_cluster(2) as cluster:
+        leader, follower, peer = await _leader_and_follower(cluster)
+        request = _announced(leader.metrics().value.vote, 0)
+        with pytest.raises(StorageCorrupt, match="unknown size"):
+            await follower._service.snapshot_offset(request, peer)
+        with pytest.raises(StorageCorrupt, match="unknown size"):
+            await follower._service.install_snapshot(request, 0, _no_bytes(), peer)
+        await write(leader, 1)
+        await cluster.applied(leader.metrics().value.last_log_index or 0)  # the sender's mistake stops no node
+
+
+async def test_a_newer_leader_takes_the_place_of_one_whose_snapshot_does_not_come_on() -> None:
+    """The former leader's machine lost power: its connection stands still and nothing says that it ended."""
+    async with memory_cluster(2) as cluster:
+        leader, follower, peer = await _leader_and_follower(cluster)
+        vote = leader.metrics().value.vote
+        gate = asyncio.Event()
+        stalled = asyncio.ensure_future(
+            follower._service.install_snapshot(_announced(vote, 100), 0, _held_bytes(gate), peer)
+        )
+        await asyncio.sleep(0.01)
+        with pytest.raises(PeerBusy, match="received already"):
+            await follower._service.snapshot_offset(_announced(vote, 100, "ab-2"), peer)
+        await asyncio.sleep(0.01)
+        assert not stalled.done(), "the same leadership does not displace itself"
+        newer = _announced(Vote(LeaderId(vote.term + 1, peer.node_id), True), 100, "ab-2")
+        with pytest.raises(PeerBusy, match="received already"):
+            await follower._service.snapshot_offset(newer, peer)
+        with pytest.raises(PeerBusy, match="newer leader"):
+            await stalled
+        assert await follower._service.snapshot_offset(newer, peer) == 0
+
+
+async def test_who_cancels_a_reception_that_was_displaced_too_cancels_it() -> None:
+    async with memory_cluster(2) as cluster:
+        leader, follower, peer = await _leader_and_follower(cluster)
+        vote = leader.metrics().value.vote
+        stalled = asyncio.ensure_future(
+            follower._service.install_snapshot(_announced(vote, 100), 0, _held_bytes(asyncio.Event()), peer)
+        )
+        await asyncio.sleep(0.01)
+        newer = _announced(Vote(LeaderId(vote.term + 1, peer.node_id), True), 100, "ab-2")
+        with pytest.raises(PeerBusy):
+            await follower._service.snapshot_offset(newer, peer)
+        stalled.cancel()
+        await asyncio.wait([stalled])
+        assert stalled.cancelled()
+
+
+async def _leader_and_follower(cluster: MemoryCluster) -> tuple[Raft, Raft, PeerIdentity]:
+    leader = await cluster.leader()
+    follower = next(raft for raft in cluster.rafts.values() if raft is not leader)
+    await follower.wait(5).current_leader(leader.id)
+    return leader, follower, PeerIdentity(leader.id, leader.store_id, 1)
+
+
+async def _no_bytes() -> AsyncIterator[bytes]:
+    none: tuple[bytes, ...] = ()
+    for chunk in none:
+        yield chunk
+
+
+async def _held_bytes(gate: asyncio.Event) -> AsyncIterator[bytes]:
+    yield b"first"
+    await gate.wait()

@@ -73,7 +73,10 @@ class GuardedHandler(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._header_ended()
         self._held = None
+        answered = self._task_handler if self._current_request is None else None
         super().connection_lost(exc)
+        if answered is not None:
+            answered.cancel()  # aiohttp would go on waiting for the rest of a body that was refused
         if self._on_lost is not None:
             self._on_lost()
 

@@ -41,8 +41,11 @@ logger = logging.getLogger(__name__)
 
 TICKET_HEADER = "Raftkit-Ticket"
 CHUNK_BYTES = 1024 * 1024
-CHUNK_TIMEOUT = 60.0
-"""Seconds a receiver waits for more bytes."""
+CHUNK_TIMEOUT = 20.0
+"""Seconds a receiver waits for more bytes: a sender without progress gives up earlier."""
+RATE_MIN = 16 * 1024
+"""Bytes a second that a stream must bring, on average and but for its first ``CHUNK_TIMEOUT``: while one comes in no
+other snapshot is taken."""
 KEEPALIVE_INTERVAL = 1.0
 ANSWER_BYTES_MAX = 64 * 1024
 TICKETS_MAX = 64
@@ -163,7 +166,7 @@ class SnapshotReceiver:
 
 
 class _Body:
-    """The bytes of a PUT, never more than were announced."""
+    """The bytes of a PUT, never more than were announced, and never in drops."""
 
     def __init__(self, content: aiohttp.StreamReader, size: int, offset: int) -> None:
         self._content = content
@@ -174,9 +177,14 @@ class _Body:
     async def chunks(self) -> AsyncIterator[bytes]:
         """Raises: NetworkError when the stream breaks, stalls or is too long."""
         position = self.offset
+        loop = asyncio.get_running_loop()
+        patience = (
+            CHUNK_TIMEOUT  # only waiting uses it up: what this node does with the bytes is not the sender's fault
+        )
         while True:
+            asked_at = loop.time()
             try:
-                async with asyncio.timeout(CHUNK_TIMEOUT):
+                async with asyncio.timeout(min(patience, CHUNK_TIMEOUT)):
                     chunk = await self._content.read(CHUNK_BYTES)
             except TimeoutError:
                 raise NetworkError("the snapshot stream stalled") from None
@@ -186,7 +194,8 @@ class _Body:
                 self.is_read = True
                 return
             position += len(chunk)
-            if self._size and position > self._size:
+            patience += len(chunk) / RATE_MIN - (loop.time() - asked_at)
+            if position > self._size:
                 raise NetworkError(f"more than the {self._size} bytes of the snapshot were sent")
             yield chunk
 

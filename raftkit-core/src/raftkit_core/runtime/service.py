@@ -40,6 +40,7 @@ from raftkit_core.types.messages import (
     VoteResponse,
 )
 from raftkit_core.types.snapshot import is_snapshot_id
+from raftkit_core.types.vote import Vote
 
 log = logging.getLogger("raftkit.runtime")
 
@@ -119,6 +120,31 @@ class Identity:
                 task.cancel()
 
 
+class _Reception:
+    """A snapshot that is coming in, in the task that takes it. Its leader may be gone without a word: one with a newer
+    vote takes its place."""
+
+    def __init__(self, vote: Vote) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "a coroutine runs in a task"
+        self.vote = vote
+        self._task = task
+        self.is_reading = True
+        """Once all bytes are here, the engine decides what becomes of them."""
+        self._cancelled_before = task.cancelling()
+        self._is_displaced = False
+
+    def displace(self) -> None:
+        """End it; what came stays for a resume."""
+        if self.is_reading and not self._is_displaced:
+            self._is_displaced = True
+            self._task.cancel()
+
+    def was_displaced(self) -> bool:
+        """Whether its cancellation is :meth:`displace`'s and nobody else's."""
+        return self._is_displaced and self._task.uncancel() <= self._cancelled_before
+
+
 class PeerService:
     """Implements :class:`raftkit_core.network.interface.RaftService` over one node."""
 
@@ -136,7 +162,7 @@ class PeerService:
         self._read_index = read_index
         self._forward = forward
         self._core: RaftCore | None = None
-        self._receiving: set[str] = set()
+        self._receiving: _Reception | None = None
         self._alarmed: set[NodeId] = set()
 
     def attach(self, core: RaftCore) -> None:
@@ -341,7 +367,11 @@ class PeerService:
             raise StorageCorrupt(
                 f"{request.meta.snapshot_id[:80]!r} is no snapshot id", subject="snapshot", verb="write"
             )
-        if self._receiving:
+        if request.meta.size_bytes <= 0:
+            raise StorageCorrupt("a snapshot of unknown size is not taken", subject="snapshot", verb="write")
+        if self._receiving is not None:
+            if request.vote.leader_id > self._receiving.vote.leader_id:
+                self._receiving.displace()
             raise PeerBusy("a snapshot is being received already")
 
     async def install_snapshot(
@@ -349,19 +379,28 @@ class PeerService:
     ) -> InstallSnapshotResponse:
         core = self._check_sender(request.vote.node_id, peer, request.vote.term)
         self._check_receiving(request)
-        self._receiving.add(request.meta.snapshot_id)
+        reception = self._receiving = _Reception(request.vote)
         try:
-            return await self._install(core, request, offset, chunks)
+            return await self._install(core, request, offset, chunks, reception)
+        except asyncio.CancelledError:
+            if reception.was_displaced():
+                raise PeerBusy("a newer leader sends its snapshot") from None
+            raise
         except StorageCorrupt:
             raise  # the sender's bytes
         except StorageError as error:
             core.fail(error)
             raise
         finally:
-            self._receiving.discard(request.meta.snapshot_id)
+            self._receiving = None
 
     async def _install(
-        self, core: RaftCore, request: InstallSnapshotRequest, offset: int, chunks: AsyncIterator[bytes]
+        self,
+        core: RaftCore,
+        request: InstallSnapshotRequest,
+        offset: int,
+        chunks: AsyncIterator[bytes],
+        reception: _Reception,
     ) -> InstallSnapshotResponse:
         sink = await self._snapshots.sink(request.meta.snapshot_id, resume=offset > 0)
         request_id: RequestId | None = None
@@ -378,6 +417,7 @@ class PeerService:
                 raise PeerBusy(f"the snapshot continues at {sink.offset}, not at {offset}")
             async for chunk in chunks:
                 await sink.write(chunk)
+            reception.is_reading = False
             response: InstallSnapshotResponse | Busy = await core.ask(
                 seconds_for_bytes(PEER_DEADLINE, request.meta.size_bytes), arrived
             )
