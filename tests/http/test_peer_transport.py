@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -497,6 +497,28 @@ async def test_connections_that_said_no_hello_make_room_for_one_that_does(monkey
             assert await first.is_closed_without_answer()
             await greet(last, p)
             await greet(known, p)
+
+
+@pytest.mark.parametrize("lane", ["control", "data"])
+async def test_the_oldest_connections_of_one_peer_make_room_for_its_newest(lane: str) -> None:
+    """A node uses one connection of each kind: who opens many under its name holds no more than a few."""
+    async with pair() as p, AsyncExitStack() as stack:
+        await p.net.heartbeat(BEAT, 2)
+        await p.net.append_entries(append(0), 2)
+        opened = []
+        for _ in range(3 * peers.CONNECTIONS_PER_PEER_MAX):
+            opened.append(await stack.enter_async_context(raw_peer(p, lane)))
+            await greet(opened[-1], p)
+        for raw in opened[: -peers.CONNECTIONS_PER_PEER_MAX]:
+            assert await raw.is_closed_without_answer()
+        for raw in opened[-peers.CONNECTIONS_PER_PEER_MAX :]:
+            await greet(raw, p)
+        other = RecordingService("n3")
+        another = p.source.connect("n2", p.target.advertised(), other)
+        await another.heartbeat(BEAT, 2)
+        await greet(opened[-1], p)
+        await p.net.heartbeat(BEAT, 2)  # the node itself connects again where its own was among the oldest
+        await p.net.append_entries(append(1), 2)
 
 
 async def test_what_a_slow_peer_has_not_read_counts_as_pending(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -448,7 +448,7 @@ async def test_a_machine_that_lags_behind_the_commits_is_not_snapshotted_again_a
         )
 
 
-# --- what a member may announce ----------------------------------------------------------------------------------------
+# --- what a member may announce ---------------------------------------------------------------------------------------
 
 
 def _announced(vote: Vote, size: int, snapshot_id: str = "ab-1") -> InstallSnapshotRequest:

@@ -26,6 +26,8 @@ CONTROL_FRAME_BYTES = 4096
 """The control lane carries nothing large, so that nothing on it ever waits for something large."""
 CONNECTIONS_MAX = 512
 """Peer connections: far more than a cluster has, far fewer than would hurt."""
+CONNECTIONS_PER_PEER_MAX = 4
+"""Of one node, on one lane of one group. It uses one; others are stale, or ask a single hello."""
 HELLO_DEADLINE = 5.0
 """Seconds a new connection may take to say hello."""
 UNSENT_BYTES_MAX = 2 * MAX_FRAME_BYTES
@@ -114,6 +116,12 @@ class PeerEndpoint:
                 return True
         return False
 
+    def greeted(self, newest: _Accepted) -> None:
+        """The peer of ``newest`` said hello there: its oldest connections make room."""
+        same = [accepted for accepted in self._accepted if accepted.serves == newest.serves and accepted is not newest]
+        for accepted in same[: max(0, len(same) + 1 - CONNECTIONS_PER_PEER_MAX)]:
+            accepted.abort()
+
     def _admit(self, request: web.Request, peer: PeerIdentity, service: RaftService) -> None:
         """Whether a request beside the connection is of that peer too. Raises: AccessDenied."""
         PeerAdmission(request, certified=self.certified).check(peer.node_id, service)
@@ -124,12 +132,16 @@ class _Accepted:
 
     def __init__(self, request: web.Request, endpoint: PeerEndpoint) -> None:
         self.group = request.match_info["group"]
+        self.serves: tuple[str, str, NodeId] | None = None
+        """Group, lane and whose connection it is, once its hello was good."""
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._request = request
         self._endpoint = endpoint
+        self._greeted_as: PeerIdentity | None = None
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting: asyncio.Task[None] | None = None
-        kinds, self._max_frame_bytes = LANES[request.match_info["lane"]]
+        self._lane = request.match_info["lane"]
+        kinds, self._max_frame_bytes = LANES[self._lane]
         transport, former = request.transport, request.protocol
         assert transport is not None, "a request that is being handled has a connection"
         find: Callable[[], RaftService | None] = lambda: endpoint.services.get(self.group)  # noqa: E731
@@ -156,6 +168,12 @@ class _Accepted:
     def is_greeted(self) -> bool:
         return self._served.peer is not None
 
+    def _was_greeted(self, peer: PeerIdentity) -> None:
+        self._greeted_as = peer
+        self._frames.max_frame_bytes = self._max_frame_bytes
+        self.serves = (self.group, self._lane, peer.node_id)
+        self._endpoint.greeted(self)
+
     def abort(self) -> None:
         """Drop the connection at once."""
         self._frames.abort()
@@ -176,8 +194,9 @@ class _Accepted:
         return web.Response(status=101)  # for whom it may concern: the connection is gone
 
     def _send(self, frame: bytes) -> None:
-        if self._frames.max_frame_bytes != self._max_frame_bytes and self._served.peer is not None:
-            self._frames.max_frame_bytes = self._max_frame_bytes  # this answers its hello
+        peer = self._served.peer
+        if peer is not self._greeted_as and peer is not None:
+            self._was_greeted(peer)  # this answers its hello
         self._frames.send(frame)
 
     def _end(self) -> None:
