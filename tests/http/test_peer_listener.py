@@ -183,6 +183,80 @@ async def test_a_client_that_does_not_read_its_answer_is_dropped(
         await server.close()
 
 
+@pytest.mark.parametrize("rate", [0, 200_000, 4_000_000])
+async def test_an_answer_is_taken_at_a_minimum_rate(monkeypatch: pytest.MonkeyPatch, rate: int) -> None:
+    """Some bytes now and then are progress, and hold a large answer in memory for a day."""
+    monkeypatch.setattr(listener_module, "SWEEP_INTERVAL", 0.02)
+    monkeypatch.setattr(listener_module, "STALL_DEADLINE", 0.4)
+    monkeypatch.setattr(listener_module, "ANSWER_RATE_MIN", 1_000_000)
+    loop = asyncio.get_running_loop()
+
+    async def much(request: web.Request) -> web.Response:
+        return web.Response(body=bytes(8 * 1024 * 1024))
+
+    server = HttpServer(Address("127.0.0.1", 0))
+    server.add_routes([web.get("/much", much)])
+    await server.start()
+    try:
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+            sock.setblocking(False)
+            await loop.sock_connect(sock, ("127.0.0.1", server.port))
+            await loop.sock_sendall(sock, b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n")
+            began = loop.time()
+            taken = 0
+            while loop.time() - began < 1.0 and server.listener is not None:
+                await asyncio.sleep(0.01)
+                if server.listener.connections == 0 and taken:
+                    break
+                taken += len(await loop.sock_recv(sock, rate // 100)) if rate else 1
+            dropped = server.listener is not None and server.listener.connections == 0
+        assert dropped == (rate < 1_000_000)
+    finally:
+        await server.close()
+
+
+@pytest.mark.parametrize("drips", [True, False])
+async def test_a_message_on_a_websocket_does_not_come_in_drop_by_drop(
+    monkeypatch: pytest.MonkeyPatch, drips: bool
+) -> None:
+    """Whole messages and pongs may be few and far between, but each that has begun ends soon."""
+    monkeypatch.setattr(listener_module, "SWEEP_INTERVAL", 0.02)
+    monkeypatch.setattr(listener_module, "MESSAGE_DEADLINE", 0.1)
+    taken: list[bytes] = []
+
+    async def echo(request: web.Request) -> web.WebSocketResponse:
+        made = web.WebSocketResponse(autoping=False)
+        await made.prepare(request)
+        handler = request.protocol
+        assert isinstance(handler, listener_module.GuardedHandler)
+        handler.message_arrived()
+        async for message in made:
+            handler.message_arrived()
+            taken.append(message.data)
+        return made
+
+    server = HttpServer(Address("127.0.0.1", 0))
+    server.add_routes([web.get("/ws", echo)])
+    await server.start()
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(
+            b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        await reader.readuntil(b"\r\n\r\n")
+        frame = b"\x82\xa8" + bytes(4) + bytes(40)
+        for byte in frame if drips else range(0, 4 * len(frame), len(frame)):
+            writer.write(bytes([byte]) if drips else frame)
+            await asyncio.sleep(0.015 if drips else 0.13)
+        dropped = server.listener is not None and server.listener.connections == 0
+        assert (dropped, len(taken)) == ((True, 0) if drips else (False, 4))
+        writer.close()
+    finally:
+        await server.close()
+
+
 async def test_without_descriptors_the_listener_waits_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener_module, "ACCEPT_PAUSE", 0.01)
     loop = asyncio.get_running_loop()

@@ -11,8 +11,11 @@ stage          ends after                       then
 TLS handshake  :data:`HANDSHAKE_DEADLINE`       closed
 header         :data:`HEADER_DEADLINE`          closed
 body           its handler's deadline           408
-answer         :data:`STALL_DEADLINE` without   closed
-               the client reading a byte
+answer         :data:`STALL_DEADLINE` with less closed
+               than :data:`ANSWER_RATE_MIN`
+               taken of it (a peer: nothing)
+message        :data:`MESSAGE_DEADLINE` (on a   closed
+               WebSocket)
 idle           aiohttp's keep-alive timeout     closed
 =============  ===============================  ======================================================
 """
@@ -20,10 +23,12 @@ idle           aiohttp's keep-alive timeout     closed
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
 import ssl
+import sys
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -40,7 +45,14 @@ HEADER_DEADLINE = 5.0
 """Seconds from the first byte of a request (or from the connection's beginning) to the end of its header."""
 HEADER_BYTES_MAX = 64 * 1024
 STALL_DEADLINE = 30.0
-"""Seconds an answer may lie here without the other side taking any of it."""
+"""Seconds an answer may lie here without the other side taking any of it, or as much as it must."""
+ANSWER_RATE_MIN = 8 * 1024
+"""Bytes a second that a client takes of an answer that does not fit into the sockets, on average."""
+UNSENT_BYTES_MAX = 128 * 1024
+"""What the system takes at most of an answer beyond what is on its way: where it takes megabytes, it says that there
+is room when a third of them have gone, and a slow reader looks like one that does not read."""
+MESSAGE_DEADLINE = 20.0
+"""Seconds from the first byte of a message on a WebSocket to its last, give or take a sweep."""
 SWEEP_INTERVAL = 5.0
 CONNECTIONS_MAX = 4096
 """Open connections: descriptors must remain for storage, and for calling peers."""
@@ -50,6 +62,7 @@ ACCEPT_PAUSE = 0.2
 """Seconds without accepting after the system refused another descriptor."""
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _IDLE_LOOKED_AT = 64
+_TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
 
 
 class GuardedHandler(RequestHandler):
@@ -59,6 +72,10 @@ class GuardedHandler(RequestHandler):
         super().__init__(*args, **kwargs)
         self.is_peer = False
         """Whether a node of this cluster has said hello here: such a connection is never dropped for others."""
+        self.received_bytes = 0
+        self.messages: int | None = None
+        """How many have come in whole, once this is a WebSocket: see :meth:`message_arrived`."""
+        self._whole_bytes = 0
         self._header_timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0
         self._on_lost: Callable[[], None] | None = None
@@ -81,6 +98,7 @@ class GuardedHandler(RequestHandler):
             self._on_lost()
 
     def data_received(self, data: bytes) -> None:
+        self.received_bytes += len(data)
         super().data_received(data)
         if self.is_idle and data:
             # Still waiting for a request although something came: the header is not complete.
@@ -114,6 +132,16 @@ class GuardedHandler(RequestHandler):
         waiter = self._waiter
         return waiter is not None and not waiter.done()
 
+    def message_arrived(self) -> None:
+        """Whoever reads messages here says so of the upgrade and of each of them, pings and pongs too."""
+        self.messages = 0 if self.messages is None else self.messages + 1
+        self._whole_bytes = self.received_bytes
+
+    @property
+    def is_amid_message(self) -> bool:
+        """Whether more has come in since the last whole message."""
+        return self.messages is not None and self.received_bytes != self._whole_bytes
+
     def drop(self) -> None:
         """Close at once."""
         if self._held is not None:
@@ -142,12 +170,38 @@ class _Accepted:
         self.handler = handler
         self.socket = sock
         self.opening: asyncio.Task[None] | None = None
-        self.unread = 0
-        self.stalled_since: float | None = None
+        self._unread = 0
+        self._patience = 0.0
+        self._messages: int | None = None
+        self._message_since = 0.0
 
     @property
     def is_idle(self) -> bool:
         return self.opening is not None or self.handler.is_idle
+
+    def is_stalled(self, elapsed: float) -> bool:
+        """Whether the other side takes too little of what was written for it, asked every ``elapsed`` seconds.
+
+        What is written meanwhile hides some of what is taken: the true minimum is up to twice the one that is named.
+        """
+        former, self._unread = self._unread, self.handler.unread_bytes
+        if not former or not self._unread:
+            self._patience = STALL_DEADLINE
+            return False
+        taken = max(former - self._unread, 0)
+        if taken and self.handler.is_peer:  # its calls have deadlines, and a slow line between members is no attack
+            self._patience = STALL_DEADLINE
+        else:
+            self._patience = min(self._patience - elapsed + taken / ANSWER_RATE_MIN, STALL_DEADLINE)
+        return self._patience <= 0
+
+    def is_dripping(self, now: float) -> bool:
+        """Whether a message takes too long to come in."""
+        if not self.handler.is_amid_message or self.handler.messages != self._messages:
+            self._messages = self.handler.messages
+            self._message_since = now
+            return False
+        return now - self._message_since >= MESSAGE_DEADLINE
 
     def drop(self) -> None:
         if self.opening is not None:
@@ -247,6 +301,9 @@ class Listener:
         elif len(self._open) >= CONNECTIONS_MAX:
             self._make_room(self._busiest_host())
         connection.setblocking(False)
+        if _TCP_NOTSENT_LOWAT is not None:
+            with contextlib.suppress(OSError):
+                connection.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
         accepted = _Accepted(host, self._make_handler(), connection)
         self._open[accepted] = None
         self._by_host.setdefault(host, {})[accepted] = None
@@ -305,18 +362,13 @@ class Listener:
         self.malformed += 1
 
     async def _sweep(self) -> None:
-        """Drop connections whose other side does not read what was written for it."""
+        """Drop connections whose other side does not read what was written for it, or does not end what it says."""
         loop = asyncio.get_running_loop()
+        swept_at = loop.time()
         while True:
             await asyncio.sleep(SWEEP_INTERVAL)
+            now = loop.time()
             for accepted in list(self._open):
-                self._check_stall(accepted, loop.time())
-
-    @staticmethod
-    def _check_stall(accepted: _Accepted, now: float) -> None:
-        unread = accepted.handler.unread_bytes
-        if not unread or unread < accepted.unread or accepted.stalled_since is None:
-            accepted.stalled_since = now if unread else None
-        elif now - accepted.stalled_since >= STALL_DEADLINE:
-            accepted.drop()
-        accepted.unread = unread
+                if accepted.is_stalled(now - swept_at) or accepted.is_dripping(now):
+                    accepted.drop()
+            swept_at = now
