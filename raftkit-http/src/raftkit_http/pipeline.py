@@ -23,6 +23,8 @@ from raftkit_http.exchange import CONNECT_SECONDS, MAX_ANSWER_BYTES, Answer, Los
 
 WINDOW = 1024
 """Writes in flight to one node."""
+WINDOW_BYTES = 2 * 1024 * 1024
+"""What they take together, if they are more than one frame. A node lets as much of both wait for its turn."""
 MAX_QUEUED = 16384
 """Writes that wait for the window; more is ``Overloaded``."""
 MAX_FRAME_WRITES = 256
@@ -122,6 +124,7 @@ class _Connection:
         self._queue: deque[_Pending] = deque()
         self._flights: dict[int, list[_Pending]] = {}
         self._in_flight = 0
+        self._bytes_in_flight = 0
         self._frame_id = 0
         self._heard_at = float("-inf")
         self._work = asyncio.Event()
@@ -202,7 +205,7 @@ class _Connection:
         flights, self._flights = self._flights, {}
         waiting = [pending for flight in flights.values() for pending in flight] + list(self._queue)
         self._queue.clear()
-        self._in_flight = 0
+        self._in_flight = self._bytes_in_flight = 0
         for pending in waiting:
             pending.fail(reason)
 
@@ -227,14 +230,18 @@ class _Connection:
             if pending.answer.done():
                 self._queue.popleft()
                 continue
-            size_bytes += len(pending.command) + WRITE_BYTES
-            if flight and (_session(flight[0]) != _session(pending) or size_bytes > MAX_FRAME_BYTES):
+            larger = size_bytes + len(pending.command) + WRITE_BYTES
+            if flight and (_session(flight[0]) != _session(pending) or larger > MAX_FRAME_BYTES):
                 break
+            if self._in_flight and self._bytes_in_flight + larger > WINDOW_BYTES:
+                break
+            size_bytes = larger
             flight.append(self._queue.popleft())
         if not flight:
             return None
         self._frame_id += 1
         self._in_flight += len(flight)
+        self._bytes_in_flight += size_bytes
         self._flights[self._frame_id] = flight
         now = asyncio.get_running_loop().time()
         writes: list[tuple[int, int, bytes]] = []
@@ -264,6 +271,7 @@ class _Connection:
         if flight is None:
             return
         self._in_flight -= len(flight)
+        self._bytes_in_flight -= sum(len(pending.command) + WRITE_BYTES for pending in flight)
         answers: list[Answer[WriteAnswer]]
         try:
             if reply.ok:

@@ -289,16 +289,6 @@ class ApiNode:
             return response.status, await response.json()
 
 
-_serving: set[HttpServer] = set()
-
-
-async def _lingering() -> None:
-    """aiohttp reads on for a second when a refused body's client has gone, and does not end that at its clean-up."""
-    tasks = [task for task in asyncio.all_tasks() if task.get_coro().__qualname__ == "RequestHandler.start"]
-    if tasks:
-        await asyncio.wait(tasks, timeout=5)
-
-
 ApiNodes = Callable[..., AbstractAsyncContextManager[ApiNode]]
 
 
@@ -310,15 +300,11 @@ async def _api_node(
     server = HttpServer(Address("127.0.0.1", 0))
     api = attach(server, raft, limits, access=access)
     await server.start()
-    _serving.add(server)
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as http:
             yield ApiNode(server, raft, api, http)
     finally:
         await server.close()
-        _serving.discard(server)
-        if not _serving:
-            await _lingering()
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -11,6 +13,7 @@ import pytest
 
 from raftkit_core.errors import QuorumNotEnough
 from raftkit_core.types.kv import Put
+from raftkit_http.api import socket as socket_module
 from raftkit_http.api.guard import ApiLimits
 
 pack = msgspec.msgpack.encode
@@ -105,6 +108,72 @@ async def test_no_more_than_the_window_is_taken_in(api_node: Any) -> None:
         assert len(arrivals) == 2
         node.raft.hold.set()
         assert [(await receive(socket))[0] for _ in range(10)] == list(range(10))
+
+
+@asynccontextmanager
+async def full_window(api_node: Any, **limits: int) -> AsyncIterator[tuple[Any, aiohttp.ClientWebSocketResponse]]:
+    """A node that answers nothing until it is let, and a socket whose window is full."""
+    async with (
+        api_node(limits=ApiLimits(max_socket_window=2, **limits)) as node,
+        node.http.ws_connect(f"{node.url}/v1/ws", autoping=False) as socket,
+    ):
+        node.raft.hold = asyncio.Event()
+        for number in range(5):
+            await socket.send_bytes(put(number))
+        await asyncio.wait_for(node.raft.arrived.wait(), 5)
+        yield node, socket
+
+
+async def test_pings_are_answered_while_the_window_is_full(api_node: Any) -> None:
+    async with full_window(api_node) as (node, socket):
+        await socket.ping(b"still there?")
+        message = await socket.receive(timeout=5)
+        assert (message.type, bytes(message.data)) == (aiohttp.WSMsgType.PONG, b"still there?")
+        node.raft.hold.set()
+        assert [(await receive(socket))[0] for _ in range(5)] == list(range(5))
+
+
+async def test_a_close_is_answered_while_the_window_is_full_and_what_waited_is_not_carried_out(api_node: Any) -> None:
+    async with full_window(api_node) as (node, socket):
+        await socket.close()
+        assert socket.close_code is not None
+        node.raft.hold.set()
+        await node.ask("GET", "/v1/status")
+        await node.ask("GET", "/v1/status")
+        assert len(node.raft.written) == 2
+
+
+@pytest.mark.parametrize("bound", ["max_socket_waiting", "WAITING_BYTES_MAX"])
+async def test_what_does_not_fit_behind_a_full_window_is_refused_definitely(
+    api_node: Any, monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    limits = {"max_socket_waiting": 3} if bound == "max_socket_waiting" else {}
+    if not limits:
+        monkeypatch.setattr(socket_module, "WAITING_BYTES_MAX", 3 * len(put(0)))
+    async with full_window(api_node, **limits) as (node, socket):
+        for number in (5, 6):
+            await socket.send_bytes(put(number))
+            refused, ok, error = await receive(socket)
+            assert (refused, ok, error["code"], error["outcome"]) == (number, False, "OVERLOADED", "not_applied")
+        node.raft.hold.set()
+        assert [(await receive(socket))[:2] for _ in range(5)] == [[number, True] for number in range(5)]
+        await socket.send_bytes(put(7))
+        assert (await receive(socket))[:2] == [7, True]
+
+
+async def test_who_waits_for_its_turn_beyond_its_deadline_is_told_that_nothing_was_changed(api_node: Any) -> None:
+    async with full_window(api_node) as (node, socket):
+        await socket.send_bytes(pack([9, "write", pack(Put("late", b"v")), 1]))
+        await socket.ping()
+        await socket.receive(timeout=5)
+        await asyncio.sleep(0.005)
+        node.raft.hold.set()
+        answers = {}
+        for _ in range(6):
+            number, ok, data = await receive(socket)
+            answers[number] = ok or (data["code"], data["outcome"])
+        assert answers == dict.fromkeys(range(5), True) | {9: ("RPC_TIMEOUT", "not_applied")}
+        assert "late" not in node.raft.data
 
 
 async def test_more_sockets_than_the_limit_are_refused(api_node: Any) -> None:

@@ -52,6 +52,7 @@ class ApiLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_timeout: float = 300.0
     max_requests: int = 1024
     max_socket_window: int = 256
+    max_socket_waiting: int = 1024
     max_sockets: int = 256
     max_watches: int = 256
     watch_progress_seconds: float = 10.0

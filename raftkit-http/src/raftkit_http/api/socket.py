@@ -9,14 +9,17 @@ Request ``[id, op, body]`` or ``[id, op, body, timeout_ms]`` with ``id`` an inte
 
 Answer ``[id, true, data]`` or ``[id, false, error]``, in the order things finish; the data of ``writes`` is one
 ``[true, data]`` or ``[false, error]`` for each. No more than ``max_socket_window`` requests are in flight (each write
-counts, and one frame is always taken): beyond that the server stops reading, and TCP tells the client to slow down.
-Writes of one socket reach the Raft in the order of their frames.
+counts, and one frame is always taken). Frames beyond that wait their turn, ``max_socket_waiting`` requests and
+:data:`WAITING_BYTES_MAX` of them; what comes on top is refused as ``OVERLOADED``, which is definite. So whatever the
+node is busy with, pings are answered. Writes of one socket reach the Raft in the order of their frames.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Literal
+from collections import deque
+from contextlib import suppress
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from aiohttp import WSMsgType, web
@@ -29,11 +32,14 @@ from raftkit_http.api.guard import GRACE_SECONDS, Call, log
 from raftkit_http.api.kv import answer_read
 from raftkit_http.api.schema import MAX_SAFE_INT, ReadRequest
 from raftkit_http.api.write import command_of_bytes, propose, propose_many, session_ref
+from raftkit_http.listener import GuardedHandler
 
 PING_SECONDS = 20.0
 MAX_WRITES = 1024
 """In one frame."""
 CLOSE_SECONDS = 2.0
+WAITING_BYTES_MAX = 2 * 1024 * 1024
+"""Of frames that wait for their turn. One is always taken."""
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -73,8 +79,13 @@ async def get_socket(call: Call) -> web.WebSocketResponse:
     if len(api.sockets) >= api.limits.max_sockets:
         raise Overloaded(f"{api.raft.id} serves {api.limits.max_sockets} WebSockets already", hint="close some")
     # compress=False: deflate costs more than loopback or a data centre saves, and a bomb is a few bytes.
+    # autoping=False: a ping is a message like others to whoever watches how long messages take.
     socket = web.WebSocketResponse(
-        compress=False, max_msg_size=call.command_limit_bytes, heartbeat=PING_SECONDS, timeout=CLOSE_SECONDS
+        compress=False,
+        max_msg_size=call.command_limit_bytes,
+        heartbeat=PING_SECONDS,
+        timeout=CLOSE_SECONDS,
+        autoping=False,
     )
     if not socket.can_prepare(call.request):
         raise BadRequest("/v1/ws takes WebSocket connections only", hint="use POST /v1/write and POST /v1/read")
@@ -87,55 +98,117 @@ async def get_socket(call: Call) -> web.WebSocketResponse:
     return socket
 
 
+class Taken(NamedTuple):
+    """A frame that has come in. ``deadline`` is on the loop's clock."""
+
+    frame: Frame
+    weight: int
+    size: int
+    deadline: float
+
+
 class SocketSession:
-    """One connection: reads frames while the window has room, and answers each by its id."""
+    """One connection: reads always, carries out while the window has room, and answers each by its id."""
 
     def __init__(self, call: Call, socket: web.WebSocketResponse) -> None:
         self._call = call
         self._api = call.api
         self._socket = socket
         self._running = 0
-        self._room: asyncio.Future[None] | None = None
+        self._waiting: deque[Taken] = deque()
+        self._waiting_weight = 0
+        self._waiting_bytes = 0
 
     async def run(self) -> None:
-        async for message in self._socket:
-            if message.type is not WSMsgType.BINARY:
+        try:
+            await self._read()
+        finally:
+            self._waiting.clear()  # nobody is there to be answered, and none of it has begun
+
+    async def _read(self) -> None:
+        handler = self._call.request.protocol
+        while True:
+            if isinstance(handler, GuardedHandler):
+                handler.message_arrived()
+            message = await self._socket.receive()
+            if message.type is WSMsgType.PING:
+                await self._send_pong(message.data)
+            elif message.type is WSMsgType.BINARY:
+                try:
+                    frame = decode_socket_frame(message.data)
+                except BadRequest:
+                    await self._socket.close(code=1007, message=b"a frame is [id, op, body]")
+                    return
+                await self._take(frame, len(message.data))
+            elif message.type is WSMsgType.TEXT:
                 await self._socket.close(code=1003, message=b"frames are binary MessagePack")
                 return
-            try:
-                frame = decode_socket_frame(message.data)
-            except BadRequest:
-                await self._socket.close(code=1007, message=b"a frame is [id, op, body]")
+            elif message.type is not WSMsgType.PONG:
                 return
-            weight = _weight(frame)
-            while self._running and self._running + weight > self._api.limits.max_socket_window:
-                self._room = asyncio.get_running_loop().create_future()
-                await self._room
-            self._running += weight
-            # Tasks start in the order they are made, and call the Raft before they first wait.
-            self._api.own(self._serve(frame, weight))
 
-    async def _serve(self, frame: Frame, weight: int) -> None:
-        try:
-            answer = await self._answer(frame)
-            if not self._socket.closed:
-                await self._socket.send_bytes(_encoder.encode(answer))
-        except ConnectionError:
-            pass  # the client is gone; what it asked for was carried out all the same
-        finally:
-            self._running -= weight
-            if self._room is not None and not self._room.done():
-                self._room.set_result(None)
-
-    async def _answer(self, frame: Frame) -> tuple[int, bool, Any]:
+    async def _take(self, frame: Frame, size: int) -> None:
         limits = self._api.limits
         timeout = limits.default_timeout
         if frame.timeout_ms is not None:
             timeout = min(frame.timeout_ms / 1000, limits.max_timeout)
-        deadline = asyncio.get_running_loop().time() + timeout
+        taken = Taken(frame, _weight(frame), size, asyncio.get_running_loop().time() + timeout)
+        if not self._waiting and self._has_room_for(taken):
+            self._begin(taken)
+        elif self._waiting and (
+            self._waiting_weight + taken.weight > limits.max_socket_waiting
+            or self._waiting_bytes + size > WAITING_BYTES_MAX
+        ):
+            await self._refuse(frame)  # and reads no further while the refusals are not read
+        else:
+            self._waiting.append(taken)
+            self._waiting_weight += taken.weight
+            self._waiting_bytes += size
+
+    def _has_room_for(self, taken: Taken) -> bool:
+        return not self._running or self._running + taken.weight <= self._api.limits.max_socket_window
+
+    def _begin(self, taken: Taken) -> None:
+        self._running += taken.weight
+        # Tasks start in the order they are made, and call the Raft before they first wait.
+        self._api.own(self._serve(taken))
+
+    def _ended(self, weight: int) -> None:
+        self._running -= weight
+        while self._waiting and self._has_room_for(self._waiting[0]):
+            taken = self._waiting.popleft()
+            self._waiting_weight -= taken.weight
+            self._waiting_bytes -= taken.size
+            self._begin(taken)
+
+    async def _serve(self, taken: Taken) -> None:
+        try:
+            await self._send(await self._answer(taken.frame, taken.deadline))
+        finally:
+            self._ended(taken.weight)
+
+    async def _refuse(self, frame: Frame) -> None:
+        error = Overloaded(
+            f"{self._api.limits.max_socket_window} requests of this connection are in flight, and more wait",
+            hint="await answers before you send more",
+        )
+        await self._send((frame.id, False, ErrorBody.of(to_info(error))))
+
+    async def _send(self, answer: tuple[int, bool, Any]) -> None:
+        # Where the client is gone, what it asked for was carried out all the same.
+        if not self._socket.closed:
+            with suppress(ConnectionError):
+                await self._socket.send_bytes(_encoder.encode(answer))
+
+    async def _send_pong(self, data: bytes) -> None:
+        with suppress(ConnectionError):  # the next receive() says so
+            await self._socket.pong(data)
+
+    async def _answer(self, frame: Frame, deadline: float) -> tuple[int, bool, Any]:
         call = Call(self._api, self._call.request, self._call.query, deadline, owned=True, caller=self._call.caller)
         try:
             self._api.access.require_current(call.caller)
+            if deadline <= asyncio.get_running_loop().time():
+                raise RPCTimeout("its turn did not come within the deadline", outcome="not_applied")
             with self._api.admitted():
                 async with asyncio.timeout(call.remaining + GRACE_SECONDS):
                     return frame.id, True, await self._carry_out(call, frame)
