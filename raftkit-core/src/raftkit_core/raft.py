@@ -151,9 +151,9 @@ class Raft:
         self._held: list[Session] = []
         """Sessions of this application."""
         self._view = NodeView(core, identity)
-        self._metrics: Watch[RaftMetrics] = Watch(self._view.metrics)
-        self._data_metrics: Watch[RaftDataMetrics] = Watch(self._view.data_metrics)
-        self._server_metrics: Watch[RaftServerMetrics] = Watch(self._view.server_metrics)
+        self._metrics: Watch[RaftMetrics] = Watch(self._view.metrics, core.watchers)
+        self._data_metrics: Watch[RaftDataMetrics] = Watch(self._view.data_metrics, core.watchers)
+        self._server_metrics: Watch[RaftServerMetrics] = Watch(self._view.server_metrics, core.watchers)
         self._closing: asyncio.Task[None] | None = None
         self._recovered_tail = core.engine.state.log.last_index
         self.machine = machine
@@ -315,7 +315,7 @@ class Raft:
             waiting=waiting,
             instruments=instruments,
             stalls=stalls,
-            publish=lambda: late["raft"]._publish(),
+            ended=lambda: late["raft"]._ended(),
         )
         late["raft"] = raft = cls(
             core=late["core"],
@@ -332,15 +332,10 @@ class Raft:
         service.attach(late["core"])
         return raft
 
-    def _publish(self) -> None:
-        if self._core.has_ended:
-            self._metrics.close(self._view.metrics())
-            self._data_metrics.close(self._view.data_metrics())
-            self._server_metrics.close(self._view.server_metrics())
-            return
-        self._metrics.publish()
-        self._data_metrics.publish()
-        self._server_metrics.publish()
+    def _ended(self) -> None:
+        self._metrics.close(self._view.metrics())
+        self._data_metrics.close(self._view.data_metrics())
+        self._server_metrics.close(self._view.server_metrics())
 
     def fail(self, error: BaseException) -> None:
         """Stop this node at once because of ``error``: nothing more is written, answered or sent. ``shutdown`` then

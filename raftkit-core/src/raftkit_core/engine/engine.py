@@ -481,17 +481,20 @@ class Engine:
     def on_log_flushed(self, io_id: IoId, now: float) -> None:
         """Every write up to ``io_id`` is durable: own grant, own acknowledgement, and what may be applied."""
         parts = self._parts
-        parts.state.io.flush(io_id)
+        state = parts.state
+        state.io.flush(io_id)
         if parts.candidate is not None:
             self._establish.on_own_vote_flushed(now)
         if parts.leader is not None:
             self._replication.try_commit(parts.leader, now)
-        self._replication.apply_durable()
+        if state.submitted is not state.committed:
+            self._replication.apply_durable()
 
     def on_applied(self, log_id: LogId, now: float) -> None:
         """The state machine has applied everything up to ``log_id``."""
         state = self._parts.state
-        if index_of(log_id) > index_of(state.applied):
+        applied = state.applied
+        if applied is None or log_id.index > applied.index:
             state.applied = log_id
             self._snapshot.on_applied(now)
 

@@ -16,12 +16,14 @@ class _Write:
 
     __slots__ = ("first_index", "io_id", "log_id", "size_bytes", "submitted_at")
 
-    def __init__(self, io_id: int, submitted_at: float) -> None:
+    def __init__(
+        self, io_id: int, submitted_at: float, first_index: int, log_id: LogId | None, size_bytes: int
+    ) -> None:
         self.io_id = io_id
         self.submitted_at = submitted_at
-        self.first_index = -1
-        self.log_id: LogId | None = None
-        self.size_bytes = 0
+        self.first_index = first_index
+        self.log_id = log_id
+        self.size_bytes = size_bytes
 
 
 class IoState:
@@ -39,26 +41,21 @@ class IoState:
     def submit(self, now: float) -> int:
         """A write without entries."""
         self.last_io += 1
-        self._pending.append(_Write(self.last_io, now))
+        self._pending.append(_Write(self.last_io, now, -1, None, 0))
         return self.last_io
 
     def submit_entries(self, first_index: int, last: LogId, size_bytes: int, now: float) -> int:
         """A write of entries ``first_index..last``."""
-        io_id = self.submit(now)
-        write = self._pending[-1]
-        write.first_index = first_index
-        write.log_id = last
-        write.size_bytes = size_bytes
+        io_id = self.last_io = self.last_io + 1
+        self._pending.append(_Write(io_id, now, first_index, last, size_bytes))
         self.unflushed_bytes += size_bytes
         return io_id
 
     def submit_purge(self, upto: LogId, now: float) -> int:
         """A purge: when it is durable, so is everything up to ``upto`` (by the snapshot it stands for)."""
-        io_id = self.submit(now)
-        write = self._pending[-1]
-        write.first_index = 0
-        write.log_id = upto
-        return io_id
+        self.last_io += 1
+        self._pending.append(_Write(self.last_io, now, 0, upto, 0))
+        return self.last_io
 
     def submit_truncate(self, since: int, last_before: LogId | None, now: float) -> int:
         """A truncation. The flushed position falls at once, and no write under way vouches for what was cut."""
@@ -72,10 +69,12 @@ class IoState:
 
     def io_of(self, index: int) -> int:
         """The write that makes the current entry at ``index`` durable; 0 if it is durable already."""
-        if index <= index_of(self.flushed_log_id):
+        flushed = self.flushed_log_id
+        if flushed is not None and index <= flushed.index:
             return 0
         for write in self._pending:
-            if write.log_id is not None and write.log_id.index >= index:
+            log_id = write.log_id
+            if log_id is not None and log_id.index >= index:
                 return write.io_id
         return self.last_io
 
@@ -89,8 +88,11 @@ class IoState:
         while pending and pending[0].io_id <= io_id:
             write = pending.popleft()
             self.unflushed_bytes -= write.size_bytes
-            if write.log_id is not None and write.log_id.index > index_of(self.flushed_log_id):
-                self.flushed_log_id = write.log_id
+            log_id = write.log_id
+            if log_id is not None:
+                flushed = self.flushed_log_id
+                if flushed is None or log_id.index > flushed.index:
+                    self.flushed_log_id = log_id
 
     def oldest_submitted_at(self) -> float | None:
         """When the oldest write under way was submitted, or None if all is durable."""

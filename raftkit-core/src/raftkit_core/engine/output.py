@@ -1,6 +1,8 @@
-"""The one door out of the engine: a queue of commands."""
+"""The way out of the engine: handlers push commands, the caller takes them."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from raftkit_core.engine.commands import Command
 
@@ -8,18 +10,18 @@ from raftkit_core.engine.commands import Command
 class EngineOutput:
     """Commands in the order they are to be carried out."""
 
-    __slots__ = ("_queue",)
+    __slots__ = ("_queue", "push")
 
     def __init__(self) -> None:
         self._queue: list[Command] = []
-
-    def push(self, command: Command) -> None:
-        self._queue.append(command)
+        self.push: Callable[[Command], None] = self._queue.append
+        """Emit a command: the list's own method, for it is called a dozen times for every write."""
 
     def take(self) -> list[Command]:
         """Everything emitted since the last call."""
         queue = self._queue
         if not queue:
             return []
-        self._queue = []
-        return queue
+        taken = queue.copy()
+        queue.clear()
+        return taken

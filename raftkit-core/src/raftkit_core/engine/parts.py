@@ -94,7 +94,10 @@ class EngineParts:
 
     def is_foreign_store(self, node_id: NodeId, store_id: str) -> bool:
         """Whether ``store_id`` is not the one the membership names: such a node's grants and acks do not count."""
-        return self.view.bound.get(node_id, store_id) != store_id
+        view = self._view
+        if view.stored is not self.state.membership.effective:
+            view = self.view
+        return view.bound.get(node_id, store_id) != store_id
 
     @property
     def needs_rejoin(self) -> bool:
@@ -104,8 +107,8 @@ class EngineParts:
     def redraw_election_timeout(self, now: float) -> None:
         """A new timeout per campaign and per contact, so that two nodes do not split votes for ever (§6 item 40)."""
         config = self.config
-        spread = config.election_timeout_max - config.election_timeout_min
-        timeout = config.election_timeout_min + spread * self.entropy.random()
+        least = config.election_timeout_min
+        timeout = least + (config.election_timeout_max - least) * self.entropy.random()
         self.state.election_deadline = now + timeout
 
     def known_leader(self) -> NodeId | None:

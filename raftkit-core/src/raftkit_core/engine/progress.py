@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
+from typing import Final
 
 from raftkit_core.engine.inflight import Inflight
 from raftkit_core.types.log_id import LogId, index_of
@@ -24,6 +25,11 @@ class ProgressState(Enum):
     PIPELINE = "pipeline"
     SNAPSHOT = "snapshot"
     REVERTED = "reverted"
+
+
+PIPELINE: Final = ProgressState.PIPELINE
+REVERTED: Final = ProgressState.REVERTED
+"""By names of their own: they are asked for at every answer."""
 
 
 class ProgressEntry:
@@ -82,13 +88,14 @@ class ProgressEntry:
 
     def ack(self, matching: LogId | None) -> bool:
         """The peer holds everything up to ``matching``. Says whether that is news."""
-        news = index_of(matching) > index_of(self.matching)
+        acked, end = index_of(matching), index_of(self.matching)
+        news = acked > end
         if news:
             self.matching = matching
-        end = index_of(self.matching)
+            end = acked
         inflight = self.inflight
-        if self.state is ProgressState.PIPELINE:
-            while inflight and inflight[0].last_index <= index_of(matching):
+        if self.state is PIPELINE:
+            while inflight and inflight[0].last_index <= acked:
                 inflight.popleft()
         else:
             inflight.clear()

@@ -103,10 +103,11 @@ class RaftState:
 
     def accept(self, leader_id: LeaderId, log_id: LogId | None) -> None:
         """The leader ``leader_id`` verified this log up to ``log_id``; raised only, and void for another leader."""
+        accepted = self.accepted
         if self.accepted_under != leader_id:
             self.accepted_under = leader_id
             self.accepted = log_id
-        elif self.accepted is None or (log_id is not None and log_id > self.accepted):
+        elif accepted is None or (log_id is not None and log_id > accepted):
             self.accepted = log_id
 
     def check(self) -> None:

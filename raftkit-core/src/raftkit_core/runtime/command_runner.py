@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import assert_never
+from typing import Any, get_args
 
 from raftkit_core.config import Config
 from raftkit_core.engine.commands import (
@@ -126,20 +126,46 @@ class CommandRunner:
         self._notice_timer: asyncio.TimerHandle | None = None
         self._halted = False
         self._swept_at = float("-inf")
+        self._actions: dict[type, Callable[[Any], None]] = {
+            AppendInputEntries: self._append_entries,
+            Replicate: self._replicate,
+            Commit: self._commit,
+            Respond: self._respond,
+            SaveCommitted: writer.submit,
+            SaveVote: writer.submit,
+            SaveLease: writer.submit,
+            DeleteConflictLog: writer.submit,
+            PurgeLog: writer.submit,
+            ReplicateCommitted: self._tell_committed_soon,
+            SendHeartbeat: self._send_heartbeat,
+            ConfirmRead: self._send_heartbeat,
+            ReplicateSnapshot: self._replicate_snapshot,
+            SendVote: self._send_vote,
+            SendPreVote: self._send_pre_vote,
+            SendTransferLeader: self._send_transfer,
+            RebuildReplicationStreams: self._rebuild_streams,
+            BecomeLeader: self._new_leadership,
+            QuitLeader: self._new_leadership,
+            BuildSnapshot: self._build_snapshot,
+            InstallSnapshot: self._install_snapshot,
+            RetireStore: self._retire,
+        }
+        """What carries out each kind of command: found in one step, for every write needs a dozen of them."""
+        assert self._actions.keys() == set(get_args(Command)), "every command is carried out"
 
     # --- the queue --------------------------------------------------------------------------------------------------
 
     def run(self, commands: Iterable[Command]) -> None:
         """Carry out ``commands`` in order; what waits for the log is parked."""
-        flushed = self._engine.flushed_io
+        actions = self._actions
         for command in commands:
             if self._halted:
                 return
-            if command.when > flushed:
-                self._parked.append((command.when, command))
+            when = command.when
+            if when and when > self._engine.flushed_io:
+                self._parked.append((when, command))
             else:
-                self._run(command)
-        self._requests.clear()
+                actions[type(command)](command)
         self._writer.kick()
 
     def release(self) -> None:
@@ -147,77 +173,65 @@ class CommandRunner:
         if not self._parked or self._halted:
             return
         flushed = self._engine.flushed_io
-        released = [command for when, command in self._parked if when <= flushed]
-        if released:
-            self._parked = [parked for parked in self._parked if parked[0] > flushed]
-            for command in released:
-                if self._halted:
-                    return
-                self._run(command)
-            self._requests.clear()
+        parked, self._parked = self._parked, []
+        released: list[Command] = []
+        for each in parked:
+            if each[0] > flushed:
+                self._parked.append(each)
+            else:
+                released.append(each[1])
+        for command in released:
+            if self._halted:
+                return
+            self._actions[type(command)](command)
 
-    def _run(self, command: Command) -> None:
-        match command:
-            case Replicate():
-                self._untold.pop(command.target, None)  # carries what is committed
-                stream = self._stream_of(command.session, command.target)
-                if stream is not None:
-                    stream.replicate(command)
-            case AppendInputEntries():
-                if self._instruments.is_tracing:
-                    self._instruments.trace("CommandRunner.append_input_entries")
-                self._writer.submit(command)
-            case SaveCommitted():
-                self._writer.submit(command)
-            case Commit():
-                if self._instruments.is_tracing:
-                    self._instruments.trace("CommandRunner.commit")
-                self._worker.commit(command.upto)
-            case Respond():
-                self._respond(command)
-            case ReplicateCommitted():
-                for target, _ in command.peers:
-                    self._untold[target] = command
-                if self._notice_timer is None:
-                    self._notice_timer = asyncio.get_running_loop().call_later(
-                        COMMIT_NOTICE_SECONDS, self.tell_committed
-                    )
-            case SaveVote() | SaveLease() | DeleteConflictLog() | PurgeLog():
-                self._writer.submit(command)
-            case ConfirmRead() | SendHeartbeat():
-                if command.session == self._engine.session:
-                    for target, _ in command.peers:
-                        self._untold.pop(target, None)  # carries what is committed
-                    self._heartbeats.send(command, self._client_of_stream)
-            case ReplicateSnapshot():
-                stream = self._stream_of(command.session, command.target)
-                if stream is not None:
-                    self._transfers.send(command, stream)
-            case SendVote():
-                self._send_vote(command.targets, command.request, is_pre_vote=False)
-            case SendPreVote():
-                self._send_vote(command.targets, command.request, is_pre_vote=True)
-            case SendTransferLeader():
-                self._send_transfer(command)
-            case RebuildReplicationStreams():
-                self._rebuild_streams(command)
-            case BecomeLeader():
-                self._close_streams()
-            case QuitLeader():
-                self._close_streams()
-            case BuildSnapshot():
-                self._worker.build_snapshot()
-            case InstallSnapshot():
-                sink = self.received.pop(command.request_id, None)
-                if sink is not None:
-                    self._worker.install_snapshot(command.request_id, command.meta, sink)
-                else:
-                    gone = PeerBusy("the sender of the snapshot has gone")
-                    self._notify(SnapshotRefused(command.request_id, gone))
-            case RetireStore():
-                self._retire(command.reason)
-            case _:
-                assert_never(command)
+    def _append_entries(self, command: AppendInputEntries) -> None:
+        if self._instruments.is_tracing:
+            self._instruments.trace("CommandRunner.append_input_entries")
+        self._writer.submit(command)
+
+    def _replicate(self, command: Replicate) -> None:
+        if self._untold:
+            self._untold.pop(command.target, None)  # carries what is committed
+        stream = self._streams.get(command.target)
+        if stream is not None and stream.session == command.session:
+            stream.replicate(command)
+
+    def _commit(self, command: Commit) -> None:
+        if self._instruments.is_tracing:
+            self._instruments.trace("CommandRunner.commit")
+        self._worker.commit(command.upto)
+
+    def _tell_committed_soon(self, command: ReplicateCommitted) -> None:
+        for target, _ in command.peers:
+            self._untold[target] = command
+        if self._notice_timer is None:
+            self._notice_timer = asyncio.get_running_loop().call_later(COMMIT_NOTICE_SECONDS, self.tell_committed)
+
+    def _send_heartbeat(self, command: SendHeartbeat) -> None:
+        if command.session == self._engine.session:
+            for target, _ in command.peers:
+                self._untold.pop(target, None)  # carries what is committed
+            self._heartbeats.send(command, self._client_of_stream)
+
+    def _replicate_snapshot(self, command: ReplicateSnapshot) -> None:
+        stream = self._streams.get(command.target)
+        if stream is not None and stream.session == command.session:
+            self._transfers.send(command, stream)
+
+    def _new_leadership(self, command: BecomeLeader | QuitLeader) -> None:
+        self._close_streams()
+
+    def _build_snapshot(self, command: BuildSnapshot) -> None:
+        self._worker.build_snapshot()
+
+    def _install_snapshot(self, command: InstallSnapshot) -> None:
+        sink = self.received.pop(command.request_id, None)
+        if sink is not None:
+            self._worker.install_snapshot(command.request_id, command.meta, sink)
+        else:
+            gone = PeerBusy("the sender of the snapshot has gone")
+            self._notify(SnapshotRefused(command.request_id, gone))
 
     def tell_committed(self) -> None:
         """Send the commit notices that no append and no heartbeat made superfluous."""
@@ -230,13 +244,15 @@ class CommandRunner:
                 self._heartbeats.send_to(target, command, self._client_of_stream)
 
     def _respond(self, command: Respond) -> None:
-        if command.under is not None and command.under != self._engine.vote:
+        under = command.under
+        if under is not None and under is not (vote := self._engine.vote) and under != vote:
             # The answer was made under a vote that is no longer ours: it must not be believed by anyone.
             self._waiting.respond(command.request_id, PeerBusy("the vote changed before the answer was durable"))
             return
         self._waiting.respond(command.request_id, command.response)
 
-    def _retire(self, reason: str) -> None:
+    def _retire(self, command: RetireStore) -> None:
+        reason = command.reason
         error = LogReversion(
             f"this store lost writes it had confirmed, and is retired: {reason}",
             hint=f"start it with an empty folder, then: raftkit member rejoin {self._engine.config.id}",
@@ -255,7 +271,13 @@ class CommandRunner:
             self._peers.failed(target, error)
             return None
 
-    def _send_vote(self, targets: Sequence[NodeId], request: VoteRequest, *, is_pre_vote: bool) -> None:
+    def _send_vote(self, command: SendVote) -> None:
+        self._ask_for_votes(command.targets, command.request, is_pre_vote=False)
+
+    def _send_pre_vote(self, command: SendPreVote) -> None:
+        self._ask_for_votes(command.targets, command.request, is_pre_vote=True)
+
+    def _ask_for_votes(self, targets: Sequence[NodeId], request: VoteRequest, *, is_pre_vote: bool) -> None:
         """Ask in parallel, with a deadline; a failure, an error and an unknown request are no grants."""
         for target in targets:
             client = self._client(target)
@@ -293,11 +315,6 @@ class CommandRunner:
         self._notify(TransferAnswered(command.session, command.target, response))
 
     # --- streams ----------------------------------------------------------------------------------------------------
-
-    def _stream_of(self, session: int, target: NodeId) -> ReplicationStream | None:
-        """The stream an order is for; None if its leadership is over or the peer is gone."""
-        stream = self._streams.get(target)
-        return stream if stream is not None and stream.session == session else None
 
     def _client_of_stream(self, target: NodeId) -> RaftNetwork | None:
         stream = self._streams.get(target)
@@ -350,6 +367,7 @@ class CommandRunner:
             stream.close()
             self._transfers.cancel(target)
         self._streams.clear()
+        self._requests.clear()
         self._unconnected.clear()
 
     # --- the end ----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from raftkit_core.engine.commands import (
     SaveVote,
 )
 from raftkit_core.errors import StorageError
-from raftkit_core.runtime.stalls import StallDetector
+from raftkit_core.runtime.stalls import STALL_SECONDS, StallDetector
 from raftkit_core.storage.interface import LogBatch, RaftLogStorage
 from raftkit_core.types.entry import Entry, payload_bytes
 from raftkit_core.types.ids import IoId
@@ -34,6 +34,8 @@ MAX_BATCH_BYTES = 4 * 1024 * 1024
 MAX_BATCH_ENTRIES = 4096
 TAIL_BYTES = 16 * 1024 * 1024
 """How much of the log's end is kept in memory, besides everything not durable yet."""
+TRIM_ABOVE_BYTES = TAIL_BYTES + TAIL_BYTES // 4
+"""What is above it is dropped a good piece at a time."""
 
 
 class LogTail:
@@ -47,19 +49,27 @@ class LogTail:
         large a range is at most is found without looking at its entries."""
         self._sizes: list[int] = []
         self._end_bytes = 0
+        self._trim_at = TRIM_ABOVE_BYTES
+        """How large ``_end_bytes`` may become before there is something to drop."""
         self._newest: list[Entry] = []
-        """The last batch, as it came: mostly what is asked for."""
-
-    @property
-    def _size_bytes(self) -> int:
-        return self._end_bytes - self._sizes[0] if self._sizes else 0
+        """The last batch, as it came: mostly what is asked for. It begins at ``_newest_start`` (-1: there is none)."""
+        self._newest_start = -1
+        self._newest_bytes = 0
 
     def append(self, entries: list[Entry]) -> None:
-        self._starts.append(self._first + len(self._entries))
+        start = self._first + len(self._entries)
+        size_bytes = payload_bytes(entries)
+        self._starts.append(start)
         self._sizes.append(self._end_bytes)
-        self._end_bytes += payload_bytes(entries)
+        self._end_bytes += size_bytes
         self._entries.extend(entries)
         self._newest = entries
+        self._newest_start = start
+        self._newest_bytes = size_bytes
+
+    def _forget_newest(self) -> None:
+        self._newest = []
+        self._newest_start = -1
 
     def truncate(self, since: int) -> None:
         keep = max(0, since - self._first)
@@ -70,7 +80,7 @@ class LogTail:
         batches = bisect_left(self._starts, since)
         del self._starts[batches:]
         del self._sizes[batches:]
-        self._newest = []
+        self._forget_newest()
 
     def purge(self, upto: int) -> None:
         """Forget everything up to ``upto``; the log may now begin beyond what was here."""
@@ -79,15 +89,16 @@ class LogTail:
 
     def trim(self, durable_index: int) -> None:
         """Drop old durable entries once the tail is well above its size."""
-        if self._end_bytes <= TAIL_BYTES or self._size_bytes <= TAIL_BYTES + TAIL_BYTES // 4:
+        if self._end_bytes <= self._trim_at or not self._sizes:
             return
-        drop, size_bytes = 0, self._size_bytes
+        drop, size_bytes = 0, self._end_bytes - self._sizes[0]
         for entry in self._entries:
             if size_bytes <= TAIL_BYTES or entry.index > durable_index:
                 break
             size_bytes -= len(entry.payload)
             drop += 1
         self._drop(drop)
+        self._trim_at = TRIM_ABOVE_BYTES + (self._sizes[0] if self._sizes else self._end_bytes)
 
     def _drop(self, count: int) -> None:
         """Forget the first ``count`` entries: whole batches, and of the one that is cut the part before."""
@@ -98,7 +109,7 @@ class LogTail:
         if count == len(self._entries):
             self._starts.clear()
             self._sizes.clear()
-            self._newest = []
+            self._forget_newest()
         else:
             cut = self._entries[self._starts[batches] - self._first : count] if batches >= 0 else []
             del self._starts[:batches]
@@ -106,23 +117,22 @@ class LogTail:
             self._starts[0] = first
             self._sizes[0] += payload_bytes(cut)
             if len(self._starts) == 1:
-                self._newest = []
+                self._forget_newest()
         del self._entries[:count]
         self._first = first
 
     def read(self, start: int, stop: int, max_bytes: int) -> list[Entry] | None:
         """Entries of ``[start, stop)`` up to ``max_bytes`` (at least one); None if ``start`` is not in the tail."""
-        offset = start - self._first
-        count = len(self._entries)
-        if offset < 0 or offset >= count:
-            return None
-        starts = self._starts
-        if start == starts[-1] and stop >= self._first + count and self._newest:
+        if start == self._newest_start and stop - start >= len(self._newest):
             entries = self._newest
-            size_bytes = self._end_bytes - self._sizes[-1]
-        elif start + 1 == stop:
-            return [self._entries[offset]]
+            size_bytes = self._newest_bytes
         else:
+            offset = start - self._first
+            if offset < 0 or offset >= len(self._entries):
+                return None
+            if start + 1 == stop:
+                return [self._entries[offset]]
+            starts = self._starts
             entries = self._entries[offset : stop - self._first]
             behind = bisect_left(starts, stop)
             upto = self._sizes[behind] if behind < len(starts) else self._end_bytes
@@ -150,6 +160,7 @@ class LogWriter:
     ) -> None:
         self.storage = storage
         self._stalls = StallDetector() if stalls is None else stalls
+        self._now = self._stalls.now
         self._first_index = 0
         self._save_lease = save_lease
         self._flushed = flushed
@@ -172,26 +183,28 @@ class LogWriter:
         self.tail = LogTail(next_index)
         self.durable_index = next_index - 1
 
+    def attach(self, flushed: Callable[[IoId], None], failed: Callable[[BaseException], None]) -> None:
+        """Tell these from now on."""
+        self._flushed = flushed
+        self._failed = failed
+
     def submit(self, command: LogCommand) -> None:
         """Queue a command; :meth:`kick` starts it. What it appends is readable at once."""
-        match command:
-            case AppendInputEntries():
-                self.tail.append(command.entries)
-            case SaveCommitted():
-                # Keeps its place in the lane: saved before what precedes it, it would vouch for entries that are still
-                # to be replaced. Of several in a row the last is enough.
-                if not self._queue:
-                    self._committed = command.committed  # its place has come
-                    return
-                if isinstance(self._queue[-1], SaveCommitted):
-                    self._queue.pop()
-            case DeleteConflictLog():
-                self.tail.truncate(command.since)
-            case PurgeLog():
-                self.tail.purge(command.upto.index)
-                self._first_index = max(self._first_index, command.upto.index + 1)
-            case _:
-                pass
+        if isinstance(command, AppendInputEntries):
+            self.tail.append(command.entries)
+        elif isinstance(command, SaveCommitted):
+            # Keeps its place in the lane: saved before what precedes it, it would vouch for entries that are still to
+            # be replaced. Of several in a row the last is enough.
+            if not self._queue:
+                self._committed = command.committed  # its place has come
+                return
+            if isinstance(self._queue[-1], SaveCommitted):
+                self._queue.pop()
+        elif isinstance(command, DeleteConflictLog):
+            self.tail.truncate(command.since)
+        elif isinstance(command, PurgeLog):
+            self.tail.purge(command.upto.index)
+            self._first_index = max(self._first_index, command.upto.index + 1)
         self._queue.append(command)
 
     def kick(self) -> None:
@@ -206,19 +219,25 @@ class LogWriter:
                 continue
             if isinstance(head, SaveLease):
                 self._queue.popleft()
-                self._began = self._stalls.now()
+                self._began = self._now()
                 self._start(self._save_lease(head.lease_ms), head.io_id, self.durable_index)
                 return
             io_id, batch, last_index = self._next_batch()
-            self._began = self._stalls.now()
+            storage = self.storage
+            began = self._began = self._now()
             try:
-                result = self._stalls.timed(self.storage, "write", self.storage.write, batch)
+                result = storage.write(batch)
             except Exception as error:
+                self._stalls.ran(storage, "write", began)
                 self._fail(error)
                 return
+            seconds = self._now() - began
+            if seconds > STALL_SECONDS:
+                self._stalls.ran(storage, "write", began)
             if result is not None:
-                self._start(result, io_id, last_index)
+                self._start(self._stalls.watched(result, storage, "write"), io_id, last_index)
                 return
+            self._stalls.figures.flush.observe(seconds)
             self._done(io_id, last_index)
 
     def _start(self, write: Awaitable[None], io_id: IoId, last_index: int) -> None:
@@ -235,6 +254,7 @@ class LogWriter:
         if error is not None:
             self._fail(error)
             return
+        self._stalls.figures.flush.observe(self._now() - self._began)
         self._done(io_id, last_index)
         try:
             self.kick()
@@ -242,9 +262,8 @@ class LogWriter:
             self._fail(broken)
 
     def _done(self, io_id: IoId, last_index: int) -> None:
-        self._stalls.figures.flush.observe(self._stalls.now() - self._began)
         self.durable_index = last_index
-        self.tail.trim(self.durable_index)
+        self.tail.trim(last_index)
         if io_id and not self._dead:
             self._flushed(io_id)
 
@@ -259,6 +278,26 @@ class LogWriter:
 
         Gives the io_id up to which all is done then (0: none is complete), the batch, and the log's end after it.
         """
+        queue = self._queue
+        head = queue[0]
+        if isinstance(head, AppendInputEntries) and len(queue) <= 2:
+            # Mostly: one append, and perhaps what is committed then.
+            behind = queue[-1]
+            entries = head.entries
+            if (
+                (behind is head or isinstance(behind, SaveCommitted))
+                and len(entries) <= MAX_BATCH_ENTRIES
+                and payload_bytes(entries) <= MAX_BATCH_BYTES
+            ):
+                if isinstance(behind, SaveCommitted):
+                    self._committed = behind.committed
+                queue.clear()
+                last_index = entries[-1].log_id.index
+                return head.io_id, self._batch(None, None, None, entries, last_index), last_index
+        return self._joined_batch()
+
+    def _joined_batch(self) -> tuple[IoId, LogBatch, int]:
+        """As :meth:`_next_batch`, whatever is queued."""
         vote: Vote | None = None
         truncate_since: int | None = None
         purge_upto: LogId | None = None
@@ -266,15 +305,6 @@ class LogWriter:
         size_bytes = 0
         io_id = 0
         queue = self._queue
-        if len(queue) == 1:
-            # Mostly: one append, and nothing else.
-            command = queue[0]
-            if type(command) is AppendInputEntries and len(command.entries) <= MAX_BATCH_ENTRIES:
-                entries = command.entries
-                if payload_bytes(entries) <= MAX_BATCH_BYTES:
-                    queue.popleft()
-                    return command.io_id, self._batch(None, None, None, entries, last := entries[-1].index), last
-                entries = []
         while queue:
             command = queue[0]
             match command:
@@ -334,7 +364,7 @@ class LogWriter:
         """With what is to be saved as ``committed`` beside it, if that is news."""
         committed = self._committed
         if committed is self._saved_committed or committed == self._saved_committed:
-            return LogBatch(vote, truncate_since, purge_upto, entries)
+            committed = None
         if committed is not None:
             assert committed.index <= last_index, (
                 f"committed {committed} is ahead of the log, which ends at {last_index}"

@@ -9,6 +9,21 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
+class Watchers:
+    """Who waits for a change of a node, by whichever of its watches: nobody waiting costs nothing."""
+
+    __slots__ = ("waiting",)
+
+    def __init__(self) -> None:
+        self.waiting: list[asyncio.Future[None]] = []
+
+    def wake(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
 class Watch(Generic[T]):
     """The latest value of something. Computed when somebody looks, so that nobody looking costs nothing.
 
@@ -16,9 +31,10 @@ class Watch(Generic[T]):
     skipped); it ends when the node has stopped.
     """
 
-    def __init__(self, compute: Callable[[], T]) -> None:
+    def __init__(self, compute: Callable[[], T], watchers: Watchers | None = None) -> None:
+        """``watchers`` may be shared: what is published for one of several watches then wakes all of them."""
         self._compute = compute
-        self._waiters: list[asyncio.Future[None]] = []
+        self._watchers = Watchers() if watchers is None else watchers
         self._closed: T | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -32,11 +48,7 @@ class Watch(Generic[T]):
 
     def publish(self) -> None:
         """Something may have changed: wake whoever waits."""
-        if self._waiters:
-            waiters, self._waiters = self._waiters, []
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+        self._watchers.wake()
 
     def close(self, last: T) -> None:
         """No later value will come."""
@@ -54,12 +66,12 @@ class Watch(Generic[T]):
         if loop is not self._loop:
             raise RuntimeError("the node runs in another event loop: watch it from there")
         waiter: asyncio.Future[None] = loop.create_future()
-        self._waiters.append(waiter)
+        self._watchers.waiting.append(waiter)
         try:
             await waiter
         finally:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
+            if waiter in self._watchers.waiting:
+                self._watchers.waiting.remove(waiter)
 
     async def __aiter__(self) -> AsyncIterator[T]:
         last = self.value

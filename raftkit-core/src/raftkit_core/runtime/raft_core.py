@@ -51,6 +51,7 @@ from raftkit_core.runtime.messages import (
     VoteAnswered,
     VoteArrived,
 )
+from raftkit_core.runtime.metrics import Watchers
 from raftkit_core.runtime.peers import PeerTable
 from raftkit_core.runtime.session_keeper import SessionKeeper
 from raftkit_core.runtime.stalls import StallDetector
@@ -62,7 +63,9 @@ from raftkit_core.state_machine.system_commands import ExpireSessions
 from raftkit_core.types.condition import WriteCondition
 from raftkit_core.types.ids import IoId, RequestId
 from raftkit_core.types.log_id import LogId, index_of
+from raftkit_core.types.membership import StoredMembership
 from raftkit_core.types.metrics import ServerState
+from raftkit_core.types.vote import Vote
 
 log = logging.getLogger("raftkit.runtime")
 
@@ -80,17 +83,15 @@ class Balancer:
     def __init__(self, total: int = 10000) -> None:
         self._total = total
         self.raft_msg = total // 10
-
-    @property
-    def notification(self) -> int:
-        return self._total - self.raft_msg
+        self.notification = total - self.raft_msg
 
     def turned(self, raft_msgs: int, notifications: int) -> None:
-        """What the last turn really took."""
+        """What the last turn really took, if one side used all of its share."""
         if notifications >= self.notification:
             self.raft_msg = max(1, self.raft_msg * 15 // 16)
         elif raft_msgs >= self.raft_msg:
             self.raft_msg = min(self._total // 2, self.raft_msg * 17 // 16 + 1)
+        self.notification = self._total - self.raft_msg
 
 
 class RaftCore:
@@ -109,7 +110,7 @@ class RaftCore:
         waiting: WaitingClients,
         instruments: Instruments,
         stalls: StallDetector,
-        publish: Callable[[], None],
+        ended: Callable[[], None],
     ) -> None:
         self.config = config
         self.engine = engine
@@ -123,7 +124,11 @@ class RaftCore:
         self.stalls = stalls
         self._loop = asyncio.get_running_loop()
         self._now = clock.monotonic
-        self._publish = publish
+        self._ended = ended
+        self.watchers = Watchers()
+        """Who waits for a turn after which the metrics may differ."""
+        self._state = engine.state
+        """To look at, after every turn."""
         self._inbox: deque[RaftMsg] = deque()
         self._notifications: deque[Notification] = deque()
         self._balancer = Balancer()
@@ -150,11 +155,15 @@ class RaftCore:
         )
         self._shown: tuple[ServerState, str | None, int] | None = None
         self._shown_membership: LogId | None = None
-        self._seen: tuple[object, object, object] = (None, None, None)
+        self._seen_state: ServerState | None = None
+        self._seen_vote: Vote | None = None
+        self._seen_membership: StoredMembership | None = None
         self._stalled_since: float | None = None
         self.lease_watchers: dict[Callable[[], None], None] = {}
         self.sessions = SessionKeeper(worker.system)
         self._max_write_bytes = min(MAX_BATCH_BYTES, config.max_uncommitted_bytes)
+        writer.attach(self.log_flushed, self.fail)
+        worker.attach(self.applied)
 
     # --- from outside -----------------------------------------------------------------------------------------------
 
@@ -315,6 +324,7 @@ class RaftCore:
         self.runner.run(self.engine.take_commands())
         self.ticker.start()
         self._show()
+        self.watchers.wake()
         self._is_running = True
         self._turn_is_due = True
         self._next_turn()
@@ -339,18 +349,29 @@ class RaftCore:
     def _turn(self) -> None:
         """One turn: notifications, then API messages, each up to its share, and what finished meanwhile at once."""
         now = self._now()
+        balancer = self._balancer
         notifications = self._take_notifications(now, 0) if self._notifications else 0
         raft_msgs = self._drain_inbox(now) if self._inbox else 0
         if self._notifications:
             notifications = self._take_notifications(now, notifications)
-        self._balancer.turned(raft_msgs, notifications)
-        self._show()
+        if raft_msgs >= balancer.raft_msg or notifications >= balancer.notification:
+            balancer.turned(raft_msgs, notifications)
+        state = self._state
+        if (
+            state.vote is not self._seen_vote
+            or state.server_state is not self._seen_state
+            or state.membership.effective is not self._seen_membership
+        ):
+            self._show()
+        if self.watchers.waiting:
+            self.watchers.wake()
 
     def _take_notifications(self, now: float, taken: int) -> int:
         """Deal with notifications up to this turn's share, of which ``taken`` are used; gives how many are then."""
         share = self._balancer.notification
-        while self._notifications and taken < share and self.fatal is None:
-            self._handle_notification(self._notifications.popleft(), now)
+        notifications = self._notifications
+        while notifications and taken < share and self.fatal is None:
+            self._handle_notification(notifications.popleft(), now)
             self._carry_out(now)
             taken += 1
         return taken
@@ -362,7 +383,9 @@ class RaftCore:
         while inbox and taken < share and self.fatal is None:
             message = inbox.popleft()
             taken += 1
-            if isinstance(message, ClientWrite):
+            if isinstance(message, AppendEntriesArrived):
+                self.engine.handle_append_entries(message.request, message.request_id, now)
+            elif isinstance(message, ClientWrite):
                 writes = [message]
                 size_bytes = message.size_bytes
                 # One with a condition is judged alone: its neighbours would change what it depends on.
@@ -397,8 +420,8 @@ class RaftCore:
             for check in list(self.lease_watchers):
                 check()
         engine = self.engine
-        self._carrying = True
         commands = engine.take_commands()
+        self._carrying = True
         while commands:
             self.runner.run(commands)
             if self._flushed_now:
@@ -452,8 +475,6 @@ class RaftCore:
     def _handle_message(self, message: RaftMsg, now: float) -> None:
         engine = self.engine
         match message:
-            case AppendEntriesArrived():
-                engine.handle_append_entries(message.request, message.request_id, now)
             case HeartbeatArrived():
                 engine.handle_heartbeat(message.request, message.request_id, now)
             case VoteArrived():
@@ -471,8 +492,8 @@ class RaftCore:
                 engine.handle_transfer_leader(message.to, message.request_id, now)
             case ExternalRequest():
                 message.function(engine, now)
-            case ClientWrite() | Read():
-                raise AssertionError("writes and reads are taken in batches")
+            case ClientWrite() | Read() | AppendEntriesArrived():
+                raise AssertionError("taken by the drain itself, writes and reads in batches")
             case _:
                 assert_never(message)
 
@@ -488,16 +509,16 @@ class RaftCore:
     def _handle_notification(self, notification: Notification, now: float) -> None:
         engine = self.engine
         match notification:
-            case LogFlushed():
-                engine.on_log_flushed(notification.io_id, now)
-                self.runner.release()
-            case Applied():
-                engine.on_applied(notification.log_id, now)
             case ReplicationProgress():
                 sent = notification.command
                 engine.on_replication_progress(
                     sent.session, sent.target, sent.epoch, sent.seq, sent.sent_at, notification.response, now
                 )
+            case LogFlushed():
+                engine.on_log_flushed(notification.io_id, now)
+                self.runner.release()
+            case Applied():
+                engine.on_applied(notification.log_id, now)
             case HeartbeatAnswered():
                 beat = notification.command
                 engine.on_heartbeat_response(
@@ -591,14 +612,11 @@ class RaftCore:
             self.instruments.on_storage_stall(now - since)
 
     def _show(self) -> None:
-        """Tell observers what changed, and wake whoever watches the metrics."""
+        """Tell observers what changed: the role, the vote (the leader follows from both) or the membership."""
         engine = self.engine
-        state = engine.state
-        role, vote, stored = self._seen
-        if state.server_state is role and state.vote is vote and state.membership.effective is stored:
-            self._publish()  # the leader follows from the role and the vote
-            return
-        self._seen = (state.server_state, state.vote, state.membership.effective)
+        state = self._state
+        self._seen_state, self._seen_vote = state.server_state, state.vote
+        self._seen_membership = state.membership.effective
         shown = (state.server_state, engine.known_leader, state.vote.term)
         if shown != self._shown:
             before, self._shown = self._shown, shown
@@ -611,7 +629,6 @@ class RaftCore:
         if membership.log_id != self._shown_membership:
             self._shown_membership = membership.log_id
             self.instruments.on_membership(membership)
-        self._publish()
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
@@ -633,7 +650,7 @@ class RaftCore:
         await bounded(self.peers.close(SHUTDOWN_GRACE), 2 * SHUTDOWN_GRACE, f"node {node_id}: its connections")
         self._notifications.clear()
         self.has_ended = True
-        self._publish()
+        self._ended()
 
     def stop_error(self) -> Fatal:
         """What a call that cannot be carried on is told."""

@@ -56,6 +56,11 @@ class StallDetector:
             raise
         if now() - started > STALL_SECONDS:
             self.ran(plugin, method, started)
+        return self.watched(result, plugin, method)
+
+    def watched(self, result: Any, plugin: object, method: str) -> Any:
+        """``result`` of ``plugin.method`` as it is, or, where plugin code runs while it is awaited, timed step by step.
+        For who takes the time of the call itself."""
         kind = type(result)
         if kind is not types.CoroutineType and (kind in _AT_ONCE or not _must_be_awaited(result)):
             return result

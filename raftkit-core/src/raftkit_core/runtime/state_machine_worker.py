@@ -171,6 +171,10 @@ class StateMachineWorker:
         self._waits_kept = 64
         self._wait_number = 0
 
+    def attach(self, on_applied: Callable[[Batch, Sequence[Any]], None]) -> None:
+        """Tell this of every batch from now on."""
+        self._on_applied = on_applied
+
     @property
     def applied_index(self) -> int:
         return index_of(self.applied)

@@ -7,7 +7,7 @@ A node whose disk is gone has forgotten its vote and must not come back under it
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from operator import attrgetter
 
 import msgspec
@@ -24,7 +24,7 @@ from raftkit_core.storage.interface import (
 )
 from raftkit_core.storage.snapshot_format import SnapshotDecoder, check_fits, check_snapshot_id
 from raftkit_core.types.adapter import AdapterContext
-from raftkit_core.types.entry import Entry, payload_bytes
+from raftkit_core.types.entry import Entries, Entry, payload_bytes
 from raftkit_core.types.identity import StoreIdentity
 from raftkit_core.types.log_id import LogId, index_of, log_id_lt, next_index
 from raftkit_core.types.snapshot import SnapshotMeta, SnapshotSource
@@ -129,9 +129,10 @@ class MemoryLogStorage(RaftLogStorage):
 
     def write(self, batch: LogBatch) -> None:
         """See :meth:`RaftLogStorage.write`. Checked whole before anything changes, so it is atomic."""
-        self._check_writable("log")
-        self._check_batch(batch)
         disk = self.disk
+        if disk.opened_by is not self or self._failure is not None or disk.fail_writes is not None:
+            self._check_writable("log")
+        self._check_batch(batch)
         if batch.vote is not None:
             disk.vote = batch.vote
         if batch.truncate_since is not None:
@@ -146,20 +147,17 @@ class MemoryLogStorage(RaftLogStorage):
 
     def _check_batch(self, batch: LogBatch) -> None:
         """Clauses L4 and L10: no hole, and ``committed`` within the log as it will be."""
-        last = index_of(self.disk.last_log_id)
+        disk = self.disk
+        held, entries, committed = disk.entries, batch.entries, batch.committed
+        last = held[-1].log_id.index if held else index_of(disk.last_purged)
         if batch.truncate_since is not None:
-            last = max(min(last, batch.truncate_since - 1), index_of(self.disk.last_purged))
-        last = max(last, index_of(batch.purge_upto))
-        if batch.entries:
-            indexes = list(map(_index, batch.entries))
-            first, last = last + 1, last + len(indexes)
-            if indexes != list(range(first, last + 1)):
-                raise StorageError(
-                    f"append of entries {indexes[0]}..{indexes[-1]} after index {first - 1} would make a hole",
-                    subject="log",
-                )
-        if batch.committed is not None and batch.committed.index > last:
-            raise StorageError(f"committed {batch.committed} is ahead of the log, which ends at {last}", subject="log")
+            last = max(min(last, batch.truncate_since - 1), index_of(disk.last_purged))
+        if batch.purge_upto is not None and batch.purge_upto.index > last:
+            last = batch.purge_upto.index
+        if entries:
+            last = _end_of(entries, last + 1)
+        if committed is not None and committed.index > last:
+            raise StorageError(f"committed {committed} is ahead of the log, which ends at {last}", subject="log")
 
     def _truncate(self, since: int) -> None:
         disk = self.disk
@@ -278,6 +276,19 @@ class _MemorySink(SnapshotSink):
     def _check_not_done(self, verb: str) -> None:
         if self._is_done:
             raise StorageError(f"snapshot {self._snapshot_id} is already finished", subject="snapshot", verb=verb)
+
+
+def _end_of(entries: Sequence[Entry], first: int) -> int:
+    """The last index of ``entries``. Raises: StorageError unless they are consecutive from ``first`` on (L4)."""
+    last = first + len(entries) - 1
+    if type(entries) is Entries and entries[0].log_id.index == first:
+        return last  # made consecutive
+    indexes = list(map(_index, entries))
+    if indexes != list(range(first, last + 1)):
+        raise StorageError(
+            f"append of entries {indexes[0]}..{indexes[-1]} after index {first - 1} would make a hole", subject="log"
+        )
+    return last
 
 
 def _check_container(meta: SnapshotMeta, data: bytes) -> SnapshotMeta:

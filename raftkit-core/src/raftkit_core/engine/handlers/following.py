@@ -64,8 +64,9 @@ class FollowingHandler:
         state.last_contact = now
         if lease_ms < parts.config.leader_lease_ms:
             lease_ms = parts.config.leader_lease_ms
-        if now + lease_ms / 1000 > state.hold_until:
-            state.hold_until = now + lease_ms / 1000
+        until = now + lease_ms / 1000
+        if until > state.hold_until:
+            state.hold_until = until
         parts.redraw_election_timeout(now)
         parts.seen_greater_log = False
         if lease_ms > state.largest_lease_ms:
@@ -83,7 +84,11 @@ class FollowingHandler:
     def _answer(self, request_id: RequestId, response: AppendEntriesResponse, entries_io: int = 0) -> None:
         """Answer under the vote accepted, once that vote, the lease it grants and the entries named are durable."""
         state = self._parts.state
-        when = max(state.vote_io, state.lease_io, entries_io)
+        when = entries_io
+        if state.vote_io > when:
+            when = state.vote_io
+        if state.lease_io > when:
+            when = state.lease_io
         self._parts.output.push(Respond(when, request_id, response, state.vote))
 
     # --- entries ----------------------------------------------------------------------------------------------------
@@ -96,18 +101,18 @@ class FollowingHandler:
         if not self._accept_leader(request.vote, request.lease_ms, now):
             self._refuse(request_id)
             return
+        entries = request.entries
         if parts.installing is not None or (
-            request.entries and state.io.unflushed_bytes > parts.config.max_unflushed_bytes
+            entries and state.io.unflushed_bytes > parts.config.max_unflushed_bytes
         ):
             self._answer(request_id, Busy(store_id))
             return
-        prev = request.prev_log_id
-        if not self._check_prev(prev, request_id, now):
+        matching = request.prev_log_id
+        if not self._check_prev(matching, request_id, now):
             return
-        matching = prev
-        if request.entries:
-            matching = request.entries[-1].log_id
-            self._take(request.entries, now)
+        if entries:
+            matching = entries[-1].log_id
+            self._take(entries, now)
         state.accept(request.vote.leader_id, matching)
         if request.leader_commit is not None:
             self._commit(request.leader_commit)
@@ -149,15 +154,16 @@ class FollowingHandler:
         """Append what is missing. Entries already here are skipped: deleting after ``prev`` and appending again would
         lose committed entries in a crash between the two (§6 item 2)."""
         state = self._parts.state
-        since = 0
+        missing = entries
         if entries[0].log_id.index <= state.log.last_index:
+            since = 0
             while since < len(entries) and state.has_log_id(entries[since].log_id):
                 since += 1
             if since == len(entries):
                 return
-        missing = entries[since:] if since else entries
-        if missing[0].index <= state.log.last_index:
-            self._truncate(missing[0].index, now)
+            missing = entries[since:] if since else entries
+            if missing[0].index <= state.log.last_index:
+                self._truncate(missing[0].index, now)
         memberships = self._log.append(missing, now)
         if memberships:
             for membership in memberships[-2:]:
@@ -173,7 +179,9 @@ class FollowingHandler:
         """Commit what the leader has committed, but never beyond what this leader verified here (§6 item 3)."""
         state = self._parts.state
         assert state.accepted_under == state.vote.leader_id, "commit only under the leader that verified the log"
-        end = min(leader_commit.index, index_of(state.accepted))
+        end = index_of(state.accepted)
+        if leader_commit.index < end:
+            end = leader_commit.index
         if end <= index_of(state.committed):
             return
         committed = state.log.get(end)

@@ -77,12 +77,16 @@ class LeaderHandler:
         parts = self._parts
         leader = parts.leader
         assert leader is not None, "only a leader proposes"
-        first = LogId(leader.vote.leader_id, parts.state.log.last_index + 1)
-        entries = Entries(first, leader.time_ms(now, parts.state.last_time_ms), kind, payloads)
-        leader.uncommitted.append((first.index + len(payloads) - 1, entries.size_bytes))
-        leader.uncommitted_bytes += entries.size_bytes
+        state = parts.state
+        first = LogId(leader.vote.leader_id, state.log.last_index + 1)
+        entries = Entries(first, leader.time_ms(now, state.last_time_ms), kind, payloads)
+        size_bytes = entries.size_bytes
+        leader.uncommitted.append((first.index + len(payloads) - 1, size_bytes))
+        leader.uncommitted_bytes += size_bytes
         memberships = self._log.append(entries, now)
-        assert len(memberships) <= 1, "a leader proposes one membership at a time"
+        if not memberships:
+            return first
+        assert len(memberships) == 1, "a leader proposes one membership at a time"
         for membership in memberships:
             parts.state.membership.append(membership)
             self._server_state.refresh()

@@ -15,24 +15,25 @@ class LogHandler:
 
     def append(self, entries: list[Entry], now: float) -> list[StoredMembership]:
         """Append consecutive entries; gives the memberships among them, in order."""
-        state = self._parts.state
-        first, last = entries[0].log_id, entries[-1].log_id
-        memberships: list[StoredMembership] = []
-        if first.leader_id == last.leader_id:
+        parts = self._parts
+        state = parts.state
+        end = entries[-1]
+        first, last = entries[0].log_id, end.log_id
+        if type(entries) is Entries:
+            # Of one leader and one kind, and its size is known.
             state.log.extend(first, last)
+            memberships = _memberships(entries) if end.kind == MEMBERSHIP else []
+            size_bytes = entries.size_bytes
         else:
             for entry in entries:
                 state.log.extend(entry.log_id, entry.log_id)
-        if type(entries) is not Entries or entries[0].kind == MEMBERSHIP:
-            for entry in entries:
-                if entry.kind == MEMBERSHIP:
-                    memberships.append(StoredMembership(entry.log_id, decode_membership(entry.payload)))
-        size_bytes = payload_bytes(entries)
+            memberships = _memberships(entries)
+            size_bytes = payload_bytes(entries)
         state.log_bytes += size_bytes
-        if entries[-1].time_ms > state.last_time_ms:
-            state.last_time_ms = entries[-1].time_ms
+        if end.time_ms > state.last_time_ms:
+            state.last_time_ms = end.time_ms
         io_id = state.io.submit_entries(first.index, last, size_bytes, now)
-        self._parts.output.push(AppendInputEntries(io_id, entries))
+        parts.output.push(AppendInputEntries(io_id, entries))
         return memberships
 
     def truncate(self, since: int, now: float) -> bool:
@@ -62,3 +63,10 @@ class LogHandler:
         state.log.purge(upto)
         io_id = state.io.submit_purge(upto, now)
         self._parts.output.push(PurgeLog(io_id, upto))
+
+
+def _memberships(entries: list[Entry]) -> list[StoredMembership]:
+    """The memberships among ``entries``, in order."""
+    return [
+        StoredMembership(entry.log_id, decode_membership(entry.payload)) for entry in entries if entry.kind == MEMBERSHIP
+    ]

@@ -19,7 +19,7 @@ from raftkit_core.engine.handlers.vote import VoteHandler
 from raftkit_core.engine.inflight import Inflight
 from raftkit_core.engine.leader import Leader
 from raftkit_core.engine.parts import EngineParts
-from raftkit_core.engine.progress import ProgressEntry, ProgressState
+from raftkit_core.engine.progress import PIPELINE, REVERTED, ProgressEntry, ProgressState
 from raftkit_core.engine.quorum import quorum_log_id, quorum_value
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.log_id import LogId, index_of
@@ -105,12 +105,14 @@ class ReplicationHandler:
 
     def _send_next(self, leader: Leader, target: NodeId, entry: ProgressEntry, now: float) -> None:
         """Fill the window of a peer that matches; send one probe or one snapshot to one that does not (yet)."""
-        if entry.state is ProgressState.PIPELINE:
+        if entry.state is PIPELINE:
             last_index = self._parts.state.log.last_index
-            limit = self._parts.config.max_payload_entries
-            while entry.next_index <= last_index and len(entry.inflight) < self._parts.config.max_inflight:
+            if entry.next_index > last_index:
+                return  # it has everything
+            config = self._parts.config
+            while entry.next_index <= last_index and len(entry.inflight) < config.max_inflight:
                 start = entry.next_index
-                end = min(start + limit - 1, last_index)
+                end = min(start + config.max_payload_entries - 1, last_index)
                 if not self._send_logs(leader, target, entry, start, end, now):
                     return
                 entry.next_index = end + 1
@@ -143,23 +145,24 @@ class ReplicationHandler:
             entry.reset(leader.next_epoch())
             self._send_snapshot(leader, target, entry, now)
             return False
-        inflight = Inflight(leader.next_inflight_id(), start - 1, end)
-        entry.inflight.append(inflight)
-        entry.sent_committed = state.committed
+        leader.seq = seq = leader.seq + 1
+        leader.inflight_id = inflight_id = leader.inflight_id + 1
+        entry.inflight.append(Inflight(inflight_id, start - 1, end))
+        entry.sent_committed = committed = state.committed
         self._parts.output.push(
             Replicate(
                 leader.vote_io,
                 leader.session,
                 target,
                 entry.epoch,
-                inflight.id,
-                leader.next_seq(),
+                inflight_id,
+                seq,
                 now,
                 leader.vote,
                 prev,
                 end,
-                state.committed,
-                entry.state is not ProgressState.PIPELINE,
+                committed,
+                entry.state is not PIPELINE,
             )
         )
         return True
@@ -212,9 +215,9 @@ class ReplicationHandler:
         idle: list[tuple[NodeId, LogId | None]] = []
         for target, entry in leader.progress.items():
             if (
-                entry.sent_committed is not committed
-                and not entry.inflight
-                and entry.state is ProgressState.PIPELINE
+                not entry.inflight
+                and entry.sent_committed is not committed
+                and entry.state is PIPELINE
                 and entry.sent_committed != committed
             ):
                 entry.sent_committed = committed
@@ -231,10 +234,9 @@ class ReplicationHandler:
     def _entry_of(self, session: int, target: NodeId, response: AppendEntriesResponse) -> ProgressEntry | None:
         """The progress an answer is about; None for an answer of an earlier leadership, or of a store that is not the
         member's (a wiped node's acknowledgements must not count)."""
-        leader = self._parts.leader
-        if leader is None or leader.session != session:
-            return None
-        if self._parts.is_foreign_store(target, response.store_id):
+        parts = self._parts
+        leader = parts.leader
+        if leader is None or leader.session != session or parts.is_foreign_store(target, response.store_id):
             return None
         return leader.progress.get(target)
 
@@ -255,8 +257,9 @@ class ReplicationHandler:
         if isinstance(response, HigherVote):
             self._on_higher_vote(response, now)
             return
-        leader = self._leader()
-        if entry.state is ProgressState.REVERTED:
+        leader = self._parts.leader
+        assert leader is not None, "only a leader replicates"
+        if entry.state is REVERTED:
             return
         self._count_contact(leader, target, seq, sent_at)
         if entry.epoch == epoch:
@@ -270,13 +273,15 @@ class ReplicationHandler:
     def _on_success(
         self, leader: Leader, target: NodeId, entry: ProgressEntry, matching: LogId | None, now: float
     ) -> None:
-        log = self._parts.state.log
+        state = self._parts.state
+        log = state.log
         if matching is not None and matching != log.last:
             held = log.get(matching.index)
             assert held is None or held == matching, f"{target} acknowledged {matching}, but here it is {held}"
             assert matching.index <= log.last_index, f"{target} acknowledged {matching}, but the log ends at {log.last}"
         if entry.ack(matching):
-            if index_of(matching) > index_of(self._parts.state.committed):
+            committed = state.committed
+            if committed is None or (matching is not None and matching.index > committed.index):
                 self.try_commit(leader, now)
             if leader.transfer is not None:
                 self._try_transfer(leader)
@@ -358,10 +363,12 @@ class ReplicationHandler:
     def _after_answer(self, leader: Leader, target: NodeId, entry: ProgressEntry, now: float) -> None:
         if leader.reads:
             self.confirm_reads(now)
-        self._snapshot.try_purge(now)
+        if self._snapshot.purge_upto is not None:
+            self._snapshot.try_purge(now)
         self._send_next(leader, target, entry, now)
-        # A peer whose answer came after the commit may be idle now: it must not wait for a heartbeat to hear of it.
-        self._replicate_committed(leader, now)
+        if not entry.inflight and entry.sent_committed is not self._parts.state.committed:
+            # A peer whose answer came after the commit may be idle now: it must not wait for a heartbeat to hear of it.
+            self._replicate_committed(leader, now)
 
     # --- commit -----------------------------------------------------------------------------------------------------
 
@@ -369,18 +376,23 @@ class ReplicationHandler:
         """Raise ``committed`` to what a quorum holds durably; only own entries count (paper §5.4.2)."""
         parts = self._parts
         state = parts.state
-        # What a reverted peer acknowledged it no longer holds.
-        matching = {
-            target: entry.matching
-            for target, entry in leader.progress.items()
-            if entry.state is not ProgressState.REVERTED
-        }
+        membership = state.membership.effective.membership
+        committed = index_of(state.committed)
+        matching: dict[NodeId, LogId | None] = {}
+        greatest = -1
+        for target, entry in leader.progress.items():
+            held = entry.matching
+            # What a reverted peer acknowledged it no longer holds.
+            if held is not None and entry.state is not REVERTED:
+                matching[target] = held
+                if held.index > greatest:
+                    greatest = held.index
+        if greatest <= committed and len(membership.voter_ids) > 1:
+            return  # mostly, when the own copy is durable first: nobody else holds more than what is committed
         if not parts.needs_rejoin:
             matching[parts.config.id] = state.io.flushed_log_id
-        position = quorum_log_id(parts.effective.configs, matching)
-        if position is None or position.leader_id != leader.vote.leader_id:
-            return
-        if position.index <= index_of(state.committed):
+        position = quorum_log_id(membership.configs, matching)
+        if position is None or position.leader_id != leader.vote.leader_id or position.index <= committed:
             return
         self.commit_to(position)
         leader.committed_to(position.index)
@@ -392,10 +404,12 @@ class ReplicationHandler:
     def commit_to(self, committed: LogId) -> None:
         """``committed`` is committed: remember it, settle the membership, apply what is durable here."""
         state = self._parts.state
-        assert committed.index > index_of(state.committed), f"commit falls from {state.committed} to {committed}"
+        before = state.committed
+        assert before is None or committed.index > before.index, f"commit falls from {before} to {committed}"
         state.committed = committed
-        if state.membership.committed is not state.membership.effective:
-            state.membership.commit(committed)
+        membership = state.membership
+        if membership.committed is not membership.effective:
+            membership.commit(committed)
         self._parts.output.push(SaveCommitted(committed))
         self.apply_durable()
         self._snapshot.check_policy()
@@ -407,7 +421,8 @@ class ReplicationHandler:
         flushed = state.io.flushed_log_id
         if upto is None or flushed is None:
             return
-        since = index_of(state.submitted) + 1
+        submitted = state.submitted
+        since = 0 if submitted is None else submitted.index + 1
         if upto.index < since or flushed.index < since:
             return
         if flushed.index < upto.index:

@@ -36,10 +36,14 @@ class SnapshotHandler:
         same again, endlessly. It waits until something more is applied.
         """
         state = self._parts.state
-        policy = self._parts.config.snapshot_policy
-        snapshot = state.snapshot
-        if self._parts.config.machine_is_durable:
+        config = self._parts.config
+        policy = config.snapshot_policy
+        if config.machine_is_durable:
             return
+        if isinstance(policy, LogBytesSinceLast) and state.log_bytes - state.snapshot_mark < policy.minimum_bytes:
+            self._due_when_applied = False  # mostly
+            return
+        snapshot = state.snapshot
         if isinstance(policy, LogsSinceLast):
             last = -1 if snapshot is None else index_of(snapshot.last_log_id)
             due = index_of(state.committed) - last >= policy.count

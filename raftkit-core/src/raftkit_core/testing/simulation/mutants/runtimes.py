@@ -32,11 +32,13 @@ from raftkit_core.types.log_id import LogId
     "A client is told that its write failed for certain when the entry is truncated; it may still commit.",
 )
 def _(patch: Patch) -> None:
-    original = CommandRunner._run
+    original = CommandRunner.run
 
-    def run(self: CommandRunner, command: Any) -> None:
-        original(self, command)
-        if isinstance(command, DeleteConflictLog):
+    def run(self: CommandRunner, commands: Any) -> None:
+        original(self, commands)
+        for command in commands:
+            if not isinstance(command, DeleteConflictLog):
+                continue
             waiting = self._waiting
             for index in [index for index in waiting._by_index if index >= command.since]:
                 waiter: Any = waiting._by_index.pop(index)
@@ -45,7 +47,7 @@ def _(patch: Patch) -> None:
                     if not future.done():
                         future.set_exception(NotApplied("the entry was truncated"))
 
-    patch.set(CommandRunner, "_run", run)
+    patch.set(CommandRunner, "run", run)
 
 
 @mutant(
@@ -301,8 +303,7 @@ def _(patch: Patch) -> None:
         for command in commands:
             if self._halted:
                 return
-            self._run(command)
-        self._requests.clear()
+            self._actions[type(command)](command)
         self._writer.kick()
 
     patch.set(CommandRunner, "run", run)
