@@ -383,9 +383,7 @@ class RaftCore:
         while inbox and taken < share and self.fatal is None:
             message = inbox.popleft()
             taken += 1
-            if isinstance(message, AppendEntriesArrived):
-                self.engine.handle_append_entries(message.request, message.request_id, now)
-            elif isinstance(message, ClientWrite):
+            if isinstance(message, ClientWrite):
                 writes = [message]
                 size_bytes = message.size_bytes
                 # One with a condition is judged alone: its neighbours would change what it depends on.
@@ -475,6 +473,8 @@ class RaftCore:
     def _handle_message(self, message: RaftMsg, now: float) -> None:
         engine = self.engine
         match message:
+            case AppendEntriesArrived():
+                engine.handle_append_entries(message.request, message.request_id, now)
             case HeartbeatArrived():
                 engine.handle_heartbeat(message.request, message.request_id, now)
             case VoteArrived():
@@ -492,8 +492,8 @@ class RaftCore:
                 engine.handle_transfer_leader(message.to, message.request_id, now)
             case ExternalRequest():
                 message.function(engine, now)
-            case ClientWrite() | Read() | AppendEntriesArrived():
-                raise AssertionError("taken by the drain itself, writes and reads in batches")
+            case ClientWrite() | Read():
+                raise AssertionError("writes and reads are taken in batches")
             case _:
                 assert_never(message)
 
