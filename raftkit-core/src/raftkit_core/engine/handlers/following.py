@@ -102,9 +102,7 @@ class FollowingHandler:
             self._refuse(request_id)
             return
         entries = request.entries
-        if parts.installing is not None or (
-            entries and state.io.unflushed_bytes > parts.config.max_unflushed_bytes
-        ):
+        if parts.installing is not None or (entries and state.io.unflushed_bytes > parts.config.max_unflushed_bytes):
             self._answer(request_id, Busy(store_id))
             return
         matching = request.prev_log_id

@@ -67,6 +67,5 @@ class LogHandler:
 
 def _memberships(entries: list[Entry]) -> list[StoredMembership]:
     """The memberships among ``entries``, in order."""
-    return [
-        StoredMembership(entry.log_id, decode_membership(entry.payload)) for entry in entries if entry.kind == MEMBERSHIP
-    ]
+    found = [entry for entry in entries if entry.kind == MEMBERSHIP]
+    return [StoredMembership(entry.log_id, decode_membership(entry.payload)) for entry in found]
