@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,19 +14,13 @@ from raftkit_core.state_machine.interface import ApplyBatch
 from raftkit_core.state_machine.kv import KvStateMachine
 from raftkit_core.testing.cluster import memory_cluster, outcome
 from raftkit_core.types.entry import MEMBERSHIP, Entry, encode_membership
-from raftkit_core.types.ids import NodeId
 from raftkit_core.types.kv import Get, Put
 from raftkit_core.types.log_id import LogId, index_of
 from raftkit_core.types.membership import (
-    AddVoterIds,
-    ChangeMembers,
     Membership,
     RemoveNodes,
-    RemoveVoters,
-    ReplaceAllVoters,
     SetNodes,
 )
-from raftkit_core.types.metrics import ServerState
 from raftkit_core.types.vote import ZERO_LEADER_ID
 
 pytestmark = pytest.mark.virtual_time
@@ -234,52 +227,3 @@ async def test_applied_indexes_only_ever_grow() -> None:
     assert len(written) == 10_000
     assert written == sorted(set(written))
     assert seen == sorted(set(seen))
-
-
-# --- the case table, in the mode with one leader per term (the default mode: test_scenario_membership.py) -------------
-
-CASES = [
-    ("1", ReplaceAllVoters, "23"),
-    ("1", ReplaceAllVoters, "234"),
-    ("12", ReplaceAllVoters, "23"),
-    ("12", ReplaceAllVoters, "1"),
-    ("12", ReplaceAllVoters, "2"),
-    ("12", ReplaceAllVoters, "3"),
-    ("123", ReplaceAllVoters, "4"),
-    ("123", ReplaceAllVoters, "456"),
-    ("12345", ReplaceAllVoters, "1234"),
-    ("1", AddVoterIds, "12"),
-    ("1", AddVoterIds, "23"),
-    ("12", AddVoterIds, ""),
-    ("123", RemoveVoters, "12"),
-    ("123", RemoveVoters, "4"),
-    ("123", RemoveVoters, ""),
-    ("123", RemoveVoters, "24"),
-]
-
-
-@pytest.mark.parametrize(("before", "kind", "change"), CASES)
-async def test_with_one_leader_per_term_a_change_ends_in_the_new_set_with_a_leader_inside(
-    before: str, kind: Callable[[tuple[NodeId, ...]], ChangeMembers], change: str
-) -> None:
-    old = {f"n{number}" for number in before}
-    wanted = {f"n{number}" for number in change}
-    new = wanted if kind is ReplaceAllVoters else old | wanted if kind is AddVoterIds else old - wanted
-    config = Config(single_term_leader=True)
-    async with memory_cluster(sorted(old), sorted((new | wanted) - old), config=config) as cluster:
-        leader = await cluster.leader()
-        index = await write_many(leader, 10)
-        term = leader.metrics().value.current_term
-        await leader.change_membership(kind(tuple(sorted(wanted))))
-        written = [entry for entry in cluster.log(leader.id) if entry.index > index and entry.kind == MEMBERSHIP]
-        assert len(written) == (1 if new == old else 2)
-        new_leader = await cluster.leader(*sorted(new))
-        assert (new_leader.id == leader.id) == (leader.id in new)
-        assert (new_leader.metrics().value.current_term > term) == (leader.id not in new)
-        await new_leader.wait(5).voter_ids(new)
-        await asyncio.sleep(3)  # streams of removed nodes are over
-        ends: dict[NodeId, int] = {node_id: len(cluster.log(node_id)) for node_id in old - new}
-        await cluster.applied(await write_many(new_leader, 10, "late"), *sorted(new))
-        for node_id, end in ends.items():
-            assert cluster.raft(node_id).metrics().value.state is not ServerState.LEADER
-            assert len(cluster.log(node_id)) == end

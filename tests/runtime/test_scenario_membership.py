@@ -177,6 +177,8 @@ async def test_a_change_the_reachable_voters_could_not_survive_needs_force() -> 
 
 # --- the case table ---------------------------------------------------------------------------------------------------
 
+both_modes = pytest.mark.parametrize("single", [False, True], ids=["default", "single_term_leader"])
+
 CASES = [
     ("1", ReplaceAllVoters, "23"),
     ("1", ReplaceAllVoters, "234"),
@@ -197,9 +199,10 @@ CASES = [
 ]
 
 
+@both_modes
 @pytest.mark.parametrize(("before", "kind", "change"), CASES)
 async def test_a_membership_change_ends_in_the_new_set_with_a_leader_inside(
-    before: str, kind: type[ChangeMembers], change: str
+    before: str, kind: type[ChangeMembers], change: str, single: bool
 ) -> None:
     old = set(names(before))
     wanted = set(names(change))
@@ -209,7 +212,8 @@ async def test_a_membership_change_ends_in_the_new_set_with_a_leader_inside(
         new = old | wanted
     else:
         new = old - wanted
-    async with memory_cluster(sorted(old), sorted((new | wanted) - old)) as cluster:
+    config = Config(single_term_leader=single)
+    async with memory_cluster(sorted(old), sorted((new | wanted) - old), config=config) as cluster:
         await write(cluster, 10)
         leader = await cluster.leader()
         term, index = leader.metrics().value.current_term, last_index(leader)
@@ -217,9 +221,8 @@ async def test_a_membership_change_ends_in_the_new_set_with_a_leader_inside(
         written = [entry for entry in cluster.log(leader.id) if entry.index > index and entry.kind == MEMBERSHIP]
         assert len(written) == (1 if new == old else 2)
         new_leader = await cluster.leader(*sorted(new))
-        assert new_leader.id in new
-        if new_leader.id != leader.id:
-            assert new_leader.metrics().value.current_term > term
+        assert (new_leader.id == leader.id) == (leader.id in new)
+        assert (new_leader.metrics().value.current_term > term) == (leader.id not in new)
         await new_leader.wait(5).voter_ids(new)
         removed = old - new
         await asyncio.sleep(3)  # streams of removed nodes are over
