@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from raftkit_core.testing.linearizability import Operation
+from raftkit_core.testing.linearizability import DurableWrite, Operation
 
 
 def put(client: str, value: str, called: float, returned: float, **more: Any) -> Operation:
@@ -89,10 +89,12 @@ def random_history(
     lie: float = 0.0,
     values: int = 0,
     witness: bool = False,
+    log: list[DurableWrite] | None = None,
 ) -> list[Operation]:
     """What a real register would answer to ``clients`` at random moments; with ``lie`` some answers are spoilt.
 
     ``values``: how many different ones are written (0: all are unique). ``witness``: revisions are given as well.
+    ``log`` takes every change in its order.
     """
     free_at = [0.0] * clients
     calls: list[tuple[float, float, float, int, str, str, str | None]] = []
@@ -105,10 +107,12 @@ def random_history(
         guess = None if number == 0 or chance.random() < 0.2 else f"v{chance.randrange(values or number)}"
         calls.append((called, returned, at, client, chance.choice(kinds), value, guess))
         free_at[client] = returned
-    return list(_answered(chance, calls, unknown, lie, witness))
+    return list(_answered(chance, calls, unknown, lie, witness, [] if log is None else log))
 
 
-def _answered(chance: Random, calls: list[Any], unknown: float, lie: float, witness: bool) -> Iterator[Operation]:
+def _answered(
+    chance: Random, calls: list[Any], unknown: float, lie: float, witness: bool, log: list[DurableWrite]
+) -> Iterator[Operation]:
     value: str | None = None
     written: list[str | None] = [None]
     revision, index = 0, 0
@@ -139,6 +143,7 @@ def _answered(chance: Random, calls: list[Any], unknown: float, lie: float, witn
                 answer["revision"] = revision
         else:
             index += 1
+            log.append(DurableWrite(index=index, kind=operation.kind, key="k", value=operation.value))
             if kind == "cas" and guess != value:
                 answer = {"outcome": "refused"}
             elif kind == "delete" and value is None:

@@ -27,7 +27,6 @@ RING = "runtime"
 GRACE_TURNS = 50
 """Turns of the loop in which a cancelled task has to end."""
 OPERATIONS = frozenset({"put", "put_once", "get", "lease_get", "cas", "delete"})
-CALL_TIMEOUT = 1.5
 TAIL_SECONDS = 300.0
 """V10: the latest a run may end after its last fault."""
 HEAL_TIMEOUTS = 30
@@ -111,12 +110,12 @@ class RuntimeRun:
 
     async def _call(self, client: Any, action: Action) -> None:
         node = self.sim.ids[action.pick % len(self.sim.ids)]
-        options: dict[str, Any] = {"node": node, "timeout": CALL_TIMEOUT}
+        options: dict[str, Any] = {"node": node, "timeout": self.scenario.patience_s}
         with suppress(RaftError):
             if action.kind == "put":
                 await client.put(action.key, action.value, **options)
             elif action.kind == "put_once":
-                await client.put_once(action.key, action.value, timeout=CALL_TIMEOUT)
+                await client.put_once(action.key, action.value, timeout=self.scenario.patience_s)
             elif action.kind == "delete":
                 await client.delete(action.key, **options)
             elif action.kind == "cas":

@@ -78,6 +78,8 @@ class RuntimeScenario(msgspec.Struct, frozen=True, omit_defaults=True):
     config: dict[str, Any] = {}
     """Settings other than the defaults."""
     ending: Literal["all", "core_dead", "core_mute", "core_deaf"] = "all"
+    patience_s: float = 1.5
+    """How long a client waits for an answer before it takes the outcome for unknown."""
     quiet: bool = False
     """After the faults no client writes anything until all members hold the same."""
 
@@ -122,7 +124,7 @@ def plan(seed: int, profile: str = "mixed", *, seconds: float = 10.0) -> Runtime
     spares = draw.randint(0, 2) if kind in ("swarm", "members") else 0
     ids = [f"n{number}" for number in range(1, voters + spares + 1)]
     actions, weather, disks = plan_faults(draw, kind, ids, seconds)
-    actions += _operations(draw, seconds, busy=draw.choice((0.5, 1.0, 2.0)))
+    actions += _operations(draw, seconds, busy=draw.choice((1.0, 2.0, 2.5)))
     actions.sort(key=lambda action: action.at_s)
     config: dict[str, Any] = {
         "single_term_leader": draw.random() < 0.25,
@@ -147,6 +149,7 @@ def plan(seed: int, profile: str = "mixed", *, seconds: float = 10.0) -> Runtime
         machine="durable-kv" if draw.random() < 0.25 else "kv",
         config=config,
         ending=draw.choice(endings) if kind != "members" else "all",
+        patience_s=draw.choice((0.4, 0.8, 1.5)),
         quiet=draw.random() < 0.5,
     )
 
@@ -226,8 +229,8 @@ def _fault(draw: Random, kind: Any, ids: list[str], bad: list[tuple[float, float
 def _operations(draw: Random, seconds: float, busy: float) -> list[Action]:
     """Every client does one thing at a time; each value is written once, so that who reads it knows which write it
     was."""
-    clients = [f"c{number}" for number in range(1, draw.randint(2, 5) + 1)]
-    keys = [f"k{number}" for number in range(1, draw.randint(2, 6) + 1)]
+    clients = [f"c{number}" for number in range(1, draw.randint(6, 14) + 1)]
+    keys = [f"k{number}" for number in range(1, draw.randint(4, 10) + 1)]
     found = []
     number = 0
     for kind, rate in _OPERATIONS.items():
