@@ -133,7 +133,7 @@ _IMPORTANT_IN_THE_RUNTIME_RING = (
     "action.partition",
     "action.hang_disk",
 )
-"""Each of these happens more than fifty times in 90 seeds of a simulated minute."""
+"""Each of these happens more than fifty times in 60 seeds of a simulated minute."""
 RINGS: dict[str, Ring] = {
     "engine": Ring(
         "engine",
