@@ -11,19 +11,30 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from heapq import heapify, heappop, heappush
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from raftkit_core.errors import BadCommand, CommandRejected, Fatal, Overloaded, RaftError, Stopped, StorageCorrupt
 from raftkit_core.runtime.log_writer import LogWriter
 from raftkit_core.runtime.stalls import StallDetector
-from raftkit_core.state_machine.interface import AppliedEntry, RaftStateMachine
+from raftkit_core.state_machine.interface import AppliedEntry, RaftStateMachine, decode_commands
 from raftkit_core.state_machine.kv_watch import ChangeRing
 from raftkit_core.state_machine.sessions import Remembered
 from raftkit_core.state_machine.system import SYSTEM_MACHINE, SystemMachine
 from raftkit_core.state_machine.system_commands import decode_system_result, encode_system_result
 from raftkit_core.storage.interface import RaftSnapshotStorage, SnapshotSink
 from raftkit_core.storage.snapshot_format import SnapshotHeader, encode_snapshot, read_snapshot
-from raftkit_core.types.entry import MEMBERSHIP, NORMAL, Entry, Envelope, decode_envelope, decode_membership
+from raftkit_core.types.entry import (
+    MEMBERSHIP,
+    NORMAL,
+    Entry,
+    Envelope,
+    are_normal,
+    decode_envelope,
+    decode_envelopes,
+    decode_membership,
+    payloads_of,
+)
 from raftkit_core.types.ids import RequestId
 from raftkit_core.types.kv import KV_MACHINE
 from raftkit_core.types.log_id import LogId, index_of
@@ -325,32 +336,52 @@ class StateMachineWorker:
         all the same is refused alike on every node rather than stopping all of them."""
         assert entries[0].index == self.applied_index + 1, f"{entries[0].log_id} does not follow {self.applied}"
         batch = Batch(entries, self.system)
-        machine = self.machine
-        name, decode = machine.name, machine.codec.decode_command
-        add = batch.entries.append
-        time_ms = -1
-        for entry in entries:
-            if entry.time_ms != time_ms:
-                time_ms = entry.time_ms
-                self.system.observe(time_ms)
-            if entry.kind == NORMAL:
-                try:
-                    envelope = decode_envelope(entry.payload)
-                    if envelope.machine == name and not envelope.session:
-                        add(AppliedEntry(entry.log_id, time_ms, decode(envelope.body)))
-                    elif envelope.session:
-                        self._prepare_once(batch, entry, envelope)
-                    elif envelope.machine == SYSTEM_MACHINE:
-                        batch.refused[entry.index] = self.system.apply(entry.log_id, entry.time_ms, envelope.body)
-                    else:
-                        batch.refused[entry.index] = self._no_such_machine(entry, envelope)
-                except (BadCommand, ValueError) as error:
-                    batch.refused[entry.index] = BadCommand(f"entry {entry.log_id} is unreadable: {error}")
-            elif entry.kind == MEMBERSHIP:
-                membership = decode_membership(entry.payload)
-                batch.membership = StoredMembership(entry.log_id, membership)
-                batch.memberships[entry.index] = membership
+        if not self._prepare_alike(batch, entries):
+            for entry in entries:
+                self._prepare_one(batch, entry)
         return batch
+
+    def _prepare_alike(self, batch: Batch, entries: Sequence[Entry]) -> bool:
+        """Commands for the machine, none of them under a session, are decoded together. False, and nothing has happened,
+        if one entry is anything else or unreadable: then each is looked at by itself."""
+        if not are_normal(entries):
+            return False
+        name = self.machine.name
+        try:
+            envelopes = decode_envelopes(payloads_of(entries))
+            for envelope in envelopes:
+                if envelope.session or envelope.machine != name:
+                    return False
+            commands = decode_commands(self.machine.codec, map(_body, envelopes))
+        except (BadCommand, ValueError):
+            return False
+        batch.entries = [
+            AppliedEntry(entry.log_id, entry.time_ms, command)
+            for entry, command in zip(entries, commands, strict=True)
+        ]
+        self.system.observe(max(map(_time_ms, entries)))
+        return True
+
+    def _prepare_one(self, batch: Batch, entry: Entry) -> None:
+        self.system.observe(entry.time_ms)
+        if entry.kind == NORMAL:
+            try:
+                envelope = decode_envelope(entry.payload)
+                if envelope.session:
+                    self._prepare_once(batch, entry, envelope)
+                elif envelope.machine == self.machine.name:
+                    command = self.machine.codec.decode_command(envelope.body)
+                    batch.entries.append(AppliedEntry(entry.log_id, entry.time_ms, command))
+                elif envelope.machine == SYSTEM_MACHINE:
+                    batch.refused[entry.index] = self.system.apply(entry.log_id, entry.time_ms, envelope.body)
+                else:
+                    batch.refused[entry.index] = self._no_such_machine(entry, envelope)
+            except (BadCommand, ValueError) as error:
+                batch.refused[entry.index] = BadCommand(f"entry {entry.log_id} is unreadable: {error}")
+        elif entry.kind == MEMBERSHIP:
+            membership = decode_membership(entry.payload)
+            batch.membership = StoredMembership(entry.log_id, membership)
+            batch.memberships[entry.index] = membership
 
     def _prepare_once(self, batch: Batch, entry: Entry, envelope: Envelope) -> None:
         """A write under a session: only a new one reaches its machine. Raises: BadCommand."""
@@ -572,3 +603,7 @@ class StateMachineWorker:
             if not future.done():
                 future.set_exception(Stopped("the node stopped before it was applied here"))
         self._waits.clear()
+
+
+_body = attrgetter("body")
+_time_ms = attrgetter("time_ms")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import msgspec
@@ -16,7 +16,11 @@ from raftkit_core.types.snapshot import SnapshotMeta
 
 
 class Codec(Protocol):
-    """Commands and results to bytes and back. Never pickle."""
+    """Commands and results to bytes and back. Never pickle.
+
+    A codec may also have ``decode_commands(bodies) -> list``, which decodes many as ``decode_command`` does one by one, or
+    raises BadCommand. It saves a call per command where they come in batches.
+    """
 
     def encode_command(self, command: Any) -> bytes:
         """Raises: BadCommand."""
@@ -29,6 +33,12 @@ class Codec(Protocol):
     def encode_result(self, result: Any) -> bytes: ...
 
     def decode_result(self, body: bytes) -> Any: ...
+
+
+def decode_commands(codec: Codec, bodies: Iterable[bytes]) -> list[Any]:
+    """Each of ``bodies`` by itself: a damaged one changes nothing for its neighbours. Raises: BadCommand if one is."""
+    together = getattr(codec, "decode_commands", None)
+    return together(bodies) if together is not None else list(map(codec.decode_command, bodies))
 
 
 class MsgspecCodec:
@@ -179,4 +189,5 @@ __all__ = [
     "CommandRejected",
     "MsgspecCodec",
     "RaftStateMachine",
+    "decode_commands",
 ]

@@ -13,7 +13,7 @@ from raftkit_core.state_machine.kv_codec import KvCodec
 from raftkit_core.state_machine.kv_rules import Cell, KvResult, check_query, check_revision, decide
 from raftkit_core.state_machine.kv_stream import Row, RowDecoder, encode_rows
 from raftkit_core.state_machine.ordered_keys import OrderedKeys
-from raftkit_core.types.kv import KV_MACHINE, Get, KeyValue, ListKeys
+from raftkit_core.types.kv import KV_MACHINE, Get, KeyValue, ListKeys, Put, WriteResult
 from raftkit_core.types.log_id import index_of
 from raftkit_core.types.snapshot import SnapshotMeta
 
@@ -40,10 +40,15 @@ class KvStateMachine(RaftStateMachine):
         cells = self._cells
         results: list[KvResult] = []
         for entry in batch.entries:
-            command = entry.command
+            command, index = entry.command, entry.log_id.index
             key = command.key
             before = cells.get(key)
-            result, after = decide(command, entry.log_id.index, before)
+            if type(command) is Put and command.if_revision is None and before is not None:
+                # What nearly every command is. decide() says the same, for the price of a call.
+                cells[key] = (command.value, index)
+                results.append(WriteResult(revision=index, previous_revision=before[1]))
+                continue
+            result, after = decide(command, index, before)
             results.append(result)
             if after is not before:
                 if after is None:

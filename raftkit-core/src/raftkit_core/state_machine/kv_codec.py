@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -45,6 +46,18 @@ class KvCodec(MsgspecCodec):
             return command
         check_command(command)
         return command
+
+    def decode_commands(self, bodies: Iterable[bytes]) -> list[Any]:
+        """As ``decode_command`` for each. Raises: BadCommand."""
+        try:
+            commands = list(map(self._command.decode, bodies))
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise BadCommand(f"a command cannot be decoded: {error}") from error
+        for command in commands:
+            if type(command) is Put and command.if_revision is None and 0 < len(command.key) <= _CERTAINLY_SHORT:
+                continue
+            check_command(command)
+        return commands
 
 
 def check_command(command: KvCommand) -> None:

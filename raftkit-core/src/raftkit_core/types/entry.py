@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count, repeat
 from operator import attrgetter
 
@@ -61,6 +61,18 @@ def payload_bytes(entries: Sequence[Entry]) -> int:
     return sum(map(len, map(_payload, entries)))
 
 
+def payloads_of(entries: Sequence[Entry]) -> list[bytes]:
+    """The payload of each of ``entries``; not to be changed."""
+    return entries.payloads if type(entries) is Entries else [entry.payload for entry in entries]
+
+
+def are_normal(entries: Sequence[Entry]) -> bool:
+    """Whether every one of ``entries`` is a command."""
+    if type(entries) is Entries:
+        return not entries or entries[0].kind == NORMAL
+    return all([entry.kind == NORMAL for entry in entries])
+
+
 _payload = attrgetter("payload")
 
 
@@ -92,6 +104,14 @@ encode_envelope: Callable[[Envelope], bytes] = _envelope_encoder.encode
 
 decode_envelope: Callable[[bytes], Envelope] = strictly(_envelope_decoder.decode)
 """Raises: ``msgspec.DecodeError`` if the payload is not an envelope."""
+
+
+def _decode_all(payloads: Iterable[bytes]) -> list[Envelope]:
+    return list(map(_envelope_decoder.decode, payloads))
+
+
+decode_envelopes: Callable[[Iterable[bytes]], list[Envelope]] = strictly(_decode_all)
+"""Each payload by itself, without a Python call for each. Raises: as :data:`decode_envelope`, if one is no envelope."""
 
 
 def encode_membership(membership: Membership) -> bytes:

@@ -12,7 +12,7 @@ MAX_KEY_BYTES = 4096
 """A longer key (in UTF-8) is a ``BadCommand``."""
 
 
-class Put(msgspec.Struct, frozen=True, tag="put", array_like=True):
+class Put(msgspec.Struct, frozen=True, tag="put", array_like=True, gc=False):
     """Set ``key``. ``if_revision`` must be its revision (0: it must not exist); None: whatever it is."""
 
     key: str
@@ -20,14 +20,14 @@ class Put(msgspec.Struct, frozen=True, tag="put", array_like=True):
     if_revision: int | None = None
 
 
-class Delete(msgspec.Struct, frozen=True, tag="delete", array_like=True):
+class Delete(msgspec.Struct, frozen=True, tag="delete", array_like=True, gc=False):
     """Remove ``key``; removing an absent key changes nothing."""
 
     key: str
     if_revision: int | None = None
 
 
-class CompareAndSet(msgspec.Struct, frozen=True, tag="cas", array_like=True):
+class CompareAndSet(msgspec.Struct, frozen=True, tag="cas", array_like=True, gc=False):
     """Set ``value`` if the key holds ``expected`` (None: the key does not exist)."""
 
     key: str
@@ -72,7 +72,7 @@ class KvEvent(msgspec.Struct, frozen=True, kw_only=True):
     previous_revision: int = 0
 
 
-class WriteResult(msgspec.Struct, frozen=True, kw_only=True):
+class WriteResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What became of a change: its log index, and the key's revision before it (0: it did not exist)."""
 
     revision: int
