@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any
 
 import msgspec
 
 from raftkit_core.errors import BadCommand
 from raftkit_core.state_machine.interface import MsgspecCodec
-from raftkit_core.types.kv import MAX_KEY_BYTES, CompareAndSet, KvCommand, Put, WriteResult
+from raftkit_core.types.kv import MAX_KEY_BYTES, CompareAndSet, Delete, KvCommand, Put, WriteResult
 
 _CERTAINLY_SHORT = MAX_KEY_BYTES // 4
 """So many characters are never too many bytes. A plain put with such a key is seen at once to be in order."""
 
 
 class KvCodec(MsgspecCodec):
-    """Shared by every implementation of ``kv/1``. Refusals are no results: they travel as errors."""
+    """Shared by every implementation of ``kv/1``. Refusals are no results: they travel as errors.
+
+    The types of a command's fields have decoding check everything but the bytes of a long key.
+    """
 
     def __init__(self) -> None:
         super().__init__(KvCommand, WriteResult)
@@ -33,7 +37,12 @@ class KvCodec(MsgspecCodec):
                 return self._encoder.encode(command)
             except ValueError as error:  # a key that is no text
                 raise BadCommand(f"the command cannot be encoded: {error}") from error
-        body = super().encode_command(command)
+        try:
+            body = super().encode_command(command)
+        except BadCommand:
+            if isinstance(command, Put | Delete | CompareAndSet) and isinstance(command.key, str):
+                check_command(command)  # says it better
+            raise
         check_command(self._command.decode(body))
         return body
 
@@ -42,9 +51,8 @@ class KvCodec(MsgspecCodec):
             command = self._command.decode(body)
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise BadCommand(f"the command cannot be decoded: {error}") from error
-        if type(command) is Put and command.if_revision is None and 0 < len(command.key) <= _CERTAINLY_SHORT:
-            return command
-        check_command(command)
+        if len(command.key) > _CERTAINLY_SHORT:
+            check_command(command)
         return command
 
     def decode_commands(self, bodies: Iterable[bytes]) -> list[Any]:
@@ -53,16 +61,21 @@ class KvCodec(MsgspecCodec):
             commands = list(map(self._command.decode, bodies))
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise BadCommand(f"a command cannot be decoded: {error}") from error
-        for command in commands:
-            if type(command) is Put and command.if_revision is None and 0 < len(command.key) <= _CERTAINLY_SHORT:
-                continue
-            check_command(command)
+        if max(map(len, map(_key, commands)), default=0) > _CERTAINLY_SHORT:
+            for command in commands:
+                check_command(command)
         return commands
+
+
+_key = attrgetter("key")
 
 
 def check_command(command: KvCommand) -> None:
     """Raises: BadCommand for an empty or too long key, or a revision no entry can have."""
-    size = len(command.key.encode())
+    try:
+        size = len(command.key.encode())
+    except UnicodeEncodeError as error:
+        raise BadCommand(f"the key is no text: {error}") from error
     if size == 0:
         raise BadCommand("the key is empty", hint="give a key of at least one character")
     if size > MAX_KEY_BYTES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -11,26 +11,30 @@ KV_MACHINE = "kv/1"
 MAX_KEY_BYTES = 4096
 """A longer key (in UTF-8) is a ``BadCommand``."""
 
+Key: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_KEY_BYTES)]
+"""What decoding checks of a key: no key of more characters has few enough bytes."""
+Revision: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+
 
 class Put(msgspec.Struct, frozen=True, tag="put", array_like=True, gc=False):
     """Set ``key``. ``if_revision`` must be its revision (0: it must not exist); None: whatever it is."""
 
-    key: str
+    key: Key
     value: bytes
-    if_revision: int | None = None
+    if_revision: Revision | None = None
 
 
 class Delete(msgspec.Struct, frozen=True, tag="delete", array_like=True, gc=False):
     """Remove ``key``; removing an absent key changes nothing."""
 
-    key: str
-    if_revision: int | None = None
+    key: Key
+    if_revision: Revision | None = None
 
 
 class CompareAndSet(msgspec.Struct, frozen=True, tag="cas", array_like=True, gc=False):
     """Set ``value`` if the key holds ``expected`` (None: the key does not exist)."""
 
-    key: str
+    key: Key
     expected: bytes | None
     value: bytes
 
