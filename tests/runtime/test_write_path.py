@@ -24,7 +24,7 @@ ROOT = Path(raftkit_core.__file__).parent
 
 WRITE_PATH = [
     ("raft.py", "Raft.client_write"),
-    ("raft.py", "Raft._propose"),
+    ("raft.py", "Raft._envelope"),
     ("runtime/raft_core.py", "RaftCore.propose"),
     ("runtime/raft_core.py", "RaftCore._drain_inbox"),
     ("runtime/raft_core.py", "RaftCore._write"),

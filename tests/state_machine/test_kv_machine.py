@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raftkit_core.errors import BadCommand, CommandRejected, PreconditionFailed, StorageCorrupt
-from raftkit_core.state_machine.interface import AppliedEntry
+from raftkit_core.state_machine.interface import AppliedEntry, decode_commands
 from raftkit_core.state_machine.kv import KvStateMachine
 from raftkit_core.state_machine.kv_stream import RowDecoder, encode_rows
 from raftkit_core.types.kv import CompareAndSet, Delete, Get, KeyValue, ListKeys, Put, WriteResult
@@ -292,3 +292,21 @@ def test_rows_survive_any_cut(cells: dict[str, tuple[bytes, int]], size: int) ->
     found = [row for at in range(0, len(data), size) for row in decoder.feed(data[at : at + size])]
     decoder.finish()
     assert found == rows
+
+
+SOME_COMMANDS = st.builds(
+    Put, st.text(st.characters(codec="utf-8"), min_size=1, max_size=9), st.binary(max_size=9), st.none() | st.just(3)
+)
+
+
+@given(st.lists(st.one_of(SOME_COMMANDS, st.binary(max_size=30)), max_size=8))
+def test_a_batch_decodes_as_its_commands_do_one_by_one(items: list[Any]) -> None:
+    codec = KvStateMachine().codec
+    bodies = [item if isinstance(item, bytes) else codec.encode_command(item) for item in items]
+    try:
+        one_by_one = [codec.decode_command(body) for body in bodies]
+    except BadCommand:
+        with pytest.raises(BadCommand):
+            decode_commands(codec, bodies)
+    else:
+        assert decode_commands(codec, bodies) == one_by_one

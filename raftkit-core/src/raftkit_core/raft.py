@@ -68,7 +68,7 @@ from raftkit_core.state_machine.system import SystemMachine
 from raftkit_core.storage.interface import RaftLogStorage, RaftSnapshotStorage
 from raftkit_core.types.adapter import AdapterContext
 from raftkit_core.types.condition import WriteCondition
-from raftkit_core.types.entry import ENVELOPE_VERSION, Envelope, encode_envelope
+from raftkit_core.types.entry import ENVELOPE_VERSION, Envelope, encode_body, encode_envelope, envelope_head
 from raftkit_core.types.identity import PeerIdentity, StoreIdentity
 from raftkit_core.types.ids import DEFAULT_GROUP, NodeId, is_node_id
 from raftkit_core.types.log_id import LogId, index_of
@@ -158,6 +158,8 @@ class Raft:
         self._recovered_tail = core.engine.state.log.last_index
         self.machine = machine
         """The state machine; look at it through :meth:`read`."""
+        self._envelope_head = envelope_head(machine.name)
+        self._max_entry_bytes = core.config.max_entry_bytes
         self.data_dir = data_dir
 
     # --- making one -------------------------------------------------------------------------------------------------
@@ -485,14 +487,13 @@ class Raft:
         Raises: ForwardToLeader, QuorumNotEnough, Overloaded, BadCommand, ConditionFailed (nothing entered the log);
         CommandRejected (the machine refused it); NotApplied; OutcomeUnknown (deadline, shutdown).
         """
-        response: ClientWriteResponse = await self.client_write_ff(command, timeout=timeout, condition=condition)
-        return response
+        return await self._core.propose(self._envelope(self.machine.codec.encode_command(command)), timeout, condition)
 
     def client_write_ff(
         self, command: Any, *, timeout: float = WRITE_TIMEOUT, condition: WriteCondition | None = None
     ) -> asyncio.Future[ClientWriteResponse]:
         """Propose ``command`` and return the future of its result at once."""
-        return self._propose(self.machine.codec.encode_command(command), timeout, condition)
+        return self._core.propose(self._envelope(self.machine.codec.encode_command(command)), timeout, condition)
 
     async def client_write_many(
         self, commands: Iterable[Any], *, timeout: float = WRITE_TIMEOUT
@@ -513,7 +514,9 @@ class Raft:
                 f" {self.config.max_uncommitted_bytes}",
                 hint="write them in several calls",
             )
-        self._core.send(ClientWrite(payloads, futures, self._core.clock.monotonic() + timeout, size_bytes))
+        deadline = self._core.clock.monotonic() + timeout
+        writes = [(payload, future, deadline) for payload, future in zip(payloads, futures, strict=True)]
+        self._core.send(ClientWrite(writes))
         await asyncio.gather(*futures, return_exceptions=True)
         return [_result_of(future) for future in futures]
 
@@ -532,7 +535,7 @@ class Raft:
         if self._core.engine.is_leader:
             for number, (command, serial) in enumerate(zip(commands, once, strict=True)):
                 try:
-                    payloads[number] = self._payload(self.machine.codec.encode_command(command), serial)
+                    payloads[number] = self._envelope(self.machine.codec.encode_command(command), serial)
                 except RaftError as error:
                     results[number] = error
             try:
@@ -557,25 +560,23 @@ class Raft:
         except RaftError as error:
             return error
 
-    def _payload(self, body: bytes, once: SessionSerial | None) -> bytes:
+    def _envelope(self, body: bytes, once: SessionSerial | None = None) -> bytes:
+        """The payload of an entry. Raises: BadCommand if that is more than one may be."""
         if once is None:
-            return self._envelope(body)
-        self._sessions.heard(once)
-        return self._envelope(body, once.session.id, once.serial, once.acknowledged_floor)
-
-    def _envelope(self, body: bytes, session: int = 0, serial: int = 0, floor: int = 0) -> bytes:
-        payload = encode_envelope(Envelope(ENVELOPE_VERSION, self.machine.name, session, serial, floor, body))
-        if len(payload) > self.config.max_entry_bytes:
+            payload = self._envelope_head + encode_body(body)
+        else:
+            self._sessions.heard(once)
+            session, floor = once.session.id, once.acknowledged_floor
+            payload = encode_envelope(Envelope(ENVELOPE_VERSION, self.machine.name, session, once.serial, floor, body))
+        if len(payload) > self._max_entry_bytes:
             raise BadCommand(
-                f"the command takes {len(payload)} bytes, max_entry_bytes is {self.config.max_entry_bytes}",
+                f"the command takes {len(payload)} bytes, max_entry_bytes is {self._max_entry_bytes}",
                 hint="split it, or raise max_entry_bytes on every node",
             )
         return payload
 
-    def _propose(
-        self, body: bytes, timeout: float, condition: WriteCondition | None = None, once: SessionSerial | None = None
-    ) -> asyncio.Future[ClientWriteResponse]:
-        return self._core.propose(self._payload(body, once), timeout, condition)
+    def _propose(self, body: bytes, timeout: float, once: SessionSerial | None) -> asyncio.Future[ClientWriteResponse]:
+        return self._core.propose(self._envelope(body, once), timeout)
 
     async def write(
         self, command: Any, *, session: ClientSession | SessionSerial | None = None, timeout: float = WRITE_TIMEOUT
@@ -605,7 +606,7 @@ class Raft:
         body = self.machine.codec.encode_command(command)
 
         async def here(operation: Write, timeout: float) -> ClientWriteResponse:
-            return await self._propose(operation.body, timeout, once=operation.once)
+            return await self._propose(operation.body, timeout, operation.once)
 
         serial = once()
         attempts = Attempts(f"write {serial.serial} of the session {serial.session.id}")
@@ -719,7 +720,7 @@ class Raft:
         match operation:
             case Write():
                 self.machine.codec.decode_command(operation.body)
-                done = await self._propose(operation.body, timeout, once=operation.once)
+                done = await self._propose(operation.body, timeout, operation.once)
                 return WriteDone(done.log_id, self.machine.codec.encode_result(done.data))
             case AddLearner():
                 added = await self.add_learner(

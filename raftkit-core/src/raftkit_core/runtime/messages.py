@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import msgspec
@@ -32,7 +32,7 @@ from raftkit_core.types.vote import Vote
 # --- from users and peers ---------------------------------------------------------------------------------------------
 
 
-class ClientWriteResponse(msgspec.Struct, frozen=True, eq=False):
+class ClientWriteResponse(msgspec.Struct, frozen=True, eq=False, gc=False):
     """What became of a write: its log id, the machine's result, and the membership if it was a change of it."""
 
     log_id: LogId
@@ -40,14 +40,20 @@ class ClientWriteResponse(msgspec.Struct, frozen=True, eq=False):
     membership: Membership | None = None
 
 
-class ClientWrite(msgspec.Struct, frozen=True):
-    """One or more envelopes; each future gets its result, or its error."""
+Write: TypeAlias = tuple[bytes, asyncio.Future[Any], float]
+"""An envelope, whose future gets its result or its error, and until when that is waited for."""
 
-    payloads: Sequence[bytes]
-    futures: Sequence[asyncio.Future[Any]]
-    deadline: float
-    size_bytes: int
+
+class ClientWrite(msgspec.Struct):
+    """One or more writes. ``is_joined``: of several callers, who have nothing to do with each other; else one request,
+    taken or refused as a whole."""
+
+    writes: list[Write]
     condition: WriteCondition | None = None
+    is_joined: bool = False
+
+    def size_bytes(self) -> int:
+        return sum([len(payload) for payload, _, _ in self.writes])
 
 
 class Read(msgspec.Struct, frozen=True):

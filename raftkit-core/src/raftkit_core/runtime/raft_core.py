@@ -11,8 +11,6 @@ import contextvars
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from itertools import chain
-from operator import attrgetter
 from typing import Any, TypeVar, assert_never
 
 from raftkit_core.clock import Clock
@@ -50,6 +48,7 @@ from raftkit_core.runtime.messages import (
     TransferLeaderTo,
     VoteAnswered,
     VoteArrived,
+    Write,
 )
 from raftkit_core.runtime.metrics import Watchers
 from raftkit_core.runtime.peers import PeerTable
@@ -73,6 +72,9 @@ T = TypeVar("T")
 
 MAX_QUEUED = 65536
 """API messages waiting for the loop; more is ``Overloaded``."""
+JOINED_BYTES = 4096
+"""What a single write counts, besides its payload, where several are put together: so that they do not become too many
+for one turn."""
 TICKS_PER_HEARTBEAT = 5
 SHUTDOWN_GRACE = 2.0
 
@@ -123,6 +125,7 @@ class RaftCore:
         self.instruments = instruments
         self.stalls = stalls
         self._loop = asyncio.get_running_loop()
+        self._create_future = self._loop.create_future
         self._now = clock.monotonic
         self._ended = ended
         self.watchers = Watchers()
@@ -130,6 +133,11 @@ class RaftCore:
         self._state = engine.state
         """To look at, after every turn."""
         self._inbox: deque[RaftMsg] = deque()
+        self._joining: list[Write] = []
+        """The writes of the last message, while single ones may join them: as long as there is ``_room`` for bytes."""
+        self._room = -1
+        self._joined = 0
+        """Single writes in the inbox, without those in ``_joining``."""
         self._notifications: deque[Notification] = deque()
         self._balancer = Balancer()
         self._task: asyncio.Task[None] | None = None
@@ -182,19 +190,41 @@ class RaftCore:
         Raises: Fatal (Stopped) if the node has ended; Overloaded if too much is waiting. Both are definite.
         """
         self._check_room()
-        self._inbox.append(message)
-        self._wake()
+        self._put(message)
 
     def propose(
         self, payload: bytes, timeout: float, condition: WriteCondition | None = None
     ) -> asyncio.Future[ClientWriteResponse]:
-        """Queue one write; the future gives its result. Raises: as :meth:`send`."""
-        self._check_room()
-        future: asyncio.Future[ClientWriteResponse] = self._loop.create_future()
-        self._inbox.append(ClientWrite((payload,), (future,), self._now() + timeout, len(payload), condition))
+        """Queue one write, beside the single ones that were the last to come if there is room; the future gives its
+        result. Raises: as :meth:`send`."""
+        if self.fatal is not None or _running_loop() is not self._loop:
+            self.check_running()
+        self._room -= len(payload) + JOINED_BYTES
+        if self._room < 0 or condition is not None:
+            self._begin_writes(payload, condition)
+        future: asyncio.Future[ClientWriteResponse] = self._create_future()
+        self._joining.append((payload, future, self._now() + timeout))
+        return future
+
+    def _begin_writes(self, payload: bytes, condition: WriteCondition | None) -> None:
+        """Queue a message for ``payload`` and those that come after it. One with a condition is judged alone: its
+        neighbours would change what it depends on."""
+        self.send(ClientWrite([], condition, True))
+        self._joining = self._inbox[-1].writes  # type: ignore[union-attr]
+        if condition is None:
+            self._room = max(0, self._max_write_bytes - len(payload))
+
+    def _put(self, message: RaftMsg) -> None:
+        self._close_writes()  # order is kept: nothing joins what is before this
+        self._inbox.append(message)
         if not self._turn_is_due:
             self._wake()
-        return future
+
+    def _close_writes(self) -> None:
+        """Nothing joins the writes that came last any more."""
+        self._room = -1
+        self._joined += len(self._joining)
+        self._joining = []
 
     def ask(self, timeout: float, message: Callable[[RequestId], RaftMsg]) -> Reply[Any]:
         """Queue a request. The reply is the engine's answer, or RPCTimeout after ``timeout`` seconds.
@@ -203,14 +233,13 @@ class RaftCore:
         """
         self._check_room()
         request_id, reply = self.waiting.new_request(self._now() + timeout)
-        self._inbox.append(message(request_id))
-        self._wake()
+        self._put(message(request_id))
         return reply
 
     def _check_room(self) -> None:
         if self.fatal is not None or _running_loop() is not self._loop:
             self.check_running()
-        if len(self._inbox) >= MAX_QUEUED:
+        if len(self._inbox) + self._joined >= MAX_QUEUED:
             raise Overloaded(f"{MAX_QUEUED} requests wait for this node", hint="wait for earlier ones first")
 
     def notify(self, notification: Notification) -> None:
@@ -382,24 +411,12 @@ class RaftCore:
         taken, share = 0, self._balancer.raft_msg
         while inbox and taken < share and self.fatal is None:
             message = inbox.popleft()
-            taken += 1
             if isinstance(message, ClientWrite):
-                writes = [message]
-                size_bytes = message.size_bytes
-                # One with a condition is judged alone: its neighbours would change what it depends on.
-                while inbox and taken < share and message.condition is None:
-                    following = inbox[0]
-                    if type(following) is not ClientWrite or following.condition is not None:
-                        break
-                    # Limits let one whole request through, but no more: a burst must not pass as one.
-                    size_bytes += following.size_bytes
-                    if size_bytes > self._max_write_bytes:
-                        break
-                    inbox.popleft()
-                    writes.append(following)
-                    taken += 1
-                self._write(writes, now)
-            elif isinstance(message, Read):
+                taken += self._write_all(message, share - taken, now)
+                self._carry_out(now)
+                continue
+            taken += 1
+            if isinstance(message, Read):
                 reads = [message.request_id]
                 while inbox and taken < share and isinstance(inbox[0], Read) and inbox[0].by_lease == message.by_lease:
                     reads.append(inbox.popleft().request_id)  # type: ignore[union-attr]
@@ -411,6 +428,36 @@ class RaftCore:
                 self._handle_message(message, now)
             self._carry_out(now)
         return taken
+
+    def _write_all(self, message: ClientWrite, share: int, now: float) -> int:
+        """Writes side by side become one append; gives how many messages of this turn's share that took."""
+        inbox = self._inbox
+        if not inbox:
+            self._close_writes()
+        taken = self._leave(message)
+        messages, size_bytes = [message], 0
+        while inbox and taken < share and message.condition is None:
+            following = inbox[0]
+            if type(following) is not ClientWrite or following.condition is not None:
+                break
+            # Limits let one whole request through, but no more: a burst must not pass as one.
+            size_bytes = (size_bytes or message.size_bytes()) + following.size_bytes()
+            if size_bytes > self._max_write_bytes:
+                break
+            inbox.popleft()
+            if not inbox:
+                self._close_writes()
+            taken += self._leave(following)
+            messages.append(following)
+        self._write(messages, now)
+        return taken
+
+    def _leave(self, message: ClientWrite) -> int:
+        """``message`` is out of the inbox; gives how many of a turn's share it counts."""
+        if not message.is_joined:
+            return 1
+        self._joined -= len(message.writes)
+        return len(message.writes)
 
     def _carry_out(self, now: float) -> None:
         """Whoever relies on the lease learns of its end before any message leaves that ends it (a hand-over)."""
@@ -442,23 +489,21 @@ class RaftCore:
             self.notify(LogFlushed(io_id))
             self.uncork()
 
-    def _write(self, writes: Sequence[ClientWrite], now: float) -> None:
+    def _write(self, messages: Sequence[ClientWrite], now: float) -> None:
         """Propose everything that waits as one append; refuse all of it alike."""
         if self.instruments.is_tracing:
             self.instruments.trace("RaftCore.write")
-        payloads = list(chain.from_iterable(map(_payloads, writes)))
-        first = self.engine.handle_client_write(payloads, now, writes[0].condition)
-        if isinstance(first, RaftError):
-            if isinstance(first, Overloaded) and len(writes) > 1:
-                for write in writes:
-                    self._write([write], now)
-                return
-            for write in writes:
-                for future in write.futures:
-                    if not future.done():
-                        future.set_exception(first)
-            return
-        self.waiting.wait_for_all(first, writes)
+        writes = messages[0].writes if len(messages) == 1 else [each for part in messages for each in part.writes]
+        first = self.engine.handle_client_write([payload for payload, _, _ in writes], now, messages[0].condition)
+        if isinstance(first, LogId):
+            self.waiting.wait_for_all(first, writes)
+        elif isinstance(first, Overloaded) and (parts := _parts(messages)):
+            for part in parts:
+                self._write([part], now)
+        else:
+            for _, future, _ in writes:
+                if not future.done():
+                    future.set_exception(first)
 
     def _expire_sessions(self, now: float) -> None:
         """Propose the end of sessions whose clients were not heard for their time to live."""
@@ -502,7 +547,7 @@ class RaftCore:
             message.change, retain=message.retain, force=message.force, store_ids=message.store_ids, now=now
         )
         if isinstance(log_id, LogId):
-            self.waiting.wait_for(log_id, message.future, message.deadline)
+            self.waiting.wait_for_all(log_id, [(b"", message.future, message.deadline)])
         elif not message.future.done():
             message.future.set_exception(log_id)
 
@@ -572,7 +617,7 @@ class RaftCore:
             return
         if self.instruments.is_tracing:
             self.instruments.trace("RaftCore.applied")
-        if len(self.waiting):
+        if self.waiting.has_writers:
             self._answer_writers(batch, results)
         if self._carrying:
             self._applied_now = batch.last_log_id
@@ -666,18 +711,20 @@ class RaftCore:
         """What was not looked at yet never entered the log: a definite answer."""
         for message in self._inbox:
             match message:
-                case ClientWrite(futures=futures):
-                    pass
+                case ClientWrite(writes=writes):
+                    futures = [future for _, future, _ in writes]
                 case ChangeMembershipRequest(future=future) | ExternalRequest(future=future):
-                    futures = () if future is None else (future,)
+                    futures = [] if future is None else [future]
                 case _:
-                    futures = ()
+                    futures = []
             for waiting in futures:
                 if not waiting.done():
                     error = self.stop_error()
                     error.outcome = "not_applied"
                     waiting.set_exception(error)
         self._inbox.clear()
+        self._close_writes()
+        self._joined = 0
 
 
 async def bounded(step: Awaitable[None], seconds: float, what: str) -> None:
@@ -697,6 +744,13 @@ async def bounded(step: Awaitable[None], seconds: float, what: str) -> None:
         log.warning("%s: stopping was not clean: %s", what, error)
 
 
+def _parts(messages: Sequence[ClientWrite]) -> list[ClientWrite]:
+    """What can be taken or refused by itself; nothing if that is all of it."""
+    parts: list[ClientWrite] = []
+    for message in messages:
+        parts += [ClientWrite([write]) for write in message.writes] if message.is_joined else [message]
+    return parts if len(parts) > 1 else []
+
+
 _TICKED = Ticked()
 _running_loop = asyncio._get_running_loop
-_payloads = attrgetter("payloads")

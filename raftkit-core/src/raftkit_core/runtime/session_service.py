@@ -10,7 +10,7 @@ from raftkit_core.clock import Clock
 from raftkit_core.config import Config, ReadPolicy
 from raftkit_core.errors import BadRequest, ForwardToLeader, SessionExpired
 from raftkit_core.network.client_session import ClientSession
-from raftkit_core.runtime.messages import ClientWrite, ClientWriteResponse
+from raftkit_core.runtime.messages import ClientWriteResponse
 from raftkit_core.runtime.raft_core import RaftCore
 from raftkit_core.runtime.reads import LinearizableReads
 from raftkit_core.state_machine.system import system_payload
@@ -96,11 +96,7 @@ class SessionService:
         return SessionClosed(bool(done.data))
 
     async def _write(self, command: SystemCommand, timeout: float) -> ClientWriteResponse:
-        payload = system_payload(command)
-        future: asyncio.Future[ClientWriteResponse] = asyncio.get_running_loop().create_future()
-        deadline = self._core.clock.monotonic() + timeout
-        self._core.send(ClientWrite((payload,), (future,), deadline, len(payload)))
-        return await future
+        return await self._core.propose(system_payload(command), timeout)
 
 
 class Session(ClientSession):

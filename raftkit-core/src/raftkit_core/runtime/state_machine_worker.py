@@ -342,7 +342,7 @@ class StateMachineWorker:
         return batch
 
     def _prepare_alike(self, batch: Batch, entries: Sequence[Entry]) -> bool:
-        """Commands for the machine, none of them under a session, are decoded together. False, and nothing has happened,
+        """Commands for the machine, none of them under a session, are decoded together. False, and nothing has changed,
         if one entry is anything else or unreadable: then each is looked at by itself."""
         if not are_normal(entries):
             return False
@@ -356,8 +356,7 @@ class StateMachineWorker:
         except (BadCommand, ValueError):
             return False
         batch.entries = [
-            AppliedEntry(entry.log_id, entry.time_ms, command)
-            for entry, command in zip(entries, commands, strict=True)
+            AppliedEntry(entry.log_id, entry.time_ms, command) for entry, command in zip(entries, commands, strict=True)
         ]
         self.system.observe(max(map(_time_ms, entries)))
         return True

@@ -8,12 +8,13 @@ can still commit later. Deadlines are swept by the tick: no timer per call.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from raftkit_core.errors import NotApplied, OutcomeUnknown, RaftError, RPCTimeout
 from raftkit_core.network.reply import Reply
-from raftkit_core.runtime.messages import ClientWrite, ClientWriteResponse
+from raftkit_core.runtime.messages import ClientWriteResponse, Write
 from raftkit_core.types.entry import Entry
 from raftkit_core.types.ids import RequestId
 from raftkit_core.types.log_id import LogId
@@ -22,86 +23,133 @@ from raftkit_core.types.vote import LeaderId
 SWEEP_SECONDS = 0.05
 
 
-_Waiter: TypeAlias = tuple[asyncio.Future[Any], float, LeaderId, Any]
-"""Who waits, until when, under whose entry, and an earlier waiter at the same index, whose entry was truncated."""
+class _Writers:
+    """Who waits for consecutive entries of one append."""
+
+    __slots__ = ("first", "leader_id", "writes")
+
+    def __init__(self, leader_id: LeaderId, first: int, writes: list[Write]) -> None:
+        self.leader_id = leader_id
+        self.first = first
+        self.writes = writes
+
+
+def _cut(queue: deque[_Writers], stop: int) -> _Writers:
+    """Of those at the head of ``queue`` the ones below index ``stop``, who leave it."""
+    head = queue[0]
+    first, count = head.first, stop - head.first
+    if count >= len(head.writes):
+        return queue.popleft()
+    cut = _Writers(head.leader_id, first, head.writes[:count])
+    head.first, head.writes = stop, head.writes[count:]
+    return cut
 
 
 class WaitingClients:
     """Answers every future exactly once, or finds it cancelled and leaves it alone."""
 
     def __init__(self) -> None:
-        self._by_index: dict[int, _Waiter] = {}
+        self._writers: dict[LeaderId, deque[_Writers]] = {}
+        """In the order of their entries. Under several leader ids where an earlier one's entries are undecided: its
+        indexes may be those of later entries that replaced them."""
         self._requests: dict[RequestId, tuple[Reply[Any], float]] = {}
         self._request_id = 0
         self._swept_at = float("-inf")
 
     def __len__(self) -> int:
-        return len(self._by_index)
+        return sum(len(writers.writes) for queue in self._writers.values() for writers in queue)
 
     # --- writes -----------------------------------------------------------------------------------------------------
 
-    def wait_for(self, log_id: LogId, future: asyncio.Future[Any], deadline: float) -> None:
-        """``future`` waits for the entry ``log_id``."""
-        index = log_id.index
-        self._by_index[index] = (future, deadline, log_id.leader_id, self._by_index.get(index))
+    @property
+    def has_writers(self) -> bool:
+        """Whether anybody waits for an entry."""
+        return bool(self._writers)
 
-    def wait_for_all(self, first: LogId, writes: Iterable[ClientWrite]) -> None:
-        """The futures of ``writes`` wait for consecutive entries from ``first`` on."""
-        by_index, leader_id, index = self._by_index, first.leader_id, first.index
-        for write in writes:
-            deadline = write.deadline
-            for future in write.futures:
-                by_index[index] = (future, deadline, leader_id, by_index.get(index))
-                index += 1
+    def wait_for_all(self, first: LogId, writes: list[Write]) -> None:
+        """Whoever is named in ``writes`` waits for consecutive entries from ``first`` on."""
+        queue = self._writers.get(first.leader_id)
+        if queue is None:
+            queue = self._writers[first.leader_id] = deque()
+        queue.append(_Writers(first.leader_id, first.index, writes))
 
     def resolve_all(self, log: Sequence[Entry], results: Sequence[Any]) -> None:
-        """Every entry of ``log`` was applied, with the result at its place."""
-        pop = self._by_index.pop
-        for entry, result in zip(log, results, strict=True):
-            log_id = entry.log_id
-            waiter = pop(log_id.index, None)
-            if waiter is None:
+        """Every entry of ``log`` was applied, with the result at its place; an error is a refusal."""
+        first = log[0].log_id.index
+        for writers in self._take(first, log[-1].log_id.index):
+            writes, leader_id = writers.writes, writers.leader_id
+            if len(writes) < len(log):
+                start = writers.first - first
+                entries, their_results = log[start : start + len(writes)], results[start : start + len(writes)]
+            else:
+                entries, their_results = log, results
+            if entries[0].log_id.leader_id != leader_id or entries[-1].log_id.leader_id != leader_id:
+                for (_, future, _), entry, result in zip(writes, entries, their_results, strict=True):
+                    response = result if isinstance(result, RaftError) else ClientWriteResponse(entry.log_id, result)
+                    self._answer(future, leader_id, entry.log_id, response)
                 continue
-            if waiter[3] is not None or waiter[2] != log_id.leader_id or isinstance(result, RaftError):
-                response = result if isinstance(result, RaftError) else ClientWriteResponse(log_id, result)
-                self._answer(waiter, log_id, response)
-            elif not waiter[0].done():
-                waiter[0].set_result(ClientWriteResponse(log_id, result))
+            # Leader ids never fall along the log: equal at both ends, they are equal in between.
+            for (_, future, _), entry, result in zip(writes, entries, their_results, strict=True):
+                if not future.done():
+                    if isinstance(result, RaftError):
+                        future.set_exception(result)
+                    else:
+                        future.set_result(ClientWriteResponse(entry.log_id, result))
 
     def resolve(self, log_id: LogId, response: ClientWriteResponse | RaftError) -> None:
         """The entry ``log_id`` was applied; an error is a refusal."""
-        self._answer(self._by_index.pop(log_id.index, None), log_id, response)
+        for writers in self._take(log_id.index, log_id.index):
+            self._answer(writers.writes[0][1], writers.leader_id, log_id, response)
 
-    def _answer(self, waiter: _Waiter | None, log_id: LogId, response: ClientWriteResponse | RaftError) -> None:
-        while waiter is not None:
-            future, _, leader_id, waiter = waiter
-            if future.done():
-                continue
-            if leader_id != log_id.leader_id:
-                future.set_exception(
-                    NotApplied(
-                        f"{LogId(leader_id, log_id.index)} was replaced by {log_id}, which is committed",
-                        hint="write it again",
-                    )
+    def _take(self, first: int, last: int) -> list[_Writers]:
+        """Everybody who waits for an entry from index ``first`` to ``last``: they do not wait any more. Who still waits
+        for an earlier one is told that a snapshot has replaced it."""
+        taken: list[_Writers] = []
+        for leader_id, queue in list(self._writers.items()):
+            while queue and queue[0].first <= last:
+                if queue[0].first < first:
+                    self._supersede(_cut(queue, first))
+                else:
+                    taken.append(_cut(queue, last + 1))
+            if not queue:
+                del self._writers[leader_id]
+        return taken
+
+    def _answer(
+        self,
+        future: asyncio.Future[Any],
+        leader_id: LeaderId,
+        log_id: LogId,
+        response: ClientWriteResponse | RaftError,
+    ) -> None:
+        """Tell the one who waits for ``leader_id``'s entry at this index what became of it: ``log_id`` is committed."""
+        if future.done():
+            return
+        if leader_id != log_id.leader_id:
+            future.set_exception(
+                NotApplied(
+                    f"{LogId(leader_id, log_id.index)} was replaced by {log_id}, which is committed",
+                    hint="write it again",
                 )
-            elif isinstance(response, RaftError):
-                future.set_exception(response)
-            else:
-                future.set_result(response)
+            )
+        elif isinstance(response, RaftError):
+            future.set_exception(response)
+        else:
+            future.set_result(response)
 
     def superseded(self, upto: int) -> None:
         """A snapshot took the place of everything up to ``upto``: nobody here knows what became of those entries."""
-        for index in [index for index in self._by_index if index <= upto]:
-            waiter: _Waiter | None = self._by_index.pop(index)
-            while waiter is not None:
-                future, _, leader_id, waiter = waiter
-                if not future.done():
-                    future.set_exception(
-                        OutcomeUnknown(
-                            f"{LogId(leader_id, index)} was superseded by a snapshot; it may have been applied",
-                            hint="read the key back",
-                        )
+        self._take(upto + 1, upto)
+
+    def _supersede(self, writers: _Writers) -> None:
+        for index, (_, future, _) in enumerate(writers.writes, writers.first):
+            if not future.done():
+                future.set_exception(
+                    OutcomeUnknown(
+                        f"{LogId(writers.leader_id, index)} was superseded by a snapshot; it may have been applied",
+                        hint="read the key back",
                     )
+                )
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -129,24 +177,28 @@ class WaitingClients:
         self._swept_at = now
         for request_id in [key for key, (reply, due) in self._requests.items() if due <= now or reply.done()]:
             self._requests.pop(request_id)[0].set_exception(RPCTimeout("no answer within the deadline"))
-        for index in [index for index, waiter in self._by_index.items() if self._is_over(index, waiter, now)]:
-            del self._by_index[index]
+        for leader_id, queue in list(self._writers.items()):
+            left = [writers for writers in queue if not self._are_over(writers, now)]
+            if not left:
+                del self._writers[leader_id]
+            elif len(left) < len(queue):
+                self._writers[leader_id] = deque(left)
 
-    def _is_over(self, index: int, waiter: _Waiter | None, now: float) -> bool:
-        """Expire the waiters of one index; says whether none of them waits any more."""
+    def _are_over(self, writers: _Writers, now: float) -> bool:
+        """Expire those who are due; says whether none of them waits any more."""
         over = True
-        while waiter is not None:
-            future, deadline, leader_id, waiter = waiter
-            if not future.done():
-                if deadline <= now:
-                    future.set_exception(
-                        OutcomeUnknown(
-                            f"{LogId(leader_id, index)} was not answered within its deadline; it may still be applied",
-                            hint="read the key back, or repeat the write with a precondition",
-                        )
-                    )
-                else:
-                    over = False
+        for index, (_, future, deadline) in enumerate(writers.writes, writers.first):
+            if future.done():
+                continue
+            if deadline > now:
+                over = False
+                continue
+            future.set_exception(
+                OutcomeUnknown(
+                    f"{LogId(writers.leader_id, index)} was not answered within its deadline; it may still be applied",
+                    hint="read the key back, or repeat the write with a precondition",
+                )
+            )
         return over
 
     # --- the end ----------------------------------------------------------------------------------------------------
@@ -155,19 +207,17 @@ class WaitingClients:
         """The node has stopped. Requests get its error; a write whose entry is in the log may still be applied, here
         after a restart or by the others: its outcome is unknown."""
         requests = [reply for reply, _ in self._requests.values()]
-        writes = list(self._by_index.items())
+        waiting = [writers for queue in self._writers.values() for writers in queue]
         self._requests.clear()
-        self._by_index.clear()
+        self._writers.clear()
         for reply in requests:
             reply.set_exception(make_error())
-        for index, head in writes:
-            waiter: _Waiter | None = head
-            while waiter is not None:
-                future, _, leader_id, waiter = waiter
+        for writers in waiting:
+            for index, (_, future, _) in enumerate(writers.writes, writers.first):
                 if not future.done():
                     stopped = make_error()
                     error = OutcomeUnknown(
-                        f"{LogId(leader_id, index)} may or may not be applied: {stopped.message}",
+                        f"{LogId(writers.leader_id, index)} may or may not be applied: {stopped.message}",
                         hint="read the key back",
                     )
                     error.__cause__ = stopped

@@ -18,8 +18,8 @@ from raftkit_core.types.snapshot import SnapshotMeta
 class Codec(Protocol):
     """Commands and results to bytes and back. Never pickle.
 
-    A codec may also have ``decode_commands(bodies) -> list``, which decodes many as ``decode_command`` does one by one, or
-    raises BadCommand. It saves a call per command where they come in batches.
+    A codec may also have ``decode_commands(bodies) -> list``: many at once, each as ``decode_command`` would; it raises
+    BadCommand if one of them would. It saves a call per command where they come in batches.
     """
 
     def encode_command(self, command: Any) -> bytes:

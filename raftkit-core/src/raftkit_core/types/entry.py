@@ -63,17 +63,18 @@ def payload_bytes(entries: Sequence[Entry]) -> int:
 
 def payloads_of(entries: Sequence[Entry]) -> list[bytes]:
     """The payload of each of ``entries``; not to be changed."""
-    return entries.payloads if type(entries) is Entries else [entry.payload for entry in entries]
+    return entries.payloads if type(entries) is Entries else list(map(_payload, entries))
 
 
 def are_normal(entries: Sequence[Entry]) -> bool:
     """Whether every one of ``entries`` is a command."""
     if type(entries) is Entries:
         return not entries or entries[0].kind == NORMAL
-    return all([entry.kind == NORMAL for entry in entries])
+    return all(map(NORMAL.__eq__, map(_kind, entries)))
 
 
 _payload = attrgetter("payload")
+_kind = attrgetter("kind")
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -100,6 +101,15 @@ _decode_membership = strictly(msgspec.msgpack.Decoder(Membership).decode)
 
 
 encode_envelope: Callable[[Envelope], bytes] = _envelope_encoder.encode
+
+
+def envelope_head(machine: str) -> bytes:
+    """What the envelope of a command for ``machine`` begins with, if there is no session; its body, as ``encode_body``
+    gives it, is the rest."""
+    return _envelope_encoder.encode(Envelope(ENVELOPE_VERSION, machine, 0, 0, 0, b""))[: -len(encode_body(b""))]
+
+
+encode_body: Callable[[bytes], bytes] = _envelope_encoder.encode
 
 
 decode_envelope: Callable[[bytes], Envelope] = strictly(_envelope_decoder.decode)

@@ -21,6 +21,18 @@ from raftkit_core.storage.interface import LogBatch
 from raftkit_core.testing.simulation.mutants.mutant import Patch, mutant
 from raftkit_core.testing.simulation.sim_disk import SimDisk
 from raftkit_core.types.log_id import LogId
+from raftkit_core.types.vote import LeaderId
+
+
+def _waiters(waiting: WaitingClients) -> list[tuple[int, Any, float]]:
+    """Everybody who waits for an entry: its index, the future, its deadline."""
+    return [
+        (index, future, deadline)
+        for queue in waiting._writers.values()
+        for writers in queue
+        for index, (_, future, deadline) in enumerate(writers.writes, writers.first)
+    ]
+
 
 # --- what clients are told ------------------------------------------------------------------------------------------
 
@@ -39,13 +51,9 @@ def _(patch: Patch) -> None:
         for command in commands:
             if not isinstance(command, DeleteConflictLog):
                 continue
-            waiting = self._waiting
-            for index in [index for index in waiting._by_index if index >= command.since]:
-                waiter: Any = waiting._by_index.pop(index)
-                while waiter is not None:
-                    future, _, _, waiter = waiter
-                    if not future.done():
-                        future.set_exception(NotApplied("the entry was truncated"))
+            for index, future, _ in _waiters(self._waiting):
+                if index >= command.since and not future.done():
+                    future.set_exception(NotApplied("the entry was truncated"))
 
     patch.set(CommandRunner, "run", run)
 
@@ -61,13 +69,9 @@ def _(patch: Patch) -> None:
 
     def close(self: CommandRunner) -> None:
         original(self)
-        waiting = self._waiting
-        for index in list(waiting._by_index):
-            waiter: Any = waiting._by_index.pop(index)
-            while waiter is not None:
-                future, _, _, waiter = waiter
-                if not future.done():
-                    future.set_exception(NotApplied("leadership was lost"))
+        for _, future, _ in _waiters(self._waiting):
+            if not future.done():
+                future.set_exception(NotApplied("leadership was lost"))
 
     patch.set(CommandRunner, "_close_streams", close)
 
@@ -79,17 +83,15 @@ def _(patch: Patch) -> None:
     "A write whose deadline passes is said to have failed for certain.",
 )
 def _(patch: Patch) -> None:
-    original = WaitingClients._is_over
+    original = WaitingClients.sweep
 
-    def is_over(self: WaitingClients, index: int, waiter: Any, now: float) -> bool:
-        head = waiter
-        while head is not None:
-            future, deadline, _, head = head
+    def sweep(self: WaitingClients, now: float) -> None:
+        for _, future, deadline in _waiters(self):
             if not future.done() and deadline <= now:
                 future.set_exception(NotApplied("no answer in time"))
-        return original(self, index, waiter, now)
+        original(self, now)
 
-    patch.set(WaitingClients, "_is_over", is_over)
+    patch.set(WaitingClients, "sweep", sweep)
 
 
 @mutant(
@@ -102,12 +104,9 @@ def _(patch: Patch) -> None:
     original = WaitingClients.wait_for_all
 
     def wait_for_all(self: WaitingClients, first: LogId, writes: Any) -> None:
-        index = first.index
-        for write in writes:
-            for future in write.futures:
-                if not future.done():
-                    future.set_result(ClientWriteResponse(LogId(first.leader_id, index), None))
-                index += 1
+        for index, (_, future, _) in enumerate(writes, first.index):
+            if not future.done():
+                future.set_result(ClientWriteResponse(LogId(first.leader_id, index), None))
         original(self, first, writes)
 
     patch.set(WaitingClients, "wait_for_all", wait_for_all)
@@ -122,10 +121,8 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     original = WaitingClients._answer
 
-    def answer(self: WaitingClients, waiter: Any, log_id: LogId, response: Any) -> None:
-        if waiter is not None:
-            waiter = (waiter[0], waiter[1], log_id.leader_id, None)
-        original(self, waiter, log_id, response)
+    def answer(self: WaitingClients, future: Any, leader_id: LeaderId, log_id: LogId, response: Any) -> None:
+        original(self, future, log_id.leader_id, log_id, response)
 
     patch.set(WaitingClients, "_answer", answer)
 
@@ -138,12 +135,9 @@ def _(patch: Patch) -> None:
 )
 def _(patch: Patch) -> None:
     def superseded(self: WaitingClients, upto: int) -> None:
-        for index in [index for index in self._by_index if index <= upto]:
-            waiter: Any = self._by_index.pop(index)
-            while waiter is not None:
-                future, _, _, waiter = waiter
-                if not future.done():
-                    future.set_exception(NotApplied("a snapshot took its place"))
+        for index, future, _ in _waiters(self):
+            if index <= upto and not future.done():
+                future.set_exception(NotApplied("a snapshot took its place"))
 
     patch.set(WaitingClients, "superseded", superseded)
 
@@ -158,12 +152,9 @@ def _(patch: Patch) -> None:
     original = WaitingClients.fail_all
 
     def fail_all(self: WaitingClients, make_error: Any) -> None:
-        for head in self._by_index.values():
-            waiter: Any = head
-            while waiter is not None:
-                future, _, _, waiter = waiter
-                if not future.done():
-                    future.set_exception(NotApplied("the node ended"))
+        for _, future, _ in _waiters(self):
+            if not future.done():
+                future.set_exception(NotApplied("the node ended"))
         original(self, make_error)
 
     patch.set(WaitingClients, "fail_all", fail_all)
