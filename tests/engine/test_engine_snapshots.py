@@ -18,6 +18,7 @@ from raftkit_core.engine.commands import (
     SendPreVote,
 )
 from raftkit_core.engine.engine import Engine
+from raftkit_core.engine.handlers.snapshot import PURGE_STEP_ENTRIES
 from raftkit_core.engine.membership_state import MembershipState
 from raftkit_core.errors import PeerBusy, StorageCorrupt
 from raftkit_core.testing.builders import (
@@ -385,6 +386,49 @@ def test_a_purge_below_what_is_purged_writes_nothing() -> None:
     )
     engine.handle_trigger_purge(1, 1.0)
     assert engine.take_commands() == []
+
+
+def long_log(last: int) -> Engine:
+    """n1 follows n3 with ``last`` entries, all committed, and keeps none behind a snapshot."""
+    return following(
+        log=[ZERO, log_id(2, "n2", 1), log_id(2, "n2", last)],
+        committed=log_id(2, "n2", last),
+        settings={"max_in_snapshot_log_to_keep": 0, "purge_batch_size": 1, "enable_elect": False},
+    )
+
+
+def test_a_long_purge_goes_in_steps_each_after_the_one_before_is_durable() -> None:
+    """At once it takes a store seconds to delete, and whoever writes meanwhile waits for it."""
+    engine = long_log(3000)
+    step = PURGE_STEP_ENTRIES
+    engine.on_snapshot_built(snapshot_meta(log_id(2, "n2", 3000), THREE), 1.0)
+    assert engine.take_commands() == [PurgeLog(1, log_id(2, "n2", step - 1))]
+    engine.handle_trigger_purge(3000, 1.1)
+    assert engine.take_commands() == [], "the first step is not durable yet"
+    assert flush(engine, 1.2) == [PurgeLog(2, log_id(2, "n2", 2 * step - 1))]
+    assert flush(engine, 1.3) == [PurgeLog(3, log_id(2, "n2", 3000))]
+    assert flush(engine, 1.4) == []
+    assert engine.state.log.purged == log_id(2, "n2", 3000)
+
+
+def test_a_store_that_finishes_at_once_purges_one_step_at_a_time_all_the_same() -> None:
+    engine = long_log(3000)
+    engine.on_snapshot_built(snapshot_meta(log_id(2, "n2", 3000), THREE), 1.0)
+    engine.take_commands()
+    assert flush(engine, 1.0) == [], "in the same turn"
+    engine.handle_tick(1.1)
+    assert engine.take_commands() == [PurgeLog(2, log_id(2, "n2", 2 * PURGE_STEP_ENTRIES - 1))]
+
+
+def test_a_long_purge_that_an_install_overtakes_ends() -> None:
+    engine = long_log(3000)
+    engine.on_snapshot_built(snapshot_meta(log_id(2, "n2", 3000), THREE), 1.0)
+    engine.take_commands()
+    at = log_id(3, "n3", 5000)
+    meta = snapshot_meta(at, THREE)
+    receive(engine, meta)
+    assert PurgeLog(2, at) in installed(engine, meta)
+    assert flush(engine, 2.0) == []
 
 
 # --- a durable machine ----------------------------------------------------------------------------------------------

@@ -184,6 +184,7 @@ class Engine:
             self._tick_leader(now)
         elif self._parts.config.enable_elect and now >= self._election_due(now):
             self._campaign_if_allowed(now)
+        self._snapshot.go_on_purging(now)
 
     def _election_due(self, now: float) -> float:
         parts = self._parts
@@ -489,6 +490,7 @@ class Engine:
             self._replication.try_commit(parts.leader, now)
         if state.submitted is not state.committed:
             self._replication.apply_durable()
+        self._snapshot.go_on_purging(now)
 
     def on_applied(self, log_id: LogId, now: float) -> None:
         """The state machine has applied everything up to ``log_id``."""

@@ -11,8 +11,12 @@ from raftkit_core.config import LogBytesSinceLast, LogsSinceLast
 from raftkit_core.engine.commands import BuildSnapshot
 from raftkit_core.engine.handlers.log import LogHandler
 from raftkit_core.engine.parts import EngineParts
+from raftkit_core.types.ids import IoId
 from raftkit_core.types.log_id import LogId, index_of
 from raftkit_core.types.snapshot import SnapshotMeta
+
+PURGE_STEP_ENTRIES = 1024
+"""As many as a store deletes within a few milliseconds."""
 
 
 class SnapshotHandler:
@@ -20,6 +24,9 @@ class SnapshotHandler:
         self._parts = parts
         self._log = log
         self._purge_upto: LogId | None = None
+        self._step_io: IoId = 0
+        """The write of a purge that is only a part of what is planned; 0: the last one was the whole."""
+        self._step_at = 0.0
         self._due_when_applied = False
         self._mark_before = 0
         """Where the bytes policy counted from before the build under way; it does again if that gives nothing."""
@@ -162,10 +169,21 @@ class SnapshotHandler:
             self._purge_upto = upto
 
     def try_purge(self, now: float) -> None:
-        """Purge what is planned, but nothing that a request in flight was built on."""
-        upto = self._purge_upto
-        if upto is None or upto.index <= index_of(self._parts.state.log.purged):
+        """Purge what is planned, but nothing that a request in flight was built on.
+
+        In steps, one after the other is durable: to delete a million entries takes a store seconds, in which it takes no
+        write, and the node that waits for it gives its leadership up.
+        """
+        upto, state = self._purge_upto, self._parts.state
+        purged = index_of(state.log.purged)
+        if upto is None or upto.index <= purged:
             return
+        if self._step_io and (state.io.flushed_io < self._step_io or now <= self._step_at):
+            return
+        is_part = upto.index - purged > PURGE_STEP_ENTRIES
+        if is_part:
+            upto = state.log.get(purged + PURGE_STEP_ENTRIES)
+            assert upto is not None, "what is planned is in the log"
         leader = self._parts.leader
         if leader is not None:
             for entry in leader.progress.values():
@@ -173,3 +191,9 @@ class SnapshotHandler:
                 if lowest is not None and lowest < upto.index:
                     return
         self._log.purge(upto, now)
+        self._step_io, self._step_at = (state.io.last_io if is_part else 0), now
+
+    def go_on_purging(self, now: float) -> None:
+        """A write is durable, or time has passed: the next step of a long purge may be due."""
+        if self._step_io:
+            self.try_purge(now)
