@@ -91,6 +91,8 @@ class KvStateMachine(RaftStateMachine):
         cells: Cells = {}
         last_index = index_of(meta.last_log_id)
         async for chunk in chunks:
+            if cells:
+                await asyncio.sleep(0)  # whoever gives the chunks may never wait, and heartbeats want answers
             for key, value, revision in decoder.feed(chunk):
                 check_revision(revision, last_index)
                 cells[key] = (value, revision)

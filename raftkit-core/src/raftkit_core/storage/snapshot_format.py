@@ -137,7 +137,7 @@ class SnapshotDecoder:
     def system(self) -> bytes:
         return bytes(self._system)
 
-    def feed(self, data: bytes) -> list[bytes]:
+    def feed(self, data: bytes | memoryview) -> list[bytes]:
         """Take the next bytes; give the machine chunks that they completed. Raises: StorageCorrupt."""
         chunks: list[bytes] = []
         view = memoryview(data)

@@ -171,8 +171,8 @@ class SnapshotHandler:
     def try_purge(self, now: float) -> None:
         """Purge what is planned, but nothing that a request in flight was built on.
 
-        In steps, one after the other is durable: to delete a million entries takes a store seconds, in which it takes no
-        write, and the node that waits for it gives its leadership up.
+        In steps, each after the one before is durable: to delete a million entries takes a store seconds, in which it
+        takes no write, and a leader that waits for it steps down.
         """
         upto, state = self._purge_upto, self._parts.state
         purged = index_of(state.log.purged)
