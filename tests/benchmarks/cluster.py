@@ -78,7 +78,8 @@ class Worker:
 class RaftkitCluster:
     """Nodes of ours, one process each."""
 
-    def __init__(self, folder: Path, storage: str, machine: str, uvloop: bool) -> None:
+    def __init__(self, folder: Path, storage: str, machine: str, uvloop: bool, settings: dict[str, Any]) -> None:
+        self.settings = settings
         self.folder = folder
         self.storage = storage
         self.machine = machine
@@ -90,12 +91,17 @@ class RaftkitCluster:
         folder = self.folder / node_id
         folder.mkdir(exist_ok=True)
         storage = "memory:" if self.storage == "memory" else f"sqlite:{folder / 'log.db'}"
-        arguments = [node_id, storage, self.addresses[node_id], self.machine, str(folder)]
+        arguments = [node_id, storage, self.addresses[node_id], self.machine, str(folder), json.dumps(self.settings)]
         worker = await Worker.start(
             sys.executable, "-m", "benchmarks.node_process", *arguments, *(["--uvloop"] if self.uvloop else [])
         )
         self.workers[node_id] = worker
         return worker
+
+    async def add(self, node_id: str) -> Worker:
+        """A new node, that no membership knows."""
+        self.addresses[node_id] = f"http://127.0.0.1:{free_ports(1)[0]}"
+        return await self.start(node_id)
 
     async def leader(self, timeout: float = 10) -> str:
         """Who leads, once all agree that run."""
@@ -115,10 +121,11 @@ class RaftkitCluster:
 
 @asynccontextmanager
 async def raftkit_cluster(
-    storage: str, *, size: int = 3, machine: str = "kv", uvloop: bool = False
+    storage: str, *, size: int = 3, machine: str = "kv", uvloop: bool = False, **settings: Any
 ) -> AsyncIterator[RaftkitCluster]:
+    """``settings`` as in :class:`Config`, as JSON has them."""
     folder = Path(tempfile.mkdtemp(prefix="raftkit-bench-"))
-    cluster = RaftkitCluster(folder, storage, machine, uvloop)
+    cluster = RaftkitCluster(folder, storage, machine, uvloop, settings)
     try:
         ports = free_ports(size)
         cluster.addresses = {f"n{number + 1}": f"http://127.0.0.1:{port}" for number, port in enumerate(ports)}

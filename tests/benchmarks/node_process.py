@@ -1,8 +1,8 @@
 """One node in a process of its own, driven by lines of JSON on its standard input.
 
-``python -m benchmarks.node_process ID STORAGE NETWORK MACHINE DATA_DIR [--uvloop]``. Orders are
-``{"do": "initialize", "members": {id: address}}``, ``status``, ``write`` or ``read`` with ``outstanding``, ``seconds``
-and so on, and ``quit``; each gets one line of JSON as answer.
+``python -m benchmarks.node_process ID STORAGE NETWORK MACHINE DATA_DIR SETTINGS [--uvloop]``, the settings being those of
+:class:`Config` as JSON. Orders are ``{"do": "initialize", "members": {id: address}}``, ``status``, ``write`` or ``read``
+with ``outstanding``, ``seconds`` and so on, and ``quit``; each gets one line of JSON as answer.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ import asyncio
 import gc
 import json
 import os
+import resource
 import sys
 import time
 from typing import Any
 
 import msgspec
 
-from raftkit_core import Node, Raft, ReadPolicy, open_raft
+from raftkit_core import Config, Node, Raft, ReadPolicy, open_raft
 from raftkit_core.errors import RaftError
 from raftkit_core.types.kv import Get, Put
 
-from .drive import closed_loop
+from .drive import PacedWrites, closed_loop
+
+_paced: list[PacedWrites] = []
 
 
 async def carry_out(raft: Raft, order: dict[str, Any]) -> dict[str, Any]:
@@ -35,8 +38,11 @@ async def carry_out(raft: Raft, order: dict[str, Any]) -> dict[str, Any]:
             return {
                 "leader": metrics.current_leader,
                 "applied": -1 if metrics.last_applied is None else metrics.last_applied.index,
+                "snapshot": -1 if metrics.snapshot is None else metrics.snapshot.index,
+                "purged": -1 if metrics.purged is None else metrics.purged.index,
                 "cpu": times.user + times.system,
                 "written_bytes": _written_bytes(),
+                "resident_bytes": resident_bytes(),
             }
         case "write":
             value = b"v" * (order["payload"] - 12)
@@ -60,8 +66,52 @@ async def carry_out(raft: Raft, order: dict[str, Any]) -> dict[str, Any]:
                 await raft.read(query, policy)
 
             return msgspec.to_builtins(await closed_loop(read, order["outstanding"], order["seconds"]))
+        case "fill":
+            return await fill(raft, order["first"], order["count"], order["payload"], order["keys"], order["batch"])
+        case "load":
+            _paced.append(PacedWrites(raft, order["rate"], order["payload"], order["keys"]))
+            return {}
+        case "taken":
+            return _paced[0].take()
+        case "load no more":
+            await _paced.pop().stop()
+            return {}
+        case "snapshot":
+            raft.trigger().snapshot()
+            return {}
+        case "add learner":
+            await raft.add_learner(order["id"], Node(order["address"]), blocking=False)
+            return {}
         case other:
             raise ValueError(other)
+
+
+async def fill(raft: Raft, first: int, count: int, payload: int, keys: int, batch: int) -> dict[str, Any]:
+    """``count`` writes to ``keys`` keys, many a call, two calls under way."""
+    value = os.urandom(max(payload - 12, 1))
+    started = time.perf_counter()
+    under_way: set[asyncio.Task[Any]] = set()
+    for start in range(first, first + count, batch):
+        commands = [Put(f"key{number % keys:08d}", value) for number in range(start, min(start + batch, first + count))]
+        under_way.add(asyncio.create_task(raft.client_write_many(commands, timeout=60)))
+        if len(under_way) == 2:
+            done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+            _none_failed(done)
+    if under_way:
+        _none_failed((await asyncio.wait(under_way))[0])
+    return {"seconds": time.perf_counter() - started}
+
+
+def _none_failed(calls: set[asyncio.Task[Any]]) -> None:
+    for call in calls:
+        for answer in call.result():
+            if isinstance(answer, RaftError):
+                raise answer
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm", encoding="ascii") as sizes:
+        return int(sizes.read().split()[1]) * resource.getpagesize()
 
 
 def _written_bytes() -> int:
@@ -70,11 +120,14 @@ def _written_bytes() -> int:
         return next(int(line.split()[1]) for line in counts if line.startswith("write_bytes"))
 
 
-async def main(node_id: str, storage: str, network: str, machine: str, data_dir: str) -> None:
+async def main(node_id: str, storage: str, network: str, machine: str, data_dir: str, settings: str) -> None:
     loop = asyncio.get_running_loop()
     lines = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    async with open_raft(node_id, storage=storage, network=network, state_machine=machine, data_dir=data_dir) as raft:
+    config = msgspec.json.decode(settings, type=Config)
+    async with open_raft(
+        node_id, storage=storage, network=network, state_machine=machine, data_dir=data_dir, config=config
+    ) as raft:
         gc.collect()
         gc.freeze()
         print(json.dumps({"ready": time.time()}), flush=True)
@@ -93,6 +146,6 @@ if __name__ == "__main__":
     if "--uvloop" in sys.argv:
         import uvloop
 
-        uvloop.run(main(*sys.argv[1:6]))
+        uvloop.run(main(*sys.argv[1:7]))
     else:
-        asyncio.run(main(*sys.argv[1:6]))
+        asyncio.run(main(*sys.argv[1:7]))

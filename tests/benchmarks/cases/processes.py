@@ -16,6 +16,7 @@ from ..drive import closed_loop
 from ..measure import Contender, Sample, Setting
 from ..pipelined import PipelinedClient
 
+SHORT = {"memory": "memory", "sqlite": "SQLite"}
 DURABLE = {"memory": "none (memory)", "sqlite": "every write synced (SQLite FULL)"}
 
 
@@ -30,6 +31,10 @@ def _setting(storage: str, payload: int, outstanding: int, client: str) -> Setti
     )
 
 
+def in_leader_setting(storage: str, payload: int, outstanding: int) -> Setting:
+    return _setting(storage, payload, outstanding, "in the leader's loop")
+
+
 def in_leader(
     cluster: RaftkitCluster, storage: str, outstanding: int, seconds: float, payload: int
 ) -> tuple[Setting, Callable[[], object]]:
@@ -38,7 +43,7 @@ def in_leader(
         order = {"do": "write", "outstanding": outstanding, "seconds": seconds, "payload": payload}
         return Sample(**await cluster.workers[leader].ask(order, timeout=seconds + 30))
 
-    return _setting(storage, payload, outstanding, "in the leader's loop"), run
+    return in_leader_setting(storage, payload, outstanding), run
 
 
 def remote(
