@@ -246,6 +246,18 @@ async def test_a_full_disk_ends_the_sink_and_keeps_the_old_snapshot(
         assert (await storage.current(), _files(tmp_path)) == (old, [CURRENT])
 
 
+async def test_a_file_that_grows_is_synced_on_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the whole of it is written at the end, and the log of the node waits for the disk meanwhile."""
+    synced_at: list[int] = []
+    monkeypatch.setattr(file_snapshots, "SYNC_BYTES", 1000)
+    monkeypatch.setattr(file_snapshots, "_sync_data", lambda fd: synced_at.append(os.fstat(fd).st_size))
+    async with _storage(tmp_path) as storage:
+        sink = await storage.sink("aa-01")
+        for _ in range(5):
+            await sink.write(b"x" * 600)
+    assert synced_at == [1200, 2400]
+
+
 async def test_a_cancelled_caller_leaves_its_thread_no_work(tmp_path: Path) -> None:
     steps: list[str] = []
     started, go_on = asyncio.Event(), asyncio.Event()

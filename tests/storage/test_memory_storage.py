@@ -226,3 +226,28 @@ async def test_a_damaged_memory_snapshot_is_refused_and_the_old_one_stays() -> N
     with pytest.raises(StorageCorrupt):
         await sink.publish(_meta(6, "bb"))
     assert await storage.current() == published
+
+
+@pytest.mark.parametrize("mib", [0, 9])
+async def test_a_large_snapshot_is_checked_like_a_small_one_and_sent_as_it_is(mib: int) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for number in range(mib):
+            yield bytes([number]) * 1024 * 1024
+
+    meta = SnapshotMeta(_log_id(4), StoredMembership(), "aa-01", time_ms=9)
+    header = SnapshotHeader.of(meta, cluster_id="cd" * 16, machine="kv/1")
+    data = b"".join([piece async for piece in encode_snapshot(header, b"sys", chunks())])
+    storage = MemorySnapshotStorage()
+    damaged = await storage.sink("aa-01")
+    await damaged.write(data[:-10] + b"0123456789")
+    with pytest.raises(StorageCorrupt):
+        await damaged.publish(meta)
+    sink = await storage.sink("aa-01")
+    await sink.write(data)
+    published = await sink.publish(meta)
+    assert published.size_bytes == len(data)
+    source = await storage.source()
+    assert source is not None
+    sent = [chunk async for chunk in source.open(7)]
+    assert b"".join(sent) == data[7:]
+    assert {type(chunk) for chunk in sent} == {bytes}
