@@ -1,8 +1,8 @@
 """One node in a process of its own, driven by lines of JSON on its standard input.
 
-``python -m benchmarks.node_process ID STORAGE NETWORK MACHINE DATA_DIR SETTINGS [--uvloop]``, the settings being those of
-:class:`Config` as JSON. Orders are ``{"do": "initialize", "members": {id: address}}``, ``status``, ``write`` or ``read``
-with ``outstanding``, ``seconds`` and so on, and ``quit``; each gets one line of JSON as answer.
+``python -m benchmarks.node_process ID STORAGE NETWORK MACHINE DATA_DIR SETTINGS [--uvloop]``, the settings being those
+of :class:`Config` as JSON. Orders are ``{"do": "initialize", "members": {id: address}}``, ``status``, ``write`` or
+``read`` with ``outstanding``, ``seconds`` and so on, and ``quit``; each gets one line of JSON as answer.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""What a large snapshot costs those who write meanwhile: the slowest commit in a thousand, against the same run without.
+"""What a large snapshot costs those who write meanwhile: the slowest commit in a thousand, against the same run
+without.
 
-The nodes hold a ``kv`` of so many bytes. Writes come at an even pace, in the leader, and are measured from when they were
-due, while nothing else happens (before, between and after), while the leader builds a snapshot, and while it is sent to a
-new node that installs it.
+The nodes hold a ``kv`` of so many bytes. Writes come at an even pace, in the leader, and are measured from when they
+were due: while nothing else happens (before, between and after), while the leader builds a snapshot, while its log is
+purged behind it, and while the snapshot is sent to a new node that installs it.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ async def commits_beside(
 async def _all_applied(cluster: RaftkitCluster, leader: str) -> None:
     target = (await cluster.workers[leader].ask({"do": "status"}))["applied"]
     for worker in cluster.workers.values():
-        while (await worker.ask({"do": "status"}))["applied"] < target:
+        while (await worker.ask({"do": "status"}))["applied"] < target:  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.05)
 
 
