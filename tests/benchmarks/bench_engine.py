@@ -3,7 +3,8 @@
     python tests/benchmarks/bench_engine.py                       the engine of this Python
     python tests/benchmarks/bench_engine.py --and PYTHON          and that of another one, in turns
 
-Prints microseconds inside the three engines per committed entry, for batches of 1, 64 and 256. ``--and`` is for the same version as a native engine (docs/accelerators.md): the ratio is what that gives.
+Prints microseconds inside the three engines per committed entry, for batches of 1, 64 and 256. ``--and`` is for the
+same version as native code (docs/accelerators.md): the ratio is what that gives.
 """
 
 from __future__ import annotations

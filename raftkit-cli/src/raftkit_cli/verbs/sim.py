@@ -121,6 +121,7 @@ def _rings(ring: str, profile: str, mutant: str | None) -> tuple[str, ...]:
     """Which rings to run: those asked for that know the profile, and the mutant's own."""
     import difflib
 
+    from raftkit_core.engine import COMPILED
     from raftkit_core.testing.simulation.mutants import MUTANTS
     from raftkit_core.testing.simulation.rings import RINGS
 
@@ -132,6 +133,8 @@ def _rings(ring: str, profile: str, mutant: str | None) -> tuple[str, ...]:
             raise click.UsageError(f"there is no mutant {mutant!r}{suggestion} (--mutant list names them all)")
         if MUTANTS[mutant].ring not in wanted:
             raise click.UsageError(f"the mutant {mutant} lives in the {MUTANTS[mutant].ring} ring")
+        if COMPILED:
+            raise click.UsageError("no bug can be planted in an engine of native code: install the pure wheel")
         wanted = (MUTANTS[mutant].ring,)
     rings = tuple(name for name in wanted if profile in RINGS[name].profiles)
     if not rings:

@@ -37,6 +37,7 @@ def version(invocation: Invocation, everything: bool) -> None:
         data["python"] = platform.python_version()
         data["platform"] = platform.platform()
         data["dependencies"] = _dependencies()
+        data["engine"] = _engine()
 
     def human() -> None:
         if not everything:
@@ -44,10 +45,16 @@ def version(invocation: Invocation, everything: bool) -> None:
             return
         rows = [(name, found or "not installed") for name, found in packages.items()]
         rows += list(_dependencies().items())
-        rows += [("python", str(data["python"])), ("platform", str(data["platform"]))]
+        rows += [(name, str(data[name])) for name in ("python", "platform", "engine")]
         invocation.out.table(("PACKAGE", "VERSION"), rows)
 
     invocation.out.result("version", data, human)
+
+
+def _engine() -> str:
+    from raftkit_core.engine import COMPILED
+
+    return "native code" if COMPILED else "pure Python"
 
 
 def _dependencies() -> dict[str, str]:

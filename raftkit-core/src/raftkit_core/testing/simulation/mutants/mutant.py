@@ -10,6 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from raftkit_core.engine import COMPILED
+from raftkit_core.errors import ConfigError
+
+PURE_HINT = "install the pure wheel of raftkit-core"
 Harm = Literal["safety", "liveness"]
 Ring = Literal["engine", "runtime"]
 
@@ -71,9 +75,11 @@ def mutant(
 def applied(id: str) -> Iterator[Mutant]:
     """Switch a mutant on for the duration of the block.
 
-    Raises: KeyError if nothing is called so.
+    Raises: KeyError if nothing is called so; ConfigError if the engine is native code, which nobody can patch.
     """
     found = MUTANTS[id]
+    if COMPILED:
+        raise ConfigError("bugs are planted in the interpreted engine only; this one is native code", hint=PURE_HINT)
     patch = Patch()
     try:
         found.apply(patch)
