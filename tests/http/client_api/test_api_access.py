@@ -15,12 +15,25 @@ import aiohttp
 import msgspec
 import pytest
 
-from raftkit_core.errors import ConfigError
+from raftkit_core.errors import (
+    BrokenPlugin,
+    ConfigError,
+    Fatal,
+    OutcomeUnknown,
+    PreconditionFailed,
+    QuorumNotEnough,
+    RaftError,
+    RemoteError,
+    StorageFull,
+)
 from raftkit_core.network import tokens as tokens_module
+from raftkit_core.network.client import NodeStatus, PeerStatus, StorageStatus
 from raftkit_core.network.tokens import new_token, parse_tokens, read_tokens, revoke_token
 from raftkit_core.types.kv import Put
+from raftkit_core.types.metrics import NodeEvent
 from raftkit_core.types.security import Security
 from raftkit_http.access import ADDRESSES_MAX, FAILURES_BURST, Access, FailureLimit, host_of
+from raftkit_http.api.discretion import without_paths
 from raftkit_http.api.routes import route_defs, routes
 
 ROLES = ("read", "write", "admin")
@@ -141,15 +154,104 @@ async def test_strangers_cannot_fill_the_record_of_admin_actions(
         assert caplog.records[-1].getMessage().startswith("reader from")
 
 
-async def test_why_a_node_stopped_is_not_for_strangers(api_node: Any, tmp_path: Path) -> None:
+PRIVATE = "/var/lib/secret/n1.db"
+
+
+async def test_why_a_node_stopped_is_for_admins(api_node: Any, tmp_path: Path) -> None:
     """It may name files of the machine."""
     async with secured(api_node, tmp_path) as s:
-        s.node.raft.fatal = "/var/lib/secret/n1.db: the disk is full"
+        s.node.raft.fatal = f"{PRIVATE}: the disk is full"
         for path, status in (("/livez", 500), ("/readyz", 503)):
-            for role, told in ((None, False), ("read", True)):
+            for role, told in ((None, False), ("read", False), ("write", False), ("admin", True)):
                 async with s.node.http.get(s.node.url + path, headers=s.bearer(role)) as response:
                     assert response.status == status
-                    assert ("/var/lib" in await response.text()) is told
+                    assert (PRIVATE in await response.text()) is told
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Fatal(f"n1 has stopped: {PRIVATE}: the disk is full"),
+        StorageFull(f"{PRIVATE} cannot grow", hint=f"make room on the disk of {PRIVATE}"),
+        BrokenPlugin(f"plugin of {PRIVATE} broke"),
+        RemoteError(f"n2: {PRIVATE} cannot grow"),
+        OutcomeUnknown(f"n2 failed: {PRIVATE} cannot grow"),
+        QuorumNotEnough(f"no leader was confirmed in time: sqlite://{PRIVATE} is slow", hint=f"look at {PRIVATE}"),
+    ],
+    ids=lambda error: error.code,
+)
+async def test_below_admin_nobody_is_told_of_files_but_everybody_what_to_do(
+    api_node: Any, tmp_path: Path, error: RaftError
+) -> None:
+    async with secured(api_node, tmp_path) as s:
+        s.node.raft.failure = error
+        pack = msgspec.msgpack.encode
+        for role, told in (("read", False), ("write", False), ("admin", True)):
+            said = []
+            for method, path in (
+                ("GET", "/v1/kv/a"),
+                ("PUT", "/v1/kv/a"),
+                ("GET", "/v1/cluster"),
+                ("GET", "/v1/watch"),
+            ):
+                if method == "GET" or role != "read":
+                    async with s.node.http.request(
+                        method, s.node.url + path, headers=s.bearer(role), data=b"v" if method == "PUT" else None
+                    ) as response:
+                        body = await response.json()
+                        assert (body["error"]["code"], body["error"]["outcome"]) == (error.code, error.outcome)
+                        said.append(body["error"])
+            async with s.node.http.ws_connect(s.node.url + "/v1/ws", headers=s.bearer(role)) as socket:
+                await socket.send_bytes(pack([1, "read", {"get": {"key": "k"}}]))
+                said.append(msgspec.msgpack.decode((await socket.receive(5)).data)[2])
+            for answer in said:
+                assert (PRIVATE in answer["message"]) is told
+                assert "secret" not in answer["message"] + (answer["hint"] or "") or told
+
+
+async def test_status_and_events_name_no_files_below_admin(api_node: Any, tmp_path: Path) -> None:
+    async with secured(api_node, tmp_path) as s:
+        raft = s.node.raft
+        plain = raft.status
+
+        async def status(digest: bool = False) -> NodeStatus:
+            return msgspec.structs.replace(
+                await plain(digest),
+                fatal=f"{PRIVATE}: the disk is full",
+                storage=StorageStatus(adapter="sqlite", location=PRIVATE, size_bytes=4096),
+                replication={"n2": PeerStatus(last_error=f"n2: data/secret/n2.db is damaged, and {PRIVATE}")},
+            )
+
+        raft.status = status
+        raft.told.append(NodeEvent(4, 1004, 1, "fatal", f"n1 stopped for good: {PRIVATE} is full"))
+        for role, told in (("read", False), ("write", False), ("admin", True)):
+            for path in ("/v1/status", "/v1/cluster", "/v1/events"):
+                async with s.node.http.get(s.node.url + path, headers=s.bearer(role)) as response:
+                    assert response.status == 200
+                    text = await response.text()
+                    assert ("secret" in text) is told, (role, path)
+                    assert "stopped for good" in text or told, "that it stopped is for everybody"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("cannot write /srv/raft/n1.db: disk full", "cannot write …: disk full"),
+        ("'/srv/raft/n1.db' and sqlite:///srv/n1.db, or C:\\raft\\n1.db", "'…' and …, or …"),
+        ("data/n1/log.db is damaged", "… is damaged"),
+        ("n2 at http://n2.example:7401 refused POST /v1", "n2 at http://n2.example:7401 refused POST /v1"),
+        ("belongs to default/default, 3/5 voters, and/or both", "belongs to default/default, 3/5 voters, and/or both"),
+    ],
+)
+def test_paths_are_told_apart_from_addresses(text: str, told: str) -> None:
+    assert without_paths(text) == told
+
+
+async def test_a_key_that_looks_like_a_path_is_named_to_whoever_used_it(api_node: Any, tmp_path: Path) -> None:
+    async with secured(api_node, tmp_path) as s:
+        s.node.raft.failure = PreconditionFailed("/etc/app/key has revision 5")
+        async with s.node.http.put(s.node.url + "/v1/kv/a", headers=s.bearer("write"), data=b"v") as response:
+            assert "/etc/app/key" in await response.text()
 
 
 async def test_a_watch_ends_when_its_token_is_revoked(api_node: Any, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from raftkit_core.types.operations import (
     TransferLeader,
 )
 from raftkit_http.api.decode import node_id_in_path
+from raftkit_http.api.discretion import status_for
 from raftkit_http.api.envelope import success
 from raftkit_http.api.guard import Call
 from raftkit_http.api.schema import (
@@ -36,7 +37,8 @@ from raftkit_http.api.schema import (
 
 
 async def get_status(call: Call) -> web.Response:
-    return success(call.request, "status", await call.raft.status(digest=call.query.flag("digest")))
+    status = await call.raft.status(digest=call.query.flag("digest"))
+    return success(call.request, "status", status_for(call.caller, status))
 
 
 async def get_members(call: Call) -> web.Response:

@@ -14,6 +14,8 @@ from aiohttp import web
 from raftkit_core import errors
 from raftkit_core.errors import ErrorInfo, RaftError
 from raftkit_core.types.membership import Node
+from raftkit_http.access import NOBODY, Caller
+from raftkit_http.api.discretion import info_for
 from raftkit_http.api.schema import JSON_TYPE, MSGPACK_TYPE
 
 ERROR_SCHEMA = "raftkit.error/1"
@@ -118,10 +120,13 @@ def success(request: web.Request, kind: str, data: Any, *, status: int = 200) ->
     return _response(request, Success(f"raftkit.{kind}/1", True, data), status, {})
 
 
-def failure(request: web.Request, error: BaseException, *, status: int | None = None) -> web.Response:
-    """The answer to a failed request. A foreign exception shows its type only: its text may hold what is private."""
+def failure(
+    request: web.Request, error: BaseException, *, caller: Caller = NOBODY, status: int | None = None
+) -> web.Response:
+    """The answer to a failed request, in as many words as ``caller`` may hear. A foreign exception shows its type only:
+    its text may hold what is private."""
     status = status_of(error) if status is None else status
-    body = Failure(ERROR_SCHEMA, False, ErrorBody.of(errors.to_info(error)))
+    body = Failure(ERROR_SCHEMA, False, ErrorBody.of(info_for(caller, error)))
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else {}
     return _response(request, body, status, headers)
 

@@ -198,18 +198,19 @@ class ClientApi:
                 async with asyncio.timeout(call.remaining + GRACE_SECONDS):
                     return await route.handler(call)
         except BodyTooSlow as error:
-            return failure(request, error, status=408)
+            return failure(request, error, caller=caller, status=408)
         except UnsupportedBody as error:
-            return failure(request, error, status=415)
+            return failure(request, error, caller=caller, status=415)
         except errors.PreconditionFailed as error:
-            return failure(request, error, status=412 if has_precondition_header(request) else None)
+            return failure(request, error, caller=caller, status=412 if has_precondition_header(request) else None)
         except errors.RaftError as error:
-            return failure(request, error)
+            log.debug("%s %s for %s: %s: %s", route.method, route.path, caller.name, error.code, error.message)
+            return failure(request, error, caller=caller)
         except TimeoutError:
-            return failure(request, self._late(call))
+            return failure(request, self._late(call), caller=caller)
         except Exception as error:
             log.exception("%s %s failed", route.method, route.path)
-            return failure(request, error, status=status_of(error))
+            return failure(request, error, caller=caller, status=status_of(error))
 
     def _call(self, route: Route, request: web.Request, caller: Caller) -> Call:
         query = Query(request, *route.query)

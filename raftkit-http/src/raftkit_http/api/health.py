@@ -7,7 +7,6 @@ import asyncio
 from aiohttp import web
 
 from raftkit_core.errors import Fatal, NeedsRejoin, QuorumNotEnough, RaftError, Stopped
-from raftkit_http.access import NOBODY
 from raftkit_http.api.envelope import failure, success
 from raftkit_http.api.guard import Call
 from raftkit_http.api.metrics import CONTENT_TYPE, Measured
@@ -21,7 +20,7 @@ async def get_livez(call: Call) -> web.Response:
     """Alive unless the node is dead for good: restarting it may help."""
     problem = fatal_problem(call)
     if problem is not None:
-        return failure(call.request, problem)
+        return failure(call.request, problem, caller=call.caller)
     return success(call.request, "health", HealthAnswer(node=call.raft.id, alive=True))
 
 
@@ -29,16 +28,14 @@ async def get_readyz(call: Call) -> web.Response:
     """Ready if a request sent here now can be served: a leader is known and in contact."""
     problem = fatal_problem(call) or readiness_problem(call)
     if problem is not None:
-        return failure(call.request, problem, status=503)
+        return failure(call.request, problem, caller=call.caller, status=503)
     return success(call.request, "health", HealthAnswer(node=call.raft.id, ready=True))
 
 
 def fatal_problem(call: Call) -> RaftError | None:
     metrics = call.raft.metrics().value
     if metrics.fatal is not None:
-        # The reason may name files of the machine: not for whoever shows no token where one is needed.
-        reason = "" if call.caller is NOBODY else f": {metrics.fatal}"
-        return Fatal(f"{call.raft.id} has stopped{reason}", hint="read its log, then restart it")
+        return Fatal(f"{call.raft.id} has stopped: {metrics.fatal}", hint="read its log, then restart it")
     return None
 
 

@@ -13,6 +13,7 @@ from raftkit_core.network.client import MemberStatus, NodeReport, NodeStatus
 from raftkit_core.network.survey import Survey, contact_ms, lag_entries, next_step, verdict
 from raftkit_core.types.ids import is_node_id
 from raftkit_http.api.decode import quoted
+from raftkit_http.api.discretion import events_for, report_for
 from raftkit_http.api.envelope import success
 from raftkit_http.api.guard import Call
 from raftkit_http.api.schema import MAX_SAFE_INT, ClusterAnswer, ClusterNode, EventsAnswer, Quorum
@@ -24,13 +25,15 @@ SURVEY_SHARE = 0.5
 
 async def get_cluster(call: Call) -> web.Response:
     reports = await call.raft.survey(_events_after(call), timeout=min(1.5, call.remaining * SURVEY_SHARE))
-    return success(call.request, "cluster", cluster_answer(call.raft.id, reports))
+    told = [report_for(call.caller, report) for report in reports]
+    return success(call.request, "cluster", cluster_answer(call.raft.id, told))
 
 
 async def get_events(call: Call) -> web.Response:
     after = call.query.integer("after", minimum=0, maximum=MAX_SAFE_INT - 1) or 0
     limit = call.query.integer("limit", minimum=1, maximum=MAX_EVENTS) or MAX_EVENTS
-    return success(call.request, "events", EventsAnswer(id=call.raft.id, events=call.raft.events(after, limit)))
+    events = events_for(call.caller, call.raft.events(after, limit))
+    return success(call.request, "events", EventsAnswer(id=call.raft.id, events=events))
 
 
 def _events_after(call: Call) -> dict[str, int]:

@@ -247,7 +247,8 @@ async def no_such_route(call: Call) -> web.Response:
         if not resource.canonical.startswith("/v1/{tail"):
             allowed |= (await resource.resolve(call.request))[1]
     if allowed:
-        response = failure(call.request, BadRequest(f"{quoted(call.request.method)} is not offered here"), status=405)
+        error = BadRequest(f"{quoted(call.request.method)} is not offered here")
+        response = failure(call.request, error, caller=call.caller, status=405)
         response.headers[hdrs.ALLOW] = ", ".join(sorted(allowed))
         return response
     raise NotFound(f"there is no {quoted(call.request.path)}", hint="GET /v1 lists what there is")

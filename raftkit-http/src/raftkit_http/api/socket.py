@@ -24,9 +24,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from aiohttp import WSMsgType, web
 
-from raftkit_core.errors import BadRequest, OutcomeUnknown, Overloaded, RaftError, RPCTimeout, to_info
+from raftkit_core.errors import BadRequest, OutcomeUnknown, Overloaded, RaftError, RPCTimeout
 from raftkit_core.types.session import SessionSerial
 from raftkit_http.api.decode import check_depth, clean
+from raftkit_http.api.discretion import info_for
 from raftkit_http.api.envelope import ErrorBody
 from raftkit_http.api.guard import GRACE_SECONDS, Call, log
 from raftkit_http.api.kv import answer_read
@@ -186,12 +187,15 @@ class SocketSession:
         finally:
             self._ended(taken.weight)
 
+    def _told(self, error: BaseException) -> ErrorBody:
+        return ErrorBody.of(info_for(self._call.caller, error))
+
     async def _refuse(self, frame: Frame) -> None:
         error = Overloaded(
             f"{self._api.limits.max_socket_window} requests of this connection are in flight, and more wait",
             hint="await answers before you send more",
         )
-        await self._send((frame.id, False, ErrorBody.of(to_info(error))))
+        await self._send((frame.id, False, self._told(error)))
 
     async def _send(self, answer: tuple[int, bool, Any]) -> None:
         # Where the client is gone, what it asked for was carried out all the same.
@@ -213,14 +217,14 @@ class SocketSession:
                 async with asyncio.timeout(call.remaining + GRACE_SECONDS):
                     return frame.id, True, await self._carry_out(call, frame)
         except RaftError as error:
-            return frame.id, False, ErrorBody.of(to_info(error))
+            return frame.id, False, self._told(error)
         except TimeoutError:
             late = OutcomeUnknown if call.changing else RPCTimeout
             outcome: Literal["unknown", "not_applied"] = "unknown" if call.changing else "not_applied"
-            return frame.id, False, ErrorBody.of(to_info(late("no answer within the deadline", outcome=outcome)))
+            return frame.id, False, self._told(late("no answer within the deadline", outcome=outcome))
         except Exception as error:
             log.exception("a %s frame failed", frame.op)
-            return frame.id, False, ErrorBody.of(to_info(error))
+            return frame.id, False, self._told(error)
 
     async def _carry_out(self, call: Call, frame: Frame) -> Any:
         if frame.op != "read":
@@ -268,5 +272,6 @@ async def _many(call: Call, body: Any) -> list[tuple[bool, Any]]:
     answers = iter(await propose_many(call, commands, None if session is None else serials) if commands else ())
     told = [refused[number] if number in refused else next(answers) for number in range(len(many.writes))]
     return [
-        (False, ErrorBody.of(to_info(answer))) if isinstance(answer, RaftError) else (True, answer) for answer in told
+        (False, ErrorBody.of(info_for(call.caller, answer))) if isinstance(answer, RaftError) else (True, answer)
+        for answer in told
     ]

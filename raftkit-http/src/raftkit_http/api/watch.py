@@ -18,10 +18,11 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from raftkit_core.errors import BadRequest, Overloaded, RaftError, Stopped, to_info
+from raftkit_core.errors import BadRequest, Overloaded, RaftError, Stopped
 from raftkit_core.state_machine.kv_watch import KvWatch
 from raftkit_core.types.kv import KvEvent
 from raftkit_http.api.decode import quoted
+from raftkit_http.api.discretion import info_for
 from raftkit_http.api.envelope import ErrorBody
 from raftkit_http.api.guard import Call
 from raftkit_http.api.schema import MAX_SAFE_INT, KvEventBody
@@ -129,7 +130,7 @@ class WatchStream:
 
     async def _end(self, error: RaftError) -> None:
         try:
-            await self._send(_frame("end", ErrorBody.of(to_info(error)), None))
+            await self._send(_frame("end", ErrorBody.of(info_for(self._call.caller, error)), None))
             await self._response.write_eof()
         except (ConnectionError, TimeoutError):
             self._abort()
