@@ -12,6 +12,9 @@ import hmac
 import os
 import re
 import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal, get_args
@@ -19,6 +22,11 @@ from typing import Literal, get_args
 import msgspec
 
 from raftkit_core.errors import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
 
 Role = Literal["read", "write", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -29,6 +37,9 @@ TOKENS_MAX = 1000
 FILE_BYTES_MAX = 1024 * 1024
 SECRET_CHARS_MAX = 512
 """Longer ones are not even hashed."""
+LOCK_SECONDS = 10.0
+"""How long one who changes the file waits for others who do."""
+LOCK_POLL_SECONDS = 0.02
 
 _LINE = re.compile(
     r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,62})\s+(?P<role>read|write|admin)\s+sha256:(?P<hash>[0-9a-f]{64})"
@@ -117,35 +128,72 @@ def new_token(path: Path, name: str, role: Role) -> str:
     """
     secret = PREFIX + secrets.token_urlsafe(32)
     line = f"{name} {role} sha256:{sha256(secret.encode()).hexdigest()}"
-    before = ""
-    if path.exists():
-        read_tokens(path)
-        before = path.read_text()
-    text = before + ("" if not before or before.endswith("\n") else "\n") + line + "\n"
-    try:
+    if not _LINE.fullmatch(line):
+        raise ConfigError(f"{name[:80]!r} is no name for a token", hint="use 1 to 63 of A-Z a-z 0-9 . _ -")
+    with changing(path):
+        before = ""
+        if path.exists():
+            read_tokens(path)
+            before = path.read_text()
+        text = before + ("" if not before or before.endswith("\n") else "\n") + line + "\n"
         parse_tokens(text, origin=str(path))
-    except ConfigError as error:
-        if not _LINE.fullmatch(line):
-            raise ConfigError(
-                f"{name[:80]!r} is no name for a token", hint="use 1 to 63 of A-Z a-z 0-9 . _ -"
-            ) from None
-        raise error from None
-    try:
-        write_private(path, text)
-    except OSError as error:
-        raise ConfigError(f"the tokens file {path} cannot be written: {error.strerror or error}") from None
+        _write(path, text)
     return secret
 
 
 def revoke_token(path: Path, name: str) -> None:
     """Take the line of ``name`` out of the file. Raises: ConfigError if there is none."""
-    if not any(token.name == name for token in read_tokens(path).tokens):
-        raise ConfigError(f"{path} has no token {name[:80]!r}", hint="raftkit token list")
-    kept = [line for line in path.read_text().split("\n") if line.split()[:1] != [name]]
+    with changing(path):
+        if not any(token.name == name for token in read_tokens(path).tokens):
+            raise ConfigError(f"{path} has no token {name[:80]!r}", hint="raftkit token list")
+        kept = [line for line in path.read_text().split("\n") if line.split()[:1] != [name]]
+        _write(path, "\n".join(kept))
+
+
+def _write(path: Path, text: str) -> None:
     try:
-        write_private(path, "\n".join(kept))
+        write_private(path, text)
     except OSError as error:
         raise ConfigError(f"the tokens file {path} cannot be written: {error.strerror or error}") from None
+
+
+@contextmanager
+def changing(path: Path) -> Iterator[None]:
+    """From reading the file to replacing it nobody else changes it. Readers need not wait: they see one or the other.
+
+    It is the folder that is locked: a file that is replaced keeps no lock. (Only POSIX systems can.)
+
+    Raises: ConfigError if others do not end, or the folder cannot be used.
+    """
+    if fcntl is None:
+        yield
+        return
+    try:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(f"the folder {path.parent} cannot be opened: {error.strerror or error}") from None
+    try:
+        give_up_at = time.monotonic() + LOCK_SECONDS
+        while not _locked(folder):
+            if time.monotonic() >= give_up_at:
+                raise ConfigError(
+                    f"another process has been changing {path} for {LOCK_SECONDS:g} s",
+                    hint=f"see who: fuser -v {path.parent}",
+                )
+            time.sleep(LOCK_POLL_SECONDS)
+        yield
+    finally:
+        os.close(folder)  # and the lock with it
+
+
+def _locked(folder: int) -> bool:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system without locks: nobody could hold one
+    return True
 
 
 def write_private(path: Path, text: str, *, replace: bool = True) -> None:
