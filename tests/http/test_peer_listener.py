@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
+import resource
 import socket
 import ssl
 import zlib
@@ -15,8 +17,10 @@ import pytest
 from aiohttp import web
 
 from raftkit_core.errors import ConfigError
+from raftkit_http import descriptors
 from raftkit_http import listener as listener_module
 from raftkit_http import server as server_module
+from raftkit_http.descriptors import connections_allowed
 from raftkit_http.server import HttpServer
 from raftkit_http.settings import Address
 from raftkit_http.tls import TlsContexts
@@ -261,7 +265,7 @@ async def test_without_descriptors_the_listener_waits_and_goes_on(monkeypatch: p
     monkeypatch.setattr(listener_module, "ACCEPT_PAUSE", 0.01)
     loop = asyncio.get_running_loop()
     accept = loop.sock_accept
-    refusals = [errno.EMFILE, errno.ENFILE, errno.ECONNABORTED]
+    refusals = [errno.EMFILE, errno.ENFILE, *([errno.ECONNABORTED] * 30)]
 
     async def short_of_descriptors(sock: socket.socket) -> Any:
         if refusals:
@@ -272,6 +276,57 @@ async def test_without_descriptors_the_listener_waits_and_goes_on(monkeypatch: p
     async with listening() as server:
         assert (await exchange(server, HEAD + b"Content-Length: 2\r\n\r\n", b"hi")).endswith(b"hi")
     assert not refusals
+
+
+@pytest.mark.parametrize(
+    ("soft", "listeners", "allowed"),
+    [
+        (20_000, 1, 4096),
+        (-1, 2, 4096),
+        (4096 + 256, 1, 4096),
+        (1024, 1, 768),
+        (1024, 2, 384),
+        (4096 + 256, 2, 2048),
+        (100, 1, 64),
+    ],
+)
+async def test_a_listener_keeps_within_the_descriptors_of_the_process(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, soft: int, listeners: int, allowed: int
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (soft, 50_000))
+    assert connections_allowed(4096, listeners) == allowed
+    told = [record.getMessage() for record in caplog.records]
+    assert bool(told) == (allowed < 4096)
+    assert all("ulimit -n" in text and str(soft) in text for text in told)
+
+
+async def test_a_flood_leaves_descriptors_for_storage_and_peers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (descriptors.RESERVED + 8, 50_000))
+    monkeypatch.setattr(descriptors, "CONNECTIONS_MIN", 1)
+    async with listening() as server, AsyncExitStack() as stack:
+        assert server.listener is not None
+        for _ in range(30):
+            await opened(server, stack)
+        assert server.listener.connections <= 8
+        assert server.listener.dropped >= 22
+        assert (await exchange(server, HEAD + b"Content-Length: 2\r\n\r\n", b"hi")).endswith(b"hi")
+
+
+async def test_an_accept_that_keeps_failing_does_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener_module, "ACCEPT_PAUSE", 0.05)
+    loop = asyncio.get_running_loop()
+    asked = 0
+
+    async def broken(sock: socket.socket) -> Any:
+        nonlocal asked
+        asked += 1
+        raise OSError(errno.EPERM, "the firewall says no")
+
+    monkeypatch.setattr(loop, "sock_accept", broken)
+    async with listening():
+        await asyncio.sleep(0.12)
+        assert asked <= listener_module.ACCEPT_FAILURES_AT_ONCE + 4
 
 
 async def test_without_descriptors_whoever_holds_most_loses_one_also_if_peers_came_first(

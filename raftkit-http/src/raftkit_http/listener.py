@@ -36,6 +36,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
+from raftkit_http.descriptors import connections_allowed
 from raftkit_http.frames import bytes_unsent
 
 logger = logging.getLogger(__name__)
@@ -55,11 +56,12 @@ MESSAGE_DEADLINE = 20.0
 """Seconds from the first byte of a message on a WebSocket to its last, give or take a sweep."""
 SWEEP_INTERVAL = 5.0
 CONNECTIONS_MAX = 4096
-"""Open connections: descriptors must remain for storage, and for calling peers."""
+"""Open connections, if the process may have that many descriptors: some remain for storage, and for calling peers."""
 CONNECTIONS_PER_ADDRESS_MAX = 1024
 BACKLOG = 512
 ACCEPT_PAUSE = 0.2
 """Seconds without accepting after the system refused another descriptor."""
+ACCEPT_FAILURES_AT_ONCE = 16
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _IDLE_LOOKED_AT = 64
 _TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
@@ -212,9 +214,15 @@ class _Accepted:
 class Listener:
     """Sockets that accept for ``make_handler`` (aiohttp's ``web.Server`` with our handlers)."""
 
-    def __init__(self, make_handler: Callable[[], GuardedHandler], tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, make_handler: Callable[[], GuardedHandler], tls: ssl.SSLContext | None, *, listeners: int = 1
+    ) -> None:
+        """``listeners`` share what descriptors the process may have."""
         self._make_handler = make_handler
         self._tls = tls
+        self._connections_max = connections_allowed(CONNECTIONS_MAX, listeners)
+        # Whoever takes all the places of one address leaves some to the others.
+        self._per_address_max = min(CONNECTIONS_PER_ADDRESS_MAX, self._connections_max - self._connections_max // 4)
         self._sockets: list[socket.socket] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._open: dict[_Accepted, None] = {}
@@ -280,12 +288,16 @@ class Listener:
     async def _accept(self, sock: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         complained = False
+        failures = 0
         while True:
             try:
                 connection, address = await loop.sock_accept(sock)
             except OSError as error:
                 if error.errno not in _OUT_OF_DESCRIPTORS:
-                    continue  # that connection was gone before it was accepted
+                    # That connection was gone before it was accepted. What fails again and again must not spin.
+                    failures += 1
+                    await asyncio.sleep(0 if failures < ACCEPT_FAILURES_AT_ONCE else ACCEPT_PAUSE)
+                    continue
                 if not complained:
                     logger.error("cannot accept connections: %s", error.strerror)
                     complained = True
@@ -293,12 +305,13 @@ class Listener:
                 await asyncio.sleep(ACCEPT_PAUSE)
                 continue
             complained = False
+            failures = 0
             self._arrived(connection, str(address[0]))
 
     def _arrived(self, connection: socket.socket, host: str) -> None:
-        if len(self._by_host.get(host, ())) >= CONNECTIONS_PER_ADDRESS_MAX:
+        if len(self._by_host.get(host, ())) >= self._per_address_max:
             self._make_room(host)
-        elif len(self._open) >= CONNECTIONS_MAX:
+        elif len(self._open) >= self._connections_max:
             self._make_room(self._busiest_host())
         connection.setblocking(False)
         if _TCP_NOTSENT_LOWAT is not None:

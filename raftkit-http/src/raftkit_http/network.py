@@ -105,11 +105,12 @@ class HttpNetworkFactory(RaftNetworkFactory):
         peers_tls = settings.listen.scheme == "https"
         # One listener for both: a peer is asked for its certificate, a client has none and shows a token.
         verify = ssl.CERT_OPTIONAL if settings.clients is None else ssl.CERT_REQUIRED
-        self.server = HttpServer(settings.listen, self._served(verify) if peers_tls else None)
+        listeners = 1 if settings.clients is None else 2
+        self.server = HttpServer(settings.listen, self._served(verify) if peers_tls else None, listeners=listeners)
         self.clients = self.server
         if settings.clients is not None:
             tls = self._served(ssl.CERT_NONE) if settings.clients.scheme == "https" else None
-            self.clients = HttpServer(settings.clients, tls)
+            self.clients = HttpServer(settings.clients, tls, listeners=listeners)
         self.encoder = AppendEncoder()
         self.pace = Pace(settings.snapshot_rate)
         self._endpoint = PeerEndpoint(certified=peers_tls)

@@ -45,11 +45,13 @@ class HttpServer:
     closing, while the listener no longer accepts: the place to end long-lived responses.
     """
 
-    def __init__(self, listen: Address, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, listen: Address, tls: ssl.SSLContext | None = None, *, listeners: int = 1) -> None:
+        """``listeners``: how many the node has, with this one."""
         self.listen = listen
         self.app = web.Application(client_max_size=CLIENT_BODY_BYTES_MAX, middlewares=[_body_guard], logger=logger)
         self.listener: Listener | None = None
         self._tls = tls
+        self._listeners = listeners
         self._runner: web.AppRunner | None = None
         self._on_close: list[Callable[[], Awaitable[None]]] = []
         self._port: int | None = None
@@ -98,7 +100,9 @@ class HttpServer:
         server = runner.server
         assert server is not None, "setup() makes the server"
         loop = asyncio.get_running_loop()
-        listener = Listener(lambda: GuardedHandler(server, loop=loop, logger=logger, **options), self._tls)
+        listener = Listener(
+            lambda: GuardedHandler(server, loop=loop, logger=logger, **options), self._tls, listeners=self._listeners
+        )
         try:
             await listener.start(self.listen.host, self.listen.port)
         except OSError as error:

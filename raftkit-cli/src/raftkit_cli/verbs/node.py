@@ -184,8 +184,10 @@ def _plugins(invocation: Invocation, allow: list[str] | None, disable: list[str]
 
 async def _serve(settings: NodeSettings, log: NodeLog, stack: contextlib.ExitStack, *, tied: bool) -> int:
     """Open, tell what happens, and close in order when asked to."""
+    from raftkit_cli.descriptors import raise_limit
     from raftkit_core import open_raft
 
+    raise_limit()
     stop = _StopSignal(log)
     stop.install(stack)
     if tied:
