@@ -11,7 +11,7 @@ CORE = Path(__file__).resolve().parents[2] / "raftkit-core/src/raftkit_core"
 MAY = {
     "clock.py": {"time"},  # the one place
     "plugins/trace.py": {"time"},  # how long hooks took, for people
-    "network/tokens.py": {"secrets"},  # makes secrets, at the command line
+    "network/tokens.py": {"secrets", "time"},  # makes secrets and waits for a lock, at the command line
     "raft.py": {"random"},  # the default of an argument
     "assembly.py": {"random"},
     "runtime/opening.py": {"random"},  # the type of an argument

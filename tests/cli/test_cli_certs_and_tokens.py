@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from raftkit_core.network.tokens import read_tokens
+from raftkit_core.plugins.url import holds_secret
 
 
 @pytest.fixture
@@ -101,3 +102,35 @@ def test_a_context_brings_its_ca_and_its_token(raftkit: Any, here: Path) -> None
 def test_no_secret_is_taken_from_the_command_line(raftkit: Any, option: str) -> None:
     """Everybody on a machine can read the arguments of a process."""
     assert raftkit("status", option, "x").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("node", "run", "--id", "n1", "--storage", "redis://me:c4nary@db:6379/0?prefix=n1"),
+        ("node", "run", "--id", "n1", "--state-machine", "rediss-kv://:c4nary@db/0"),
+        ("node", "run", "--id", "n1", "--initial-cluster", "n1=http://127.0.0.1:1,n2=tcp://h:1?token=c4nary"),
+        ("local", "up", "--storage", "redis://me:c4nary@db/0?prefix={id}"),
+        ("storage", "info", "--id", "n1", "--storage", "redis://db/0?password=c4nary"),
+        ("storage", "migrate", "--id", "n1", "--from", "sqlite:a.db", "--to", "redis://u:c4nary@db/0", "--yes"),
+        ("plugins", "check", "redis://u:c4nary@db/0"),
+        ("member", "add", "n4", "tcp://h:1?api_key=c4nary"),
+    ],
+    ids=" ".join,
+)
+def test_a_password_in_a_url_on_the_command_line_is_refused_unseen(raftkit: Any, arguments: tuple[str, ...]) -> None:
+    for extra in ((), ("--json",)):
+        refused = raftkit(*arguments, *extra)
+        assert refused.exit_code == 2
+        told = refused.stdout + refused.stderr
+        assert "c4nary" not in told
+        assert "password_env" in told or "raftkit.toml" in told
+
+
+def test_where_a_password_is_may_be_said_and_data_may_look_like_one(raftkit: Any) -> None:
+    assert holds_secret("redis://u:p@h/0")
+    assert holds_secret("redis://h/0?a=b&Password=p")
+    for text in ("redis://u@h/0?password_env=PW", "redis://h/0?password_file=/run/pw&password=", "sqlite:a=b@c.db"):
+        assert not holds_secret(text), text
+    raftkit("kv", "put", "site", "https://user:pass@example/?token=x")
+    assert raftkit.json("kv", "get", "site")["ok"]

@@ -201,8 +201,45 @@ class Verb(click.Command):
         self.params.extend(global_options(hidden=True))
 
     def invoke(self, ctx: click.Context) -> Any:
-        ctx.ensure_object(Invocation).verb = verb_name(ctx)
+        invocation = ctx.ensure_object(Invocation)
+        invocation.verb = verb_name(ctx)
+        if not invocation.verb.startswith("kv."):  # whose arguments are data: a value may be any URL
+            self._refuse_secrets(ctx)
         return super().invoke(ctx)
+
+    def _refuse_secrets(self, ctx: click.Context) -> None:
+        """Everybody on a machine can read the arguments of a process. Raises: UsageError."""
+        for param in self.params:
+            value = ctx.params.get(param.name or "")
+            if ctx.get_parameter_source(param.name or "") is not click.core.ParameterSource.COMMANDLINE:
+                continue
+            for text in _texts(value):
+                if ("@" in text or "=" in text) and _holds_secret(text):
+                    raise click.UsageError(_no_secret_here(text, param.opts[0]), ctx=ctx)
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [text for item in value.values() for text in _texts(item)]
+    return [text for item in value for text in _texts(item)] if isinstance(value, tuple | list) else []
+
+
+def _holds_secret(text: str) -> bool:
+    from raftkit_core.plugins.url import holds_secret  # not at the top: most arguments are no URLs
+
+    return holds_secret(text)
+
+
+def _no_secret_here(text: str, option: str) -> str:
+    """What to type instead, without showing what was typed."""
+    scheme = text.partition(":")[0].lower()
+    if scheme.startswith("redis"):
+        instead = f"{scheme}://USER@HOST:6379/0?password_env=VARIABLE, or …?password_file=FILE"
+    else:
+        instead = "the URL in a file: [storage] url and [network] url of -c raftkit.toml"
+    return f"a password in {option} is seen by everybody on this machine (ps); write {instead}"
 
 
 class VerbGroup(click.Group):

@@ -21,9 +21,16 @@ _USERINFO = re.compile(r"(://[^/?#\s:@]*):[^/?#\s@]*@")
 _ANYTHING_BEFORE_AT = re.compile(r"://.*@", re.DOTALL)
 _SECRET_OPTION = re.compile(r"((?:password|passwd|secret|token|api_?key)=)[^&]*", re.IGNORECASE)
 
+_SECRET_VALUE = re.compile(r"[?&](?:\w*(?:password|passwd|secret|token|api_?key))=[^&\s]", re.IGNORECASE)
+
 MASK = "***"
 
 EXAMPLES = "memory:  sqlite:///abs/path.db  sqlite:rel.db  redis://host:6379/0?prefix=n1  http://127.0.0.1:7401"
+
+
+def holds_secret(text: str) -> bool:
+    """Whether ``text`` is a URL with a password or a secret option in it, rather than the name of where it is."""
+    return _USERINFO.search(text) is not None or _SECRET_VALUE.search(text) is not None
 
 
 @dataclass(frozen=True, slots=True, repr=False)
