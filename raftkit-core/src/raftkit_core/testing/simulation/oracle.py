@@ -15,6 +15,7 @@ import msgspec
 from raftkit_core.network.wire import Kind
 from raftkit_core.state_machine.system import SYSTEM_MACHINE
 from raftkit_core.testing.simulation.rules import NOT_RULES, RULES
+from raftkit_core.testing.simulation.session_rules import SessionRules
 from raftkit_core.testing.simulation.sim_disk import SimDisk
 from raftkit_core.testing.simulation.trace import Trace
 from raftkit_core.types.entry import MEMBERSHIP, NORMAL, Entry, decode_envelope, decode_membership
@@ -70,6 +71,7 @@ class Oracle:
         self.said: dict[tuple[NodeId, LeaderId], int] = {}
         """Up to where it ever said so."""
         self._commit_told_last: tuple[NodeId, LogId] | None = None
+        self.sessions = SessionRules(trace, self.breach)
 
     def breach(self, rule: str, node: NodeId, detail: str) -> None:
         assert rule in RULES or rule in NOT_RULES, f"{rule} is no rule"
@@ -403,6 +405,7 @@ class Oracle:
             self.committed[index] = entry
             self.committed_under[index] = self._disks[node].held_vote.leader_id
             self.committed_index = max(self.committed_index, index)
+            self.sessions.follow(self.committed)
         elif known is not entry and known != entry:
             self.breach("S6", node, f"commits {entry.log_id}, elsewhere {known.log_id} is committed")
 
@@ -431,6 +434,8 @@ class Oracle:
             if not disk.holds(at):
                 self.breach("S15", node, f"applies {at}, which is not on its disk")
             self._committed(node, entry)
+            if entry.kind == NORMAL:
+                self.sessions.applied(node, entry, index in results)
             if digest is None:
                 continue
             if index in results:

@@ -26,7 +26,7 @@ from raftkit_core.types.ids import NodeId
 RING = "runtime"
 GRACE_TURNS = 50
 """Turns of the loop in which a cancelled task has to end."""
-OPERATIONS = frozenset({"put", "put_once", "get", "lease_get", "cas", "delete"})
+OPERATIONS = frozenset({"put", "put_once", "get", "lease_get", "cas", "delete", "abandon"})
 TAIL_SECONDS = 300.0
 """V10: the latest a run may end after its last fault."""
 HEAL_TIMEOUTS = 30
@@ -46,6 +46,7 @@ class RuntimeRun:
             machine_on=DurableKv if scenario.machine == "durable-kv" else None,
             faults=lambda sim: self.player.calm_disks(),
         )
+        self.sim.session_ttl_ms = scenario.session_ttl_ms
         self.player = FaultPlayer(self.sim, Weather(), scenario.disks)
         self._values: dict[str, str | None] = {}
 
@@ -87,6 +88,8 @@ class RuntimeRun:
                 clients.setdefault(action.client, []).append(action)
             else:
                 faults.append(action)
+        for number, name in enumerate(sorted(clients)):
+            sim.client(name).session_name = f"s{number // 2}"
         for name, mine in clients.items():
             self.player.spawn(self._be_client(name, mine, began), f"client {name}")
         for action in faults:
@@ -116,6 +119,8 @@ class RuntimeRun:
                 await client.put(action.key, action.value, **options)
             elif action.kind == "put_once":
                 await client.put_once(action.key, action.value, timeout=self.scenario.patience_s)
+            elif action.kind == "abandon":
+                await client.leave_session(close=action.pick % 3 == 0)
             elif action.kind == "delete":
                 await client.delete(action.key, **options)
             elif action.kind == "cas":

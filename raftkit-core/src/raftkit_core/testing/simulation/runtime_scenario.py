@@ -12,9 +12,10 @@ from typing import Any, Literal
 import msgspec
 
 from raftkit_core.config import Config, LogsSinceLast
+from raftkit_core.types.session import DEFAULT_TTL_MS
 
 ActionKind = Literal[
-    "put", "put_once", "get", "lease_get", "cas", "delete",
+    "put", "put_once", "get", "lease_get", "cas", "delete", "abandon",
     "crash", "power_loss", "wipe", "pause", "partition", "isolate", "cut", "hold", "flap",
     "storm", "slow_disk", "hang_disk", "full_disk", "failing_disk", "rot",
     "transfer", "elect", "snapshot", "purge", "add", "remove", "swap",
@@ -80,6 +81,8 @@ class RuntimeScenario(msgspec.Struct, frozen=True, omit_defaults=True):
     ending: Literal["all", "core_dead", "core_mute", "core_deaf"] = "all"
     patience_s: float = 1.5
     """How long a client waits for an answer before it takes the outcome for unknown."""
+    session_ttl_ms: int = DEFAULT_TTL_MS
+    """Of the sessions of clients, two of which share one."""
     quiet: bool = False
     """After the faults no client writes anything until all members hold the same."""
 
@@ -102,6 +105,8 @@ PROFILES = ("mixed", "swarm", "network", "disk", "members", "calm")
 _TURNS = ("swarm", "network", "swarm", "disk", "swarm", "members")
 _OPERATIONS: dict[str, float] = {"put": 8.0, "put_once": 3.0, "get": 8.0, "lease_get": 2.0, "cas": 4.0, "delete": 1.0}
 """A second, over all clients."""
+ABANDONED = 0.1
+"""How often a second a client leaves its session."""
 _NETWORK = {"partition": 0.15, "isolate": 0.1, "cut": 0.2, "hold": 0.15, "flap": 0.05, "storm": 0.1}
 _PROCESS = {"crash": 0.25, "power_loss": 0.1, "pause": 0.12}
 _DISK = {"slow_disk": 0.15, "hang_disk": 0.08, "full_disk": 0.04, "failing_disk": 0.05, "rot": 0.02, "wipe": 0.02}
@@ -125,6 +130,8 @@ def plan(seed: int, profile: str = "mixed", *, seconds: float = 10.0) -> Runtime
     ids = [f"n{number}" for number in range(1, voters + spares + 1)]
     actions, weather, disks = plan_faults(draw, kind, ids, seconds)
     actions += _operations(draw, seconds, busy=draw.choice((1.0, 2.0, 2.5)))
+    session_ttl_ms, abandoned = _sessions(Random(f"runtime sessions {profile} {seed}"), actions, seconds)
+    actions += abandoned
     actions.sort(key=lambda action: action.at_s)
     config: dict[str, Any] = {
         "single_term_leader": draw.random() < 0.25,
@@ -150,6 +157,7 @@ def plan(seed: int, profile: str = "mixed", *, seconds: float = 10.0) -> Runtime
         config=config,
         ending=draw.choice(endings) if kind != "members" else "all",
         patience_s=draw.choice((0.4, 0.8, 1.5)),
+        session_ttl_ms=session_ttl_ms,
         quiet=draw.random() < 0.5,
     )
 
@@ -247,3 +255,13 @@ def _operations(draw: Random, seconds: float, busy: float) -> list[Action]:
                 )
             )
     return found
+
+
+def _sessions(draw: Random, actions: list[Action], seconds: float) -> tuple[int, list[Action]]:
+    """How long sessions live, and when clients leave one for another. (Chance of its own.)"""
+    clients = sorted({action.client for action in actions if action.client})
+    return draw.choice((1000, 1000, 2000, 5000, DEFAULT_TTL_MS)), [
+        Action(round(draw.uniform(0.1, seconds), 3), "abandon", client=client, pick=draw.randrange(1 << 30))
+        for client in clients
+        for _ in range(_count(draw, ABANDONED * seconds))
+    ]

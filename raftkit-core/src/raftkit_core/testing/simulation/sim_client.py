@@ -8,19 +8,18 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from raftkit_core.config import ReadPolicy
-from raftkit_core.errors import RaftError, SessionExpired, Stopped
+from raftkit_core.errors import RaftError, Stopped
 from raftkit_core.raft import Raft
 from raftkit_core.testing.linearizability import Kind
+from raftkit_core.testing.simulation.sim_session import SimSession
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.kv import CompareAndSet, Delete, Get, KeyValue, Put
 from raftkit_core.types.operations import OpenSession, SessionOpened
-from raftkit_core.types.session import SessionRef, SessionSerial
 
 if TYPE_CHECKING:
     from raftkit_core.testing.simulation.simulation import Simulation
 
 TIMEOUT = 2.0
-SESSION_TTL_MS = 30_000
 
 
 class SimClient:
@@ -30,59 +29,68 @@ class SimClient:
         self._sim = sim
         self.name = name
         self._random = random
-        self._session: SessionRef | None = None
-        self._serial = 0
-        self._floor = 0
+        self.session_name = name
+        """Clients with one name write under one session."""
 
     async def put(self, key: str, value: bytes | str, *, node: NodeId | None = None, timeout: float = TIMEOUT) -> Any:
         """Raises: RaftError."""
         return await self._call("put", key, Put(key, _bytes(value)), node, timeout, value=_bytes(value))
 
     async def put_once(self, key: str, value: bytes | str, *, timeout: float = TIMEOUT, attempts: int = 4) -> Any:
-        """A put under a session of this client: sent again, to any node, while its outcome is unknown, with one effect.
+        """A put under a session: sent again, to any node, while its outcome is unknown, with one effect. It may take
+        ``attempts`` times ``timeout``.
 
         Raises: RaftError.
         """
         sim = self._sim
         await sim.start()
-        if self._session is None:
-            opened: SessionOpened = await self._at_a_node(
-                lambda raft: raft.call(OpenSession(SESSION_TTL_MS), timeout=timeout)
-            )
-            self._session, self._serial, self._floor = opened.session, 0, 0
-            sim.trace.seen("session.opened")
-        self._serial += 1
-        once = SessionSerial(self._session, self._serial, self._floor)
-        command = Put(key, _bytes(value))
+        session = await self._open_session(timeout)
         call = sim.history.call(
-            self.name, "put", key, now=sim.now, value=_bytes(value), session=self._session.id, serial=self._serial
+            self.name, "put", key, now=sim.now, value=_bytes(value), session=session.id, serial=session.next_serial
         )
-        doubtful = False
-        for attempt in range(attempts):
-            try:
-                done = await self._at_a_node(lambda raft: raft.write(command, session=once, timeout=timeout))
-            except RaftError as error:
-                lost = isinstance(error, SessionExpired)  # its entry stands in the log, and had no effect
-                doubtful = doubtful or lost or error.outcome == "unknown"
-                if lost:
-                    self._session = None
-                if lost or attempt == attempts - 1:
-                    if doubtful:
-                        call.unknown(sim.now, error.code)
-                        self._session = None  # this serial is not settled: begin anew
-                    else:
-                        call.raised(sim.now, error)
-                    sim.trace.event("told", self.name, f"put_once {key} {type(error).__name__}")
-                    raise
-                if doubtful:
-                    sim.trace.seen("session.retried")
-            else:
-                call.ok(sim.now, done.data)
-                self._floor = self._serial
-                sim.trace.event("told", self.name, f"put_once {key} {done.data}")
-                sim.trace.seen("session.ok")
-                return done.data
-        raise AssertionError("the last attempt ends it")
+        try:
+            done = await session.write(Put(key, _bytes(value)), timeout=timeout * attempts)
+        except RaftError as error:
+            call.raised(sim.now, error)
+            sim.trace.event("told", self.name, f"put_once {key} {type(error).__name__}")
+            sim.trace.seen(f"session.{error.outcome}")
+            raise
+        call.ok(sim.now, done.data)
+        sim.trace.event("told", self.name, f"put_once {key} {done.data}")
+        sim.trace.seen("session.ok")
+        return done.data
+
+    async def _open_session(self, timeout: float) -> SimSession:
+        """The session of :attr:`session_name`, a new one if that is over."""
+        sim = self._sim
+        if (held := sim.sessions.get(self.session_name)) is not None and not (held.is_closed or held.is_expired):
+            return held
+        clock = sim.clock_of(f"session/{self.session_name}")
+        sent_at = clock.monotonic()
+        opened: SessionOpened = await self._at_a_node(
+            lambda raft: raft.call(OpenSession(sim.session_ttl_ms), timeout=timeout)
+        )
+        sim.trace.seen("session.opened")
+        found = SimSession(sim, opened, sent_at=sent_at, clock=clock, choose=self._choose)
+        sim.sessions_left.append(found)
+        if sim.sessions.get(self.session_name) is held:
+            sim.sessions[self.session_name] = found
+        else:
+            await found.abandon()  # somebody else who writes under this name was quicker
+        return await self._open_session(timeout)
+
+    async def leave_session(self, *, close: bool) -> None:
+        """Write under another session from now on. Unless it is closed the old one is left to itself: nobody keeps it
+        alive, and its client counts on it until its time is over."""
+        session = self._sim.sessions.pop(self.session_name, None)
+        if session is None:
+            return
+        self._sim.trace.event("told", self.name, f"leaves session {session.id} {close}")
+        if close:
+            await session.close()
+        else:
+            self._sim.trace.seen("session.abandoned")
+            await session.abandon()
 
     async def _at_a_node(self, ask: Callable[[Raft], Awaitable[Any]]) -> Any:
         node = self._choose()

@@ -34,6 +34,7 @@ from raftkit_core.testing.simulation.sim_client import SimClient
 from raftkit_core.testing.simulation.sim_disk import SimDisk, SimLogStorage, SimSnapshotStorage
 from raftkit_core.testing.simulation.sim_machine import WatchedMachine
 from raftkit_core.testing.simulation.sim_network import SimHub, SimNetworkFactory
+from raftkit_core.testing.simulation.sim_session import SimSession
 from raftkit_core.testing.simulation.trace import Trace
 from raftkit_core.testing.virtual_time import OWNER, WALL_START, VirtualTimeLoop
 from raftkit_core.types.entry import decode_envelope
@@ -41,6 +42,7 @@ from raftkit_core.types.ids import NodeId
 from raftkit_core.types.kv import KV_MACHINE, Delete
 from raftkit_core.types.log_id import index_of
 from raftkit_core.types.membership import Membership, Node
+from raftkit_core.types.session import DEFAULT_TTL_MS
 
 logger = logging.getLogger("raftkit.simulation")
 
@@ -142,6 +144,12 @@ class Simulation:
         self._is_closed = False
         self._starting: asyncio.Task[None] | None = None
         self._clients: dict[str, SimClient] = {}
+        self.session_ttl_ms = DEFAULT_TTL_MS
+        """Of sessions that clients open from now on."""
+        self.sessions: dict[str, SimSession] = {}
+        """By name: under what clients write now."""
+        self.sessions_left: list[SimSession] = []
+        """All that were opened."""
         self.on_end: Callable[[NodeId], None] = lambda node_id: None
         """Is told of a node that ended by itself."""
         for node_id in self.ids:
@@ -174,6 +182,17 @@ class Simulation:
     def now(self) -> float:
         """Virtual seconds."""
         return self.loop.time()
+
+    def clock_of(self, owner: str) -> SimClock:
+        """The clock of a node, or of somebody else by name."""
+        clock = self._clocks.get(owner)
+        if clock is None:
+            random = self.stream(f"clock/{owner}")
+            drift = self.config.max_clock_drift / 2.5
+            clock = self._clocks[owner] = SimClock(
+                self.loop, 1 + random.uniform(-drift, drift), random.uniform(0, 10_000)
+            )
+        return clock
 
     def _context(self, node_id: NodeId) -> Context:
         context = self._contexts.get(node_id)
@@ -221,7 +240,7 @@ class Simulation:
         return guarded
 
     def _sample(self) -> None:
-        """What has to hold at every moment, looked at now and then: S22, S29."""
+        """What has to hold at every moment, looked at now and then: S22, S29, S31."""
         if self._is_closed:
             return
         self.loop.call_later(SAMPLE_SECONDS, self._sample)
@@ -236,6 +255,7 @@ class Simulation:
             if len(core._inbox) > MAX_QUEUED or len(core.worker._jobs) > JOBS_KEPT + JOBS_BESIDES:
                 self.oracle.breach("S29", node_id, "a queue is longer than its bound")
         self.oracle.leases(holders)
+        self.oracle.sessions.look_at_promises()
 
     async def close(self) -> None:
         """Take everything down, and wait until nothing is left of it."""
@@ -243,6 +263,8 @@ class Simulation:
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
             await asyncio.wait([self._starting])
+        while self.sessions_left:
+            await self.sessions_left.pop().abandon()
         for node_id in sorted(self._lives):
             self._end(node_id)
         while self._burials:
@@ -281,13 +303,7 @@ class Simulation:
         self._starts += 1
         self.loop.thaw(node_id)
         disk = self.disk(node_id)
-        clock = self._clocks.get(node_id)
-        if clock is None:
-            random = self.stream(f"clock/{node_id}")
-            drift = self.config.max_clock_drift / 2.5
-            clock = self._clocks[node_id] = SimClock(
-                self.loop, 1 + random.uniform(-drift, drift), random.uniform(0, 10_000)
-            )
+        clock = self.clock_of(node_id)
         network = SimNetworkFactory(self.hub, node_id)
         machine = WatchedMachine(node_id, self._machine(disk), self.oracle)
         life = self._lives[node_id] = _Life(self, node_id, network, machine)
@@ -593,9 +609,13 @@ class Simulation:
         return judge(self.history, durable=self.final_log(), budget=SEARCH_BUDGET)
 
     def final_log(self) -> list[DurableWrite]:
-        """The key-value commands that were committed, purged ones included."""
+        """The key-value commands that were committed and carried out, purged ones included: repeats under a session,
+        and what comes after its end, stand in the log and have no effect."""
         found = []
+        reaches = self.oracle.sessions.reaches
         for index, entry in sorted(self.oracle.committed.items()):
+            if not reaches.get(index, True):
+                continue
             write = durable_write(index, entry.payload)
             if write is not None:
                 found.append(write)

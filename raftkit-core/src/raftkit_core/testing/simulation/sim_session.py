@@ -1,0 +1,93 @@
+"""A session of a simulated client: the product's own client side, over whichever node answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from raftkit_core.clock import Clock
+from raftkit_core.errors import Fatal, RaftError, Unreachable
+from raftkit_core.network.client_session import ClientSession
+from raftkit_core.network.repeating import Attempts
+from raftkit_core.raft import Raft
+from raftkit_core.types.ids import NodeId
+from raftkit_core.types.operations import CloseSession, KeepSession, SessionOpened
+from raftkit_core.types.session import SessionSerial
+
+if TYPE_CHECKING:
+    from raftkit_core.testing.simulation.simulation import Simulation
+
+RETRY_SECONDS = 0.05
+PATIENCE_SECONDS = 1.5
+"""How long one node is waited for before another is asked."""
+CLOSE_SECONDS = 2.0
+
+
+class SimSession(ClientSession):
+    """Each attempt goes to a node that ``choose`` gives (None: all are down)."""
+
+    def __init__(
+        self,
+        sim: Simulation,
+        opened: SessionOpened,
+        *,
+        sent_at: float,
+        clock: Clock,
+        choose: Callable[[], NodeId | None],
+    ) -> None:
+        super().__init__(
+            opened.session, opened.ttl_ms, sent_at=sent_at, max_clock_drift=sim.config.max_clock_drift, clock=clock
+        )
+        self._sim = sim
+        self._choose = choose
+        self._is_given_back = False
+        sim.oracle.sessions.promised(self.id, lambda: self.is_counted_on)
+
+    @property
+    def is_counted_on(self) -> bool:
+        """Whether the client may be sure that the cluster has the session, also when it says nothing any more."""
+        return not self._is_given_back and self._ended is None and self._clock.monotonic() < self._valid_until
+
+    @property
+    def next_serial(self) -> int:
+        """The serial of the next write, as long as nobody else begins one before."""
+        return self._serials._last + 1
+
+    async def close(self, *, timeout: float = CLOSE_SECONDS) -> None:
+        self._is_given_back = True
+        await super().close(timeout=timeout)
+
+    def _node(self) -> Raft:
+        node = self._choose()
+        if node is None:
+            raise Unreachable("every node is down", outcome="not_applied")
+        return self._sim.raft(node)
+
+    async def _send_keep_alive(self, timeout: float) -> None:
+        await self._node().call(KeepSession(self.ref), timeout=timeout)
+        self._sim.trace.seen("session.kept")
+
+    async def _send_write(self, command: Any, once: Callable[[], SessionSerial], timeout: float) -> Any:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        attempts = Attempts(f"a write of the session {self.id}")
+        while True:
+            try:
+                left = max(deadline - loop.time(), 0.001)
+                return await self._node().write(command, session=once(), timeout=min(left, PATIENCE_SECONDS))
+            except RaftError as error:
+                # A node that is gone speaks for itself only: another may be there.
+                is_gone = isinstance(error, Fatal) and error.outcome == "not_applied"
+                told = None if is_gone else attempts.failed(error)
+                if told is error:
+                    raise
+                if told is not None:
+                    raise told from error
+                if loop.time() + RETRY_SECONDS >= deadline:
+                    raise attempts.given_up(error)  # noqa: B904 - it has its own cause
+                self._sim.trace.seen("session.retried" if attempts.is_uncertain else "session.asked_again")
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _send_close(self, timeout: float) -> None:
+        await self._node().call(CloseSession(self.ref), timeout=timeout)
