@@ -66,6 +66,7 @@ class Oracle:
         self.committed_index = -1
         self.digests: dict[int, int] = {}
         self.states: dict[int, str] = {}
+        self.system_states: dict[int, int] = {}
         self.acks: dict[NodeId, dict[LeaderId, int]] = {}
         """Up to where each node holds, durably and still, what it acknowledged to a leader."""
         self.said: dict[tuple[NodeId, LeaderId], int] = {}
@@ -464,6 +465,11 @@ class Oracle:
         first = self.states.setdefault(at.index, state)
         if first != state:
             self.breach("S12", node, f"its state at {at} differs from that of another node")
+
+    def system_applied(self, node: NodeId, at: LogId, state: int) -> None:
+        """The system machine of ``node`` (sessions, cluster time) stands at ``at`` in ``state``. S12."""
+        if self.system_states.setdefault(at.index, state) != state:
+            self.breach("S12", node, f"its sessions or its cluster time at {at} differ from those of another node")
 
     def check_pointers(self, node: NodeId) -> None:
         """S13 on the disk."""

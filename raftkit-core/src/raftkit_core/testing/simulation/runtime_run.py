@@ -29,6 +29,8 @@ GRACE_TURNS = 50
 OPERATIONS = frozenset({"put", "put_once", "get", "lease_get", "cas", "delete", "abandon"})
 TAIL_SECONDS = 300.0
 """V10: the latest a run may end after its last fault."""
+SHORT_TTL_MS = 2000
+"""Sessions that live no longer are waited for at the end."""
 HEAL_TIMEOUTS = 30
 """V1: all members hold the same within so many times lease + largest election timeout."""
 
@@ -137,6 +139,7 @@ class RuntimeRun:
         sim = self.sim
         player = self.player
         await player.stop()
+        await sim.forget_late_copies()
         sim.heal()
         player.weather = Weather()
         player.set_weather()
@@ -163,6 +166,20 @@ class RuntimeRun:
         await self._serves(core)
         if writing is not None:
             await sim.eventually(lambda: sim.agreed(present), "V1 everybody holds the same", limit)
+        if self.scenario.session_ttl_ms <= SHORT_TTL_MS:
+            await self._abandoned_sessions_end()
+
+    async def _abandoned_sessions_end(self) -> None:
+        """V13: within their time to live, the leader's slow clock, and what the entry takes."""
+        sim = self.sim
+        gone = {session.id for session in sim.sessions_left if session.is_closed}
+        limit = self.scenario.session_ttl_ms / 1000 * (1 + sim.config.max_clock_drift) + 1.0
+        try:
+            await sim.eventually(
+                lambda: gone.isdisjoint(sim.oracle.sessions.open_ones), "the end of abandoned sessions", limit
+            )
+        except WaitTimeout as error:
+            raise AssertionError(f"V13 {error}") from None
 
     async def _core(self) -> list[NodeId]:
         """Who is there at the end; the others are dead, mute or deaf for ever."""

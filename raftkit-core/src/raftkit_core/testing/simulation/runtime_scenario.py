@@ -260,7 +260,7 @@ def _operations(draw: Random, seconds: float, busy: float) -> list[Action]:
 def _sessions(draw: Random, actions: list[Action], seconds: float) -> tuple[int, list[Action]]:
     """How long sessions live, and when clients leave one for another. (Chance of its own.)"""
     clients = sorted({action.client for action in actions if action.client})
-    return draw.choice((1000, 1000, 2000, 5000, DEFAULT_TTL_MS)), [
+    return draw.choice((1000, 1000, 1000, 2000, DEFAULT_TTL_MS)), [
         Action(round(draw.uniform(0.1, seconds), 3), "abandon", client=client, pick=draw.randrange(1 << 30))
         for client in clients
         for _ in range(_count(draw, ABANDONED * seconds))

@@ -143,9 +143,21 @@ class SessionRules:
         """A client has the session, and for as long as ``counts_on_it`` it is sure of that."""
         self._counted_on[session_id] = counts_on_it
 
+    def look_at(self, applied_index: int, has_session: Callable[[int], bool]) -> None:
+        """Some node has applied the log up to ``applied_index``, and knows what sessions are left then."""
+        for session_id in self._counted_on:
+            if session_id <= applied_index and not has_session(session_id):
+                self._ended.setdefault(session_id, f"gone from a node that has applied {applied_index}")
+        self.look_at_promises()
+
     def look_at_promises(self) -> None:
         """S31, at this moment."""
         for session_id in [each for each in self._counted_on if each in self._ended]:
             if self._counted_on[session_id]():
                 self._breach("S31", "", f"session {session_id} is {self._ended[session_id]}, its client counts on it")
                 del self._counted_on[session_id]
+
+    @property
+    def open_ones(self) -> list[int]:
+        """Sessions that the committed log leaves open."""
+        return list(self._open)

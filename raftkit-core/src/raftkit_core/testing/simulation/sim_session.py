@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from raftkit_core.clock import Clock
@@ -22,10 +23,16 @@ RETRY_SECONDS = 0.05
 PATIENCE_SECONDS = 1.5
 """How long one node is waited for before another is asked."""
 CLOSE_SECONDS = 2.0
+LATE_SECONDS = 4.0
+"""How much later than its answer, at most, a copy of a request arrives."""
 
 
 class SimSession(ClientSession):
-    """Each attempt goes to a node that ``choose`` gives (None: all are down)."""
+    """Each attempt goes to a node that ``choose`` gives (None: all are down).
+
+    The way to that node loses nothing. In bad weather it repeats: a copy of a request comes to some node seconds later,
+    when its client has long gone on; and the answer to a keep-alive takes its time.
+    """
 
     def __init__(
         self,
@@ -42,6 +49,7 @@ class SimSession(ClientSession):
         self._sim = sim
         self._choose = choose
         self._is_given_back = False
+        self._chance = sim.stream(f"late/{self.id}")
         sim.oracle.sessions.promised(self.id, lambda: self.is_counted_on)
 
     @property
@@ -65,7 +73,12 @@ class SimSession(ClientSession):
         return self._sim.raft(node)
 
     async def _send_keep_alive(self, timeout: float) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
         await self._node().call(KeepSession(self.ref), timeout=timeout)
+        if self._is_bad_weather():
+            self._sim.trace.seen("session.kept_late")
+            await asyncio.sleep(self._chance.uniform(0.0, max(0.0, deadline - loop.time())))
         self._sim.trace.seen("session.kept")
 
     async def _send_write(self, command: Any, once: Callable[[], SessionSerial], timeout: float) -> Any:
@@ -73,9 +86,11 @@ class SimSession(ClientSession):
         deadline = loop.time() + timeout
         attempts = Attempts(f"a write of the session {self.id}")
         while True:
+            serial = once()
+            self._repeat_later(command, serial)
             try:
                 left = max(deadline - loop.time(), 0.001)
-                return await self._node().write(command, session=once(), timeout=min(left, PATIENCE_SECONDS))
+                return await self._node().write(command, session=serial, timeout=min(left, PATIENCE_SECONDS))
             except RaftError as error:
                 # A node that is gone speaks for itself only: another may be there.
                 is_gone = isinstance(error, Fatal) and error.outcome == "not_applied"
@@ -88,6 +103,25 @@ class SimSession(ClientSession):
                     raise attempts.given_up(error)  # noqa: B904 - it has its own cause
                 self._sim.trace.seen("session.retried" if attempts.is_uncertain else "session.asked_again")
             await asyncio.sleep(RETRY_SECONDS)
+
+    def _is_bad_weather(self) -> bool:
+        """As often as frames between nodes are doubled, delayed or unanswered."""
+        weather = self._sim.hub.weather
+        return self._chance.random() < max(weather.duplicate, weather.answer_loss, 10 * weather.tail)
+
+    def _repeat_later(self, command: Any, serial: SessionSerial) -> None:
+        if not self._is_bad_weather():
+            return
+
+        async def copy(delay: float) -> None:
+            await asyncio.sleep(delay)
+            self._sim.trace.event("late", "", (self.id, serial.serial))
+            with suppress(RaftError):
+                await self._node().write(command, session=serial, timeout=PATIENCE_SECONDS)
+
+        self._sim.under_way.append(
+            asyncio.get_running_loop().create_task(copy(self._chance.uniform(0.05, LATE_SECONDS)), name="late copy")
+        )
 
     async def _send_close(self, timeout: float) -> None:
         await self._node().call(CloseSession(self.ref), timeout=timeout)

@@ -14,6 +14,7 @@ from contextvars import Context, copy_context
 from functools import wraps
 from random import Random
 from typing import Any
+from zlib import crc32
 
 import msgspec
 
@@ -150,6 +151,8 @@ class Simulation:
         """By name: under what clients write now."""
         self.sessions_left: list[SimSession] = []
         """All that were opened."""
+        self.under_way: list[asyncio.Task[None]] = []
+        """Copies of requests that arrive late."""
         self.on_end: Callable[[NodeId], None] = lambda node_id: None
         """Is told of a node that ended by itself."""
         for node_id in self.ids:
@@ -252,10 +255,10 @@ class Simulation:
             now = self._clocks[node_id].monotonic()
             if core.fatal is None and core.engine.is_leader and now < core.engine.read_lease_until(now):
                 holders.append(node_id)
+            self.oracle.sessions.look_at(core.worker.applied_index, core.worker.system.sessions.__contains__)
             if len(core._inbox) > MAX_QUEUED or len(core.worker._jobs) > JOBS_KEPT + JOBS_BESIDES:
                 self.oracle.breach("S29", node_id, "a queue is longer than its bound")
         self.oracle.leases(holders)
-        self.oracle.sessions.look_at_promises()
 
     async def close(self) -> None:
         """Take everything down, and wait until nothing is left of it."""
@@ -263,12 +266,21 @@ class Simulation:
         if self._starting is not None and not self._starting.done():
             self._starting.cancel()
             await asyncio.wait([self._starting])
+        await self.forget_late_copies()
         while self.sessions_left:
             await self.sessions_left.pop().abandon()
         for node_id in sorted(self._lives):
             self._end(node_id)
         while self._burials:
             await asyncio.wait([self._burials.pop()])
+
+    async def forget_late_copies(self) -> None:
+        """What is under way from clients does not arrive any more."""
+        tasks, self.under_way = [task for task in self.under_way if not task.done()], []
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     def address(self, node_id: NodeId) -> Node:
         return Node(f"memory:{self.hub.name}/{node_id}")
@@ -591,6 +603,7 @@ class Simulation:
             applied = self.raft(node_id)._core.worker.applied
             if applied is not None and life.machine.is_at(index_of(applied)):
                 self.oracle.applied(node_id, applied, life.machine.digest())
+                self.oracle.system_applied(node_id, applied, crc32(self.raft(node_id)._core.worker.system.encode()))
         self.require_unbroken()
 
     def check(self) -> None:

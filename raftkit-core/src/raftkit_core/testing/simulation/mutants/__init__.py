@@ -9,6 +9,7 @@ from raftkit_core.testing.simulation.mutants import lessons as lessons
 from raftkit_core.testing.simulation.mutants import memberships as memberships
 from raftkit_core.testing.simulation.mutants import reads as reads
 from raftkit_core.testing.simulation.mutants import runtimes as runtimes
+from raftkit_core.testing.simulation.mutants import sessions as sessions
 from raftkit_core.testing.simulation.mutants import snapshots as snapshots
 from raftkit_core.testing.simulation.mutants import stores as stores
 from raftkit_core.testing.simulation.mutants.mutant import MUTANTS, Mutant, Patch, applied

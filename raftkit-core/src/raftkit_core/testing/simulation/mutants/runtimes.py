@@ -419,20 +419,6 @@ def _(patch: Patch) -> None:
     patch.set(StateMachineWorker, "restore_published", restore)
 
 
-@mutant(
-    "sessions-forget-results",
-    "safety",
-    "runtime",
-    "A write that is sent twice takes effect twice.",
-    equivalent="the simulator's clients have no sessions yet; tests/state_machine and "
-    "tests/runtime/test_sessions see it",
-)
-def _(patch: Patch) -> None:
-    from raftkit_core.state_machine.sessions import Sessions
-
-    patch.set(Sessions, "admit", lambda self, *arguments, **options: None)
-
-
 # --- recovery and disks ---------------------------------------------------------------------------------------------
 
 
