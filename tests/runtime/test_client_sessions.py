@@ -22,6 +22,7 @@ from raftkit_core.errors import (
     ResultForgotten,
     SessionExpired,
 )
+from raftkit_core.network.client_session import Serials
 from raftkit_core.network.memory import DROP
 from raftkit_core.raft import Raft
 from raftkit_core.runtime.session_service import Session
@@ -224,6 +225,16 @@ async def test_pipelined_writes_of_a_session_all_arrive_once_and_old_results_are
             held = sessions_of(leader)._sessions[session.id]
             assert held.floor == 1500
             assert held.results.keys() == {1501}
+
+
+def test_the_floor_stays_below_the_oldest_write_that_waits() -> None:
+    serials = Serials()
+    first, second, third = serials.take(), serials.take(), serials.take()
+    serials.settle(third)
+    serials.settle(second)
+    assert (serials.floor, serials.ahead) == (0, 3)
+    serials.settle(first)
+    assert (serials.floor, serials.ahead) == (3, 0)
 
 
 async def test_a_cancelled_write_blocks_no_later_one() -> None:

@@ -48,6 +48,7 @@ class SimClient:
         call = sim.history.call(
             self.name, "put", key, now=sim.now, value=_bytes(value), session=session.id, serial=session.next_serial
         )
+        session.patience_s = timeout
         try:
             done = await session.write(Put(key, _bytes(value)), timeout=timeout * attempts)
         except RaftError as error:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from raftkit_core.testing.simulation.simulation import Simulation
 
 RETRY_SECONDS = 0.05
-PATIENCE_SECONDS = 1.5
-"""How long one node is waited for before another is asked."""
 CLOSE_SECONDS = 2.0
 LATE_SECONDS = 4.0
 """How much later than its answer, at most, a copy of a request arrives."""
@@ -48,6 +46,8 @@ class SimSession(ClientSession):
         )
         self._sim = sim
         self._choose = choose
+        self.patience_s = 1.5
+        """How long one node is waited for before another is asked."""
         self._is_given_back = False
         self._chance = sim.stream(f"late/{self.id}")
         sim.oracle.sessions.promised(self.id, lambda: self.is_counted_on)
@@ -90,7 +90,7 @@ class SimSession(ClientSession):
             self._repeat_later(command, serial)
             try:
                 left = max(deadline - loop.time(), 0.001)
-                return await self._node().write(command, session=serial, timeout=min(left, PATIENCE_SECONDS))
+                return await self._node().write(command, session=serial, timeout=min(left, self.patience_s))
             except RaftError as error:
                 # A node that is gone speaks for itself only: another may be there.
                 is_gone = isinstance(error, Fatal) and error.outcome == "not_applied"
@@ -117,7 +117,7 @@ class SimSession(ClientSession):
             await asyncio.sleep(delay)
             self._sim.trace.event("late", "", (self.id, serial.serial))
             with suppress(RaftError):
-                await self._node().write(command, session=serial, timeout=PATIENCE_SECONDS)
+                await self._node().write(command, session=serial, timeout=self.patience_s)
 
         self._sim.under_way.append(
             asyncio.get_running_loop().create_task(copy(self._chance.uniform(0.05, LATE_SECONDS)), name="late copy")
