@@ -28,8 +28,8 @@ LATE_SECONDS = 4.0
 class SimSession(ClientSession):
     """Each attempt goes to a node that ``choose`` gives (None: all are down).
 
-    The way to that node loses nothing. In bad weather it repeats: a copy of a request comes to some node seconds later,
-    when its client has long gone on; and the answer to a keep-alive takes its time.
+    The way to that node loses nothing. In bad weather it repeats: a copy of a request that was not refused comes to
+    some node seconds later, when its client has long gone on; and the answer to a keep-alive takes its time.
     """
 
     def __init__(
@@ -87,11 +87,14 @@ class SimSession(ClientSession):
         attempts = Attempts(f"a write of the session {self.id}")
         while True:
             serial = once()
-            self._repeat_later(command, serial)
             try:
                 left = max(deadline - loop.time(), 0.001)
-                return await self._node().write(command, session=serial, timeout=min(left, self.patience_s))
+                done = await self._node().write(command, session=serial, timeout=min(left, self.patience_s))
+                self._repeat_later(command, serial)
+                return done
             except RaftError as error:
+                if error.outcome == "unknown":
+                    self._repeat_later(command, serial)
                 # A node that is gone speaks for itself only: another may be there.
                 is_gone = isinstance(error, Fatal) and error.outcome == "not_applied"
                 told = None if is_gone else attempts.failed(error)
