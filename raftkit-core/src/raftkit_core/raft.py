@@ -865,6 +865,11 @@ class Raft:
         """Have the transport read its certificates and tokens again, as after SIGHUP. Connections stay open."""
         self._network.reload()
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a shutdown has begun: what is under way is brought to its end, nothing new should be sent here."""
+        return self._closing is not None
+
     async def shutdown(self) -> None:
         """Hand leadership over if there is somebody to take it, stop, close everything. Idempotent, bounded in time."""
         self._core.check_loop()

@@ -101,6 +101,7 @@ class FakeRaft:
         self.index = 0
         self.changes = ChangeRing()
         self.is_storage_stalled = False
+        self.is_stopping = False
         self.measured = NodeFigures()
         self.measured.flush.observe(0.003)
         self.measured.called("append_entries", "n2", 0.02, True)

@@ -148,6 +148,7 @@ class _Pipe:
         self._loop = loop
         self._queue: deque[tuple[float, bytes]] = deque()
         self._handle: asyncio.Handle | None = None
+        self._armed_for = 0.0
 
     def push(self, frame: bytes, delay: float) -> None:
         delay += self._hub.latency
@@ -162,7 +163,7 @@ class _Pipe:
             self._handle = None
 
     def _arm(self) -> None:
-        due = self._queue[0][0]
+        self._armed_for = due = self._queue[0][0]
         if not due or due <= self._loop.time():
             self._handle = self._loop.call_soon(self._flush)
         else:
@@ -172,9 +173,11 @@ class _Pipe:
         self._handle = None
         queue = self._queue
         frames: list[bytes] = []
+        # A timer may fire within the clock's resolution before its time: what it was set for is due all the same.
+        now = max(self._loop.time(), self._armed_for)
         while queue:  # what is pushed meanwhile has its own turn
             due, frame = queue[0]
-            if due and due > self._loop.time():
+            if due > now:
                 break
             queue.popleft()
             frames.append(frame)

@@ -41,7 +41,7 @@ def fatal_problem(call: Call) -> RaftError | None:
 
 def readiness_problem(call: Call) -> RaftError | None:
     metrics, config = call.raft.metrics().value, call.raft.config
-    if call.api.closing or not metrics.running:
+    if call.api.closing or call.raft.is_stopping or not metrics.running:
         return Stopped(f"{call.raft.id} is shutting down", hint="ask another node")
     if metrics.needs_rejoin is not None:
         return NeedsRejoin(f"{call.raft.id} must be added anew: {metrics.needs_rejoin}")
