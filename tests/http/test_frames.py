@@ -154,7 +154,7 @@ async def test_a_frame_is_one_write_behind_its_length() -> None:
     end.close()
 
 
-async def test_what_is_sent_while_frames_are_handed_over_leaves_together_in_order() -> None:
+async def test_what_is_sent_while_several_frames_are_handed_over_leaves_together_in_order() -> None:
     def answer(frames: list[memoryview]) -> None:
         for frame in frames:
             end.protocol.send(b"re: ", bytes(frame))
@@ -169,13 +169,24 @@ async def test_what_is_sent_while_frames_are_handed_over_leaves_together_in_orde
     end.close()
 
 
+async def test_the_answer_to_a_frame_that_came_alone_leaves_before_what_else_is_done_about_it() -> None:
+    def answer(frames: list[memoryview]) -> None:
+        end.protocol.send(b"yes")
+        assert end.transport.written == [framed(b"yes")]
+
+    end = End(received=answer)
+    end.feed(framed(b"question"))
+    assert end.transport.written == [framed(b"yes")]
+    end.close()
+
+
 async def test_what_is_gathered_stays_small() -> None:
     def answer(frames: list[memoryview]) -> None:
         for _ in range(10):
             end.protocol.send(bytes(GATHERED_BYTES_MAX // 3))
 
     end = End(received=answer)
-    end.feed(framed(b"question"))
+    end.feed(framed(b"one") + framed(b"two"))
     assert b"".join(end.transport.written) == framed(bytes(GATHERED_BYTES_MAX // 3)) * 10
     assert max(map(len, end.transport.written)) < 2 * GATHERED_BYTES_MAX
     end.close()
@@ -188,7 +199,7 @@ async def test_a_connection_closed_while_frames_are_handed_over_has_sent_its_ans
         end.protocol.send(b"never")
 
     end = End(received=refuse)
-    end.feed(framed(b"hello"))
+    end.feed(framed(b"hello") + framed(b"more"))
     assert end.transport.written == [framed(b"no"), b"closed"]
     end.close()
 

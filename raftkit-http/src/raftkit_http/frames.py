@@ -80,7 +80,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
     def send(self, frame: bytes, rest: bytes = b"") -> None:
         """Write a frame (or its two parts) behind those before it. Whoever sends bounds what a peer does not read.
 
-        What is sent while frames that came in are handed over leaves together, when they have been.
+        What is sent while several frames that came in are handed over leaves together, when they have been.
         """
         if self.is_over:
             return
@@ -102,6 +102,9 @@ class FrameProtocol(asyncio.BufferedProtocol):
 
     def _hand_over(self, frames: list[memoryview]) -> None:
         """Raises: FrameError."""
+        if len(frames) == 1:
+            self._received(frames)  # its answer need not wait for what else is done about it
+            return
         self._gathered = []
         try:
             self._received(frames)
