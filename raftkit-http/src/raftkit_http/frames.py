@@ -12,6 +12,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from struct import Struct
 from typing import cast
 
 from raftkit_core.network.wire import FrameError
@@ -22,6 +23,7 @@ SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\n%b\r\n" % b"".join(
     f"{name}: {value}\r\n".encode() for name, value in UPGRADE_HEADERS.items()
 )
 LENGTH_BYTES = 4
+_length = Struct(">I").unpack_from
 FRAME_DEADLINE = 120.0
 """Seconds from a frame's first byte to its last, while we read: longer than anybody waits for the answer."""
 READ_BYTES_MIN = 16 * 1024
@@ -52,6 +54,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
         lost: Callable[[Exception | None], None],
     ) -> None:
         self.transport = transport
+        self._write = transport.write
         self._former = former
         self.max_frame_bytes = max_frame_bytes
         """Of what comes in; may be changed between frames."""
@@ -63,7 +66,8 @@ class FrameProtocol(asyncio.BufferedProtocol):
         self._end = 0
         """Between the two is what was read and is not a whole frame yet."""
         self._writable: asyncio.Future[None] | None = None
-        self._is_full = False
+        self.is_full = False
+        """More than a little of what was written waits for the other side."""
         self._gathered: list[bytes] | None = None
         """Parts of frames that leave together; None when none are to be gathered."""
         self._gathered_bytes = 0
@@ -87,7 +91,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
         size = len(frame) + len(rest)
         parts = (size.to_bytes(LENGTH_BYTES, "big"), frame, rest)
         if self._gathered is None:
-            self.transport.write(b"".join(parts))
+            self._write(b"".join(parts))
             return
         self._gathered += parts
         self._gathered_bytes += size
@@ -98,7 +102,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
         """Write what was gathered, as one."""
         if self._gathered:
             parts, self._gathered, self._gathered_bytes = self._gathered, [], 0
-            self.transport.write(b"".join(parts))
+            self._write(b"".join(parts))
 
     def _hand_over(self, frames: list[memoryview]) -> None:
         """Raises: FrameError."""
@@ -116,7 +120,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
     @property
     def unsent_bytes(self) -> int:
         """What lies here for the other side, if that is more than a little."""
-        return bytes_unsent(self.transport) if self._is_full else 0
+        return bytes_unsent(self.transport) if self.is_full else 0
 
     async def writable(self) -> None:
         """Wait until the other side has read most of what was written, or the connection ends."""
@@ -149,9 +153,9 @@ class FrameProtocol(asyncio.BufferedProtocol):
         filled = end == len(store)
         try:
             if end == nbytes and nbytes >= LENGTH_BYTES and not filled:
-                size = int.from_bytes(store[:LENGTH_BYTES], "big")
+                (size,) = _length(store)
                 if size == nbytes - LENGTH_BYTES and size <= self.max_frame_bytes:
-                    self._hand_over([store[LENGTH_BYTES:nbytes]])  # mostly: one frame, whole
+                    self._received([store[LENGTH_BYTES:nbytes]])  # mostly: one frame, whole
                     return
             self._end = end
             frames = self._whole_frames()
@@ -171,7 +175,7 @@ class FrameProtocol(asyncio.BufferedProtocol):
         store, start, end = self._store, self._start, self._end
         frames: list[memoryview] = []
         while end - start >= LENGTH_BYTES:
-            size = int.from_bytes(store[start : start + LENGTH_BYTES], "big")
+            (size,) = _length(store, start)
             if size > self.max_frame_bytes:
                 raise FrameError(f"a frame of {size} bytes, at most {self.max_frame_bytes} belong here")
             after = start + LENGTH_BYTES + size
@@ -215,11 +219,11 @@ class FrameProtocol(asyncio.BufferedProtocol):
         return False  # the transport closes itself
 
     def pause_writing(self) -> None:
-        self._is_full = True
+        self.is_full = True
         cast(asyncio.Protocol, self._former).pause_writing()
 
     def resume_writing(self) -> None:
-        self._is_full = False
+        self.is_full = False
         cast(asyncio.Protocol, self._former).resume_writing()
         self._tell_writable()
 

@@ -205,7 +205,7 @@ class _Accepted:
     def _received(self, frames: list[memoryview]) -> None:
         """Raises: FrameError."""
         self._served.received_many(frames)
-        if self._waiting is None and not self._has_room:
+        if self._waiting is None and (self._frames.is_full or not self._served.has_room) and not self._has_room:
             self._frames.transport.pause_reading()
             self._waiting = asyncio.get_running_loop().create_task(self._wait_for_room(), name="peer waits")
 

@@ -64,7 +64,7 @@ class FrameLink(Link):
 
     @property
     def unsent_bytes(self) -> int:
-        return self._frames.unsent_bytes
+        return self._frames.unsent_bytes if self._frames.is_full else 0
 
     @property
     def finished(self) -> bool:

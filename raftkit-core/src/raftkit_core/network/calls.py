@@ -19,6 +19,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import msgspec
+
 from raftkit_core.errors import (
     Fatal,
     IdentityError,
@@ -153,14 +155,11 @@ Dial = Callable[[Connection], Awaitable[Link]]
 """Connects and gives a link whose reader calls ``received`` and ``lost``. Raises: RPCError."""
 
 
-class _Call:
-    __slots__ = ("kind", "reply", "sent_at", "size")
-
-    def __init__(self, kind: Kind, reply: Reply[Any], size: int, sent_at: float) -> None:
-        self.kind = kind
-        self.reply = reply
-        self.size = size
-        self.sent_at = sent_at
+class _Call(msgspec.Struct):
+    kind: Kind
+    reply: Reply[Any]
+    size: int
+    sent_at: float
 
 
 class CallLane:
@@ -202,29 +201,36 @@ class CallLane:
 
         An encoded message that is too large fails the reply too: nothing is raised here.
         """
-        loop = asyncio.get_running_loop()
         reply: Reply[Any] = Reply()
-        refusal = self._refusal(len(body))
+        size = len(body)
+        connection = self._connection
+        link = None if connection is None else connection.link
+        refusal = self._refusal(size, link)
         if refusal is not None:
             reply.set_exception(refusal)
             return reply
-        timeout = min(max(timeout, 0.0), TIMEOUT_MAX)
+        if not 0.0 <= timeout <= TIMEOUT_MAX:
+            timeout = min(max(timeout, 0.0), TIMEOUT_MAX)
         request_id = self._next_id
-        self._next_id += 1
+        self._next_id = request_id + 1
         timeout_ms = math.ceil(timeout * 1000)
-        link = None if self._connection is None else self._connection.link
-        if link is not None and len(body) >= JOINED_BYTES_MIN:
+        head = None
+        if link is not None and size >= JOINED_BYTES_MIN:
             head = frame_head(kind, request_id, timeout_ms)
-            self._took(request_id, _Call(kind, reply, len(head) + len(body), loop.time()), timeout, loop)
-            link.send_parts(head, body, request_id)
-            return reply
-        frame = encode_frame(kind, request_id, timeout_ms, body)
-        self._took(request_id, _Call(kind, reply, len(frame), loop.time()), timeout, loop)
-        if link is not None:
-            link.send(frame, request_id)
         else:
+            frame = encode_frame(kind, request_id, timeout_ms, body)
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        self._calls[request_id] = _Call(kind, reply, size, now)
+        self._call_bytes += size
+        self._deadlines.add(request_id, now + timeout, loop)
+        if link is None:
             self._unsent.append((request_id, frame))
             self._start_dialling()
+        elif head is None:
+            link.send(frame, request_id)
+        else:
+            link.send_parts(head, body, request_id)
         return reply
 
     async def hello(self, timeout: float) -> HelloResponse:
@@ -398,23 +404,17 @@ class CallLane:
 
     # --- Book-keeping -----------------------------------------------------------------------------------------------
 
-    def _refusal(self, size: int) -> RPCError | None:
+    def _refusal(self, size: int, link: Link | None) -> RPCError | None:
         if self._closed:
             return Unreachable(f"the {self.name} to {self.target} is closed")
         if size > self._max_frame_bytes - FRAME_OVERHEAD_BYTES:
             return PayloadTooLarge(f"a message of {size} bytes is too large for the {self.name} to {self.target}")
         if len(self._calls) >= CALLS_MAX or (self._calls and self._call_bytes + size > CALL_BYTES_MAX):
             return PeerBusy(f"{len(self._calls)} calls to {self.target} are pending already")
-        link = None if self._connection is None else self._connection.link
         if link is not None and (unsent := link.unsent_bytes) and unsent + size > CALL_BYTES_MAX:
             # Also of calls nobody waits for any more: a peer that reads slowly would let them pile up.
             return PeerBusy(f"{self.target} has not read {unsent} bytes yet")
         return None
-
-    def _took(self, request_id: int, call: _Call, timeout: float, loop: asyncio.AbstractEventLoop) -> None:
-        self._calls[request_id] = call
-        self._call_bytes += call.size
-        self._deadlines.add(request_id, timeout, loop)
 
     def _forget(self, request_id: int) -> _Call:
         call = self._calls.pop(request_id)

@@ -20,12 +20,11 @@ class Deadlines:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = float("inf")
 
-    def add(self, key: int, timeout: float, loop: asyncio.AbstractEventLoop) -> None:
-        """``key`` grows from call to call; ``timeout`` is in seconds from now, on the clock of ``loop``."""
+    def add(self, key: int, due: float, loop: asyncio.AbstractEventLoop) -> None:
+        """``key`` grows from call to call; ``due`` is a time of ``loop``."""
         heap, pending = self._heap, self._pending
         while heap and heap[0][1] not in pending:
             heappop(heap)
-        due = loop.time() + timeout if timeout > 0.0 else loop.time()
         heappush(heap, (due, key))
         if due < self._timer_at:
             self._arm(loop)

@@ -238,7 +238,8 @@ class ServedConnection:
         if future.done():
             self._done(serial, future)
             return
-        self._deadlines.add(serial, timeout, asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        self._deadlines.add(serial, loop.time() + timeout, loop)
         future.add_done_callback(partial(self._done, serial))
 
     def _replied(self, request_id: int, size: int, reply: Reply[Any]) -> None:

@@ -101,16 +101,18 @@ class SnapshotOffer(msgspec.Struct, frozen=True, array_like=True):
     ticket: str = ""
 
 
+_Int = Annotated[int, msgspec.Meta(ge=0, le=INT_MAX)]
+
+
 class Frame(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One frame, its body not decoded yet."""
 
     kind: int
-    request_id: int
-    timeout_ms: int
+    request_id: _Int
+    timeout_ms: _Int
     body: msgspec.Raw
 
 
-_Int = Annotated[int, msgspec.Meta(ge=0, le=INT_MAX)]
 _EntryKind = Annotated[int, msgspec.Meta(ge=0, le=MEMBERSHIP)]
 _Payload = Annotated[bytes, msgspec.Meta(max_length=MAX_ENTRY_BYTES)]
 
@@ -157,13 +159,15 @@ ANSWER_TYPES: dict[Kind, Any] = {
     Kind.INSTALL_SNAPSHOT: InstallSnapshotResponse,
 }
 
-_encoder = msgspec.msgpack.Encoder()
-_frame_decoder = msgspec.msgpack.Decoder(Frame)
-_append_decoder = msgspec.msgpack.Decoder(_Append)
+_encode = msgspec.msgpack.Encoder().encode
+_decode_frame = msgspec.msgpack.Decoder(Frame).decode
+_decode_append = msgspec.msgpack.Decoder(_Append).decode
 _error_decoder = msgspec.msgpack.Decoder(ErrorInfo)
-_request_decoders = {kind: msgspec.msgpack.Decoder(type_) for kind, type_ in REQUEST_TYPES.items()}
-_answer_decoders = {kind: msgspec.msgpack.Decoder(type_) for kind, type_ in ANSWER_TYPES.items()}
+_decode_request = {kind: msgspec.msgpack.Decoder(type_).decode for kind, type_ in REQUEST_TYPES.items()}
+_decode_answer = {kind: msgspec.msgpack.Decoder(type_).decode for kind, type_ in ANSWER_TYPES.items()}
 _REQUEST_KINDS = {int(kind): kind for kind in REQUEST_TYPES}
+_UNDECODABLE = (msgspec.DecodeError, ValueError, RecursionError, OverflowError, MemoryError)
+"""What garbage is to msgspec: text that is no UTF-8, deep nesting and absurd sizes are errors of Python's own."""
 
 
 # --- Frames ---------------------------------------------------------------------------------------------------------
@@ -174,23 +178,23 @@ def encode_frame(kind: int, request_id: int, timeout_ms: int, body: bytes) -> by
     if len(body) > MAX_FRAME_BYTES - FRAME_OVERHEAD_BYTES:
         raise PayloadTooLarge(f"a message of {len(body)} bytes does not fit a frame of {MAX_FRAME_BYTES} bytes")
     if len(body) < JOINED_BYTES_MIN:
-        return _encoder.encode((int(kind), request_id, timeout_ms, msgspec.Raw(body)))
+        return _encode((int(kind), request_id, timeout_ms, msgspec.Raw(body)))
     return frame_head(kind, request_id, timeout_ms) + body
 
 
 def frame_head(kind: int, request_id: int, timeout_ms: int) -> bytes:
     """What stands before the body in a frame."""
-    return _encoder.encode((int(kind), request_id, timeout_ms, None))[:-1]
+    return _encode((int(kind), request_id, timeout_ms, None))[:-1]
 
 
 def decode_frame(data: FrameBytes) -> Frame:
     """Raises: FrameError."""
     if len(data) > MAX_FRAME_BYTES:
         raise FrameError(f"a frame of {len(data)} bytes is larger than {MAX_FRAME_BYTES}")
-    frame = _guarded(_frame_decoder.decode, data)
-    if not 0 <= frame.request_id <= INT_MAX or not 0 <= frame.timeout_ms <= INT_MAX:
-        raise FrameError(f"request id {frame.request_id} or timeout {frame.timeout_ms} is out of range")
-    return frame
+    try:
+        return _decode_frame(data)
+    except _UNDECODABLE as error:
+        raise FrameError(f"not a valid frame: {error}") from None
 
 
 def kind_of(data: bytes) -> int:
@@ -213,39 +217,42 @@ def encode_request(kind: Kind, message: Any) -> bytes:
     """The body of a request. Appends go through :class:`AppendEncoder` where several peers get the same one."""
     if kind is Kind.APPEND_ENTRIES:
         return encode_append(message)
-    return _encoder.encode(message)
+    return _encode(message)
 
 
 def decode_request(kind: Kind, body: bytes | msgspec.Raw) -> Any:
     """Raises: FrameError."""
     if kind is Kind.APPEND_ENTRIES:
         return decode_append(body)
-    message = _guarded(_request_decoders[kind].decode, body)
+    message = _guarded(_decode_request[kind], body)
     _check(message)
     return message
 
 
 def encode_answer(message: Any) -> bytes:
-    return _encoder.encode(message)
+    return _encode(message)
 
 
 def decode_answer(kind: Kind, body: bytes | msgspec.Raw) -> Any:
     """The answer to a request of ``kind``. Raises: FrameError."""
-    message = _guarded(_answer_decoders[kind].decode, body)
+    try:
+        message = _decode_answer[kind](body)
+    except _UNDECODABLE as error:
+        raise FrameError(f"not a valid frame: {error}") from None
     _check(message)
     return message
 
 
 def encode_error(info: ErrorInfo, max_bytes: int | None = None) -> bytes:
     """The body of an error answer, shortened until it fits ``max_bytes``: a lane for small frames stays one."""
-    body = _encoder.encode(info)
+    body = _encode(info)
     limit = TEXT_MAX
     while (max_bytes is not None and len(body) > max_bytes) or len(info.message) > limit:
         limit //= 2
         info = msgspec.structs.replace(
             info, message=info.message[:limit], hint=info.hint and info.hint[:limit], leader_node=None
         )
-        body = _encoder.encode(info)
+        body = _encode(info)
         if limit == 0:
             break
     return body
@@ -286,33 +293,40 @@ def encode_append(request: AppendEntriesRequest) -> bytes:
                 payloads = []
                 runs.append((leader.term, leader.node_id, log_id.index, entry.time_ms, entry.kind, payloads))
             payloads.append(entry.payload)
-    return _encoder.encode((request.vote, request.prev_log_id, request.leader_commit, request.lease_ms, runs))
+    return _encode((request.vote, request.prev_log_id, request.leader_commit, request.lease_ms, runs))
 
 
 def decode_append(body: bytes | msgspec.Raw) -> AppendEntriesRequest:
     """Entries come out with consecutive indexes after ``prev_log_id`` and growing leader ids. Raises: FrameError."""
-    raw = _guarded(_append_decoder.decode, body)
-    _check_leader_id(raw.vote.leader_id)
-    _check_log_id(raw.prev_log_id)
-    _check_log_id(raw.leader_commit)
+    try:
+        raw = _decode_append(body)
+    except _UNDECODABLE as error:
+        raise FrameError(f"not a valid frame: {error}") from None
     prev = raw.prev_log_id
-    expected = next_index(prev)
-    last_leader = None if prev is None else prev.leader_id
+    ours = raw.vote.leader_id
+    _check_leader_id(ours)
+    _check_log_id(prev)
+    _check_log_id(raw.leader_commit)
+    expected, last_leader = (0, None) if prev is None else (prev.index + 1, prev.leader_id)
     entries: list[Entry] = []
     runs = raw.runs
     for run in runs:
         leader = LeaderId(run.term, run.node_id)
-        _check_leader_id(leader)
-        if run.first_index != expected or not run.payloads:
-            raise FrameError(f"a run of {len(run.payloads)} entries starts at {run.first_index}, {expected} was due")
+        if leader == ours:
+            leader = ours  # checked
+        else:
+            _check_leader_id(leader)
+        payloads = run.payloads
+        if run.first_index != expected or not payloads:
+            raise FrameError(f"a run of {len(payloads)} entries starts at {run.first_index}, {expected} was due")
         if last_leader is not None and leader < last_leader:
             raise FrameError(f"entries of {leader} after entries of {last_leader}")
         last_leader = leader
         if run.kind == MEMBERSHIP:
-            for payload in run.payloads:
+            for payload in payloads:
                 _guarded(decode_membership, payload)  # it counts as soon as it is in the log: it must be one
-        proposed = Entries(LogId(leader, expected), run.time_ms, run.kind, run.payloads)
-        expected += len(proposed)
+        proposed = Entries(LogId(leader, expected), run.time_ms, run.kind, payloads)
+        expected += len(payloads)
         if len(runs) == 1:
             entries = proposed
         else:
@@ -354,12 +368,10 @@ class AppendEncoder:
 
 
 def _guarded(decode: Callable[[Any], T], data: Any) -> T:
-    """msgspec lets three other exceptions out of garbage: text that is no UTF-8, deep nesting, absurd sizes."""
+    """Raises: FrameError where ``decode`` raises one of the ways in which bytes can be wrong."""
     try:
         return decode(data)
-    except FrameError:
-        raise
-    except (msgspec.DecodeError, ValueError, RecursionError, OverflowError, MemoryError) as error:
+    except _UNDECODABLE as error:
         raise FrameError(f"not a valid frame: {error}") from None
 
 
@@ -408,11 +420,11 @@ _QUICK_CHECKS: dict[type, Callable[[Any], None]] = {
 
 def _check(value: Any) -> None:
     """What types cannot say: ints in [0, 2**63), node ids and snapshot ids well formed, no endless names."""
-    if value is None or type(value) is bool or type(value) is bytes:
-        return
     quick = _QUICK_CHECKS.get(type(value))
     if quick is not None:
         quick(value)
+        return
+    if value is None or type(value) is bool or type(value) is bytes:
         return
     if type(value) is int:
         if not 0 <= value <= INT_MAX:

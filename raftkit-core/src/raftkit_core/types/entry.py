@@ -48,9 +48,13 @@ class Entries(list[Entry]):
     __slots__ = ("payloads", "size_bytes")
 
     def __init__(self, first: LogId, time_ms: int, kind: int, payloads: list[bytes]) -> None:
+        self.payloads = payloads
+        if len(payloads) == 1:
+            self.append(Entry(first, time_ms, kind, payloads[0]))
+            self.size_bytes = len(payloads[0])
+            return
         log_ids = map(LogId, repeat(first.leader_id), count(first.index))
         super().__init__(map(Entry, log_ids, repeat(time_ms), repeat(kind), payloads))
-        self.payloads = payloads
         self.size_bytes = sum(map(len, payloads))
 
 
