@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 
 from raftkit_core.errors import Compacted, PreconditionFailed, Stopped
-from raftkit_core.state_machine.interface import AppliedEntry
+from raftkit_core.state_machine.kv_codec import KvCodec
 from raftkit_core.state_machine.kv_watch import ChangeRing, KvWatch
-from raftkit_core.types.entry import BLANK, NORMAL, Entry
-from raftkit_core.types.kv import CompareAndSet, Delete, KvCommand, KvEvent, Put, WriteResult
+from raftkit_core.types.entry import BLANK, NORMAL, Entry, Envelope, encode_envelope
+from raftkit_core.types.kv import KV_MACHINE, CompareAndSet, Delete, KvCommand, KvEvent, Put, WriteResult
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.vote import LeaderId
 
@@ -25,9 +26,18 @@ def log_id(index: int) -> LogId:
 def feed(ring: ChangeRing, *commands: KvCommand | None, result: Any = None, size: int = 10) -> None:
     """One batch behind what is there; None is an entry that is not for the machine."""
     start = ring.position + 1
-    log = [Entry(log_id(at), 0, BLANK if c is None else NORMAL, b"x" * size) for at, c in enumerate(commands, start)]
-    entries = [AppliedEntry(entry.log_id, 0, c) for entry, c in zip(log, commands, strict=True) if c is not None]
-    ring.feed(log, entries, [result or WriteResult(revision=entry.log_id.index) for entry in entries])
+    log = [entry(index, command, size) for index, command in enumerate(commands, start)]
+    entries = [each for each in log if each.kind == NORMAL]
+    ring.feed(log, entries, [result or WriteResult(revision=each.log_id.index) for each in entries])
+
+
+def entry(index: int, command: KvCommand | None, size: int) -> Entry:
+    if command is None:
+        return Entry(log_id(index), 0, BLANK, b"")
+    if isinstance(command, Put):
+        command = msgspec.structs.replace(command, value=command.value or b"x" * size)
+    body = KvCodec().encode_command(command)
+    return Entry(log_id(index), 0, NORMAL, encode_envelope(Envelope(1, KV_MACHINE, 0, 0, 0, body)))
 
 
 def keys(events: list[KvEvent]) -> list[str]:

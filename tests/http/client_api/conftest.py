@@ -20,7 +20,7 @@ from raftkit_core.runtime.figures import NodeFigures
 from raftkit_core.state_machine.interface import AppliedEntry, MsgspecCodec
 from raftkit_core.state_machine.kv import KvStateMachine
 from raftkit_core.state_machine.kv_watch import ChangeRing, KvWatch
-from raftkit_core.types.entry import NORMAL, Entry
+from raftkit_core.types.entry import NORMAL, Entry, Envelope, encode_envelope
 from raftkit_core.types.kv import KV_MACHINE, KeyValue, ListKeys
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import (
@@ -193,8 +193,10 @@ class FakeRaft:
 
     def _feed(self, command: Any, result: Any) -> None:
         log_id = LogId(LeaderId(1, self.id), self.index)
-        entries = [AppliedEntry(log_id, 0, command)] if isinstance(self.machine, KvStateMachine) else []
-        self.changes.feed([Entry(log_id, 0, NORMAL, b"x" * 100)], entries, [result] if entries else [])
+        is_kv = isinstance(self.machine, KvStateMachine)
+        body = self.machine.codec.encode_command(command)
+        log = [Entry(log_id, 0, NORMAL, encode_envelope(Envelope(1, self.machine.name, 0, 0, 0, body)))]
+        self.changes.feed(log, log if is_kv else [], [result] if is_kv else [])
 
     def watch(self, prefix: str = "", from_revision: int | None = None) -> KvWatch:
         if self.failure is not None:

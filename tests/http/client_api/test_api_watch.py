@@ -108,9 +108,11 @@ async def test_a_watch_that_cannot_go_on_says_why(api_node: Any) -> None:
         assert (name, error["code"]) == ("end", "STOPPED")
 
 
-async def test_a_reader_that_does_not_read_is_cut_off_and_holds_no_place(api_node: Any) -> None:
+async def test_a_reader_that_does_not_read_is_cut_off_and_holds_no_place(api_node: Any, fake_raft: Any) -> None:
     limits = ApiLimits(watch_write_seconds=0.2, max_watches=1)
-    async with api_node(limits=limits) as node:
+    raft = fake_raft()
+    raft.changes = ChangeRing(max_bytes=64 * 1024 * 1024)
+    async with api_node(raft, limits=limits) as node:
         reader, writer = await asyncio.open_connection("127.0.0.1", node.server.port)
         writer.write(b"GET /v1/watch?from_revision=1 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await reader.readuntil(b"progress")

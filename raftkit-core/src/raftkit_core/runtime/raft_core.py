@@ -11,6 +11,7 @@ import contextvars
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from threading import get_ident
 from typing import Any, TypeVar, assert_never
 
 from raftkit_core.clock import Clock
@@ -126,6 +127,7 @@ class RaftCore:
         self.stalls = stalls
         self._loop = asyncio.get_running_loop()
         self._create_future = self._loop.create_future
+        self._thread = get_ident()
         self._now = clock.monotonic
         self._ended = ended
         self.watchers = Watchers()
@@ -197,7 +199,7 @@ class RaftCore:
     ) -> asyncio.Future[ClientWriteResponse]:
         """Queue one write, beside the single ones that were the last to come if there is room; the future gives its
         result. Raises: as :meth:`send`."""
-        if self.fatal is not None or _running_loop() is not self._loop:
+        if self.fatal is not None or get_ident() != self._thread:
             self.check_running()
         self._room -= len(payload) + JOINED_BYTES
         if self._room < 0 or condition is not None:

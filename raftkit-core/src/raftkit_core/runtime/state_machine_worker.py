@@ -103,6 +103,13 @@ class Batch:
         self.is_sealed = False
         self._system = system
 
+    def commands(self) -> Sequence[Entry]:
+        """The entries of the log that ``entries`` were made of."""
+        if len(self.entries) == len(self.log):
+            return self.log
+        indexes = {entry.log_id.index for entry in self.entries}
+        return [entry for entry in self.log if entry.log_id.index in indexes]
+
     def seal(self, results: Sequence[Any]) -> Sequence[tuple[bytes, bytes | None]]:
         self.is_sealed = True
         self.settle(results)
@@ -455,7 +462,7 @@ class StateMachineWorker:
             self.membership = batch.membership
         self._stalls.figures.applied_commands += len(batch.entries)
         if self.changes is not None:
-            self.changes.feed(batch.log, batch.entries, results)
+            self.changes.feed(batch.log, batch.commands(), results)
         self._on_applied(batch, results)
         self._wake(batch.last_log_id.index)
 

@@ -1,8 +1,9 @@
 """Watching the keys of ``kv/1``: what was applied lately, kept in a bounded ring, and readers that walk along it.
 
 The ring is fed beside the machine, batch by batch, so it serves the memory, SQLite and Redis machines alike and costs
-the write path one call per batch. It holds references, and makes an event only when somebody reads it. A reader holds
-a place and no events: one that is too slow is overtaken and told so, and costs no memory until then.
+the write path one call per batch. It holds entries, as the log does, and what became of them; commands are decoded once
+more, and events made of them, only when somebody reads. A reader holds a place and no events: one that is too slow is
+overtaken and told so, and costs no memory until then.
 
 What is in the ring is applied, so it never un-happens: every node gives the same events in the same order, some later.
 """
@@ -16,27 +17,34 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from raftkit_core.errors import Compacted, RaftError, Stopped
-from raftkit_core.state_machine.interface import AppliedEntry
-from raftkit_core.types.entry import Entry, payload_bytes
-from raftkit_core.types.kv import Delete, KvEvent, WriteResult
+from raftkit_core.state_machine.kv_codec import KvCodec
+from raftkit_core.types.entry import Entry, decode_envelope, payload_bytes
+from raftkit_core.types.kv import Delete, KvCommand, KvEvent, WriteResult
 
 RING_ENTRIES = 16_384
 RING_BYTES = 16 * 1024 * 1024
 """Of payloads. The newest batch stays, whatever its size: a reader that keeps up is never cut off."""
-SCAN_ENTRIES = 4096
+SCAN_ENTRIES = 1024
 """Entries a reader looks at before others get their turn."""
 
 
 class _Part:
-    """One applied batch."""
+    """Commands of one applied batch."""
 
-    __slots__ = ("entries", "last", "results", "size_bytes")
+    __slots__ = ("_commands", "entries", "last", "results", "size_bytes")
 
-    def __init__(self, last: int, entries: Sequence[AppliedEntry], results: Sequence[Any], size_bytes: int) -> None:
+    def __init__(self, last: int, entries: Sequence[Entry], results: Sequence[Any], size_bytes: int) -> None:
         self.last = last
         self.entries = entries
         self.results = results
         self.size_bytes = size_bytes
+        self._commands: list[KvCommand] | None = None
+
+    def commands(self) -> list[KvCommand]:
+        """Decoded for the first reader."""
+        if self._commands is None:
+            self._commands = _CODEC.decode_commands([decode_envelope(entry.payload).body for entry in self.entries])
+        return self._commands
 
 
 class ChangeRing:
@@ -54,8 +62,8 @@ class ChangeRing:
         self.position = 0
         """The log index up to which everything is in here, or was."""
 
-    def feed(self, log: Sequence[Entry], entries: Sequence[AppliedEntry], results: Sequence[Any]) -> None:
-        """A batch was applied: all its entries, those for the machine, and the machine's results of them."""
+    def feed(self, log: Sequence[Entry], entries: Sequence[Entry], results: Sequence[Any]) -> None:
+        """A batch was applied: all of it, the entries that reached the machine, and the machine's results of them."""
         self.position = log[-1].log_id.index
         if entries:
             size_bytes = payload_bytes(log)
@@ -178,13 +186,15 @@ class KvWatch:
         found: list[KvEvent] = []
         looked = 0
         for part in self._ring.parts_from(self._next):
+            commands = part.commands()
             start = bisect_left(part.entries, self._next, key=lambda entry: entry.log_id.index)
             for at in range(start, len(part.entries)):
-                entry = part.entries[at]
-                self._next = entry.log_id.index + 1
+                command = commands[at]
+                index = part.entries[at].log_id.index
+                self._next = index + 1
                 looked += 1
-                if entry.command.key.startswith(self._prefix):
-                    event = event_of(entry, part.results[at])
+                if command.key.startswith(self._prefix):
+                    event = event_of(command, index, part.results[at])
                     if event is not None:
                         found.append(event)
                 if len(found) >= limit or looked >= SCAN_ENTRIES:
@@ -193,15 +203,14 @@ class KvWatch:
         return found, True
 
 
-def event_of(entry: AppliedEntry, result: Any) -> KvEvent | None:
-    """What an applied command changed; None if it changed nothing."""
+def event_of(command: KvCommand, index: int, result: Any) -> KvEvent | None:
+    """What a command applied at ``index`` changed; None if it changed nothing."""
     if isinstance(result, RaftError) or not isinstance(result, WriteResult) or not result.changed:
         return None
-    command = entry.command
     value = None if isinstance(command, Delete) else command.value
-    return KvEvent(
-        key=command.key, value=value, revision=entry.log_id.index, previous_revision=result.previous_revision
-    )
+    return KvEvent(key=command.key, value=value, revision=index, previous_revision=result.previous_revision)
 
+
+_CODEC = KvCodec()
 
 __all__ = ["RING_BYTES", "RING_ENTRIES", "ChangeRing", "KvWatch", "event_of"]
