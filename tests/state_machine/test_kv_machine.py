@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raftkit_core.errors import BadCommand, CommandRejected, PreconditionFailed, StorageCorrupt
-from raftkit_core.state_machine.interface import AppliedEntry, decode_commands
+from raftkit_core.state_machine.interface import AppliedEntries, AppliedEntry, decode_commands
 from raftkit_core.state_machine.kv import KvStateMachine
 from raftkit_core.state_machine.kv_stream import RowDecoder, encode_rows
+from raftkit_core.types.entry import NORMAL, Entry
 from raftkit_core.types.kv import CompareAndSet, Delete, Get, KeyValue, ListKeys, Put, WriteResult
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import StoredMembership
@@ -310,3 +311,13 @@ def test_a_batch_decodes_as_its_commands_do_one_by_one(items: list[Any]) -> None
             decode_commands(codec, bodies)
     else:
         assert decode_commands(codec, bodies) == one_by_one
+
+
+def test_entries_made_when_asked_for_are_those_of_the_log() -> None:
+    log = [Entry(_log_id(index), 10 * index, NORMAL, b"") for index in range(5, 9)]
+    made = [AppliedEntry(entry.log_id, entry.time_ms, name) for entry, name in zip(log, "abcd", strict=True)]
+    entries = AppliedEntries(log, list("abcd"))
+    assert list(entries) == made
+    assert [entries[0], entries[-1]] == [made[0], made[-1]]
+    assert entries[1:3] == made[1:3]
+    assert (len(entries), entries.first_index, made[2] in entries) == (4, 5, True)

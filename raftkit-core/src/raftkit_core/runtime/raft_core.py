@@ -11,6 +11,7 @@ import contextvars
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from threading import get_ident
 from typing import Any, TypeVar, assert_never
 
@@ -126,7 +127,7 @@ class RaftCore:
         self.instruments = instruments
         self.stalls = stalls
         self._loop = asyncio.get_running_loop()
-        self._create_future = self._loop.create_future
+        self._create_future: Callable[[], asyncio.Future[Any]] = partial(asyncio.Future, loop=self._loop)
         self._thread = get_ident()
         self._now = clock.monotonic
         self._ended = ended

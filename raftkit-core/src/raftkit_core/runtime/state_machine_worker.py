@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from raftkit_core.errors import BadCommand, CommandRejected, Fatal, Overloaded, RaftError, Stopped, StorageCorrupt
 from raftkit_core.runtime.log_writer import LogWriter
 from raftkit_core.runtime.stalls import StallDetector
-from raftkit_core.state_machine.interface import AppliedEntry, RaftStateMachine, decode_commands
+from raftkit_core.state_machine.interface import AppliedEntries, AppliedEntry, RaftStateMachine, decode_commands
 from raftkit_core.state_machine.kv_watch import ChangeRing
 from raftkit_core.state_machine.sessions import Remembered
 from raftkit_core.state_machine.system import SYSTEM_MACHINE, SystemMachine
@@ -82,6 +82,7 @@ class Batch:
         "entries",
         "is_sealed",
         "last_log_id",
+        "listed",
         "log",
         "membership",
         "memberships",
@@ -91,7 +92,9 @@ class Batch:
 
     def __init__(self, log: Sequence[Entry], system: SystemMachine) -> None:
         self.log = log
-        self.entries: list[AppliedEntry] = []
+        self.listed: list[AppliedEntry] = []
+        """What ``entries`` is, unless all of the batch is."""
+        self.entries: Sequence[AppliedEntry] = self.listed
         self.membership: StoredMembership | None = None
         self.memberships: dict[int, Membership] = {}
         """Every membership entry of the batch, by index; ``membership`` is the last of them."""
@@ -362,9 +365,7 @@ class StateMachineWorker:
             commands = decode_commands(self.machine.codec, map(_body, envelopes))
         except (BadCommand, ValueError):
             return False
-        batch.entries = [
-            AppliedEntry(entry.log_id, entry.time_ms, command) for entry, command in zip(entries, commands, strict=True)
-        ]
+        batch.entries = AppliedEntries(entries, commands)
         self.system.observe(max(map(_time_ms, entries)))
         return True
 
@@ -377,7 +378,7 @@ class StateMachineWorker:
                     self._prepare_once(batch, entry, envelope)
                 elif envelope.machine == self.machine.name:
                     command = self.machine.codec.decode_command(envelope.body)
-                    batch.entries.append(AppliedEntry(entry.log_id, entry.time_ms, command))
+                    batch.listed.append(AppliedEntry(entry.log_id, entry.time_ms, command))
                 elif envelope.machine == SYSTEM_MACHINE:
                     batch.refused[entry.index] = self.system.apply(entry.log_id, entry.time_ms, envelope.body)
                 else:
@@ -416,8 +417,8 @@ class StateMachineWorker:
         elif is_for_system:
             batch.refused[entry.index] = self.system.apply(entry.log_id, entry.time_ms, envelope.body)
         else:
-            batch.positions[entry.index] = len(batch.entries)
-            batch.entries.append(AppliedEntry(entry.log_id, entry.time_ms, command))
+            batch.positions[entry.index] = len(batch.listed)
+            batch.listed.append(AppliedEntry(entry.log_id, entry.time_ms, command))
 
     def _no_such_machine(self, entry: Entry, envelope: Envelope) -> CommandRejected:
         return CommandRejected(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, overload
 
 import msgspec
 
 from raftkit_core.errors import BadCommand, CommandRejected
 from raftkit_core.types.adapter import AdapterContext
+from raftkit_core.types.entry import Entry
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import StoredMembership
 from raftkit_core.types.snapshot import SnapshotMeta
@@ -76,6 +77,38 @@ class AppliedEntry(msgspec.Struct, frozen=True, gc=False):
     log_id: LogId
     time_ms: int
     command: Any
+
+
+class AppliedEntries(Sequence[AppliedEntry]):
+    """Commands of consecutive entries. Each :class:`AppliedEntry` is made when it is asked for: a machine that needs no
+    more than ``commands`` and ``first_index`` saves them."""
+
+    __slots__ = ("_log", "commands", "first_index")
+
+    def __init__(self, log: Sequence[Entry], commands: list[Any]) -> None:
+        assert len(log) == len(commands), "one command for each entry"
+        self._log = log
+        self.commands = commands
+        self.first_index = log[0].log_id.index
+
+    def __len__(self) -> int:
+        return len(self.commands)
+
+    def __iter__(self) -> Iterator[AppliedEntry]:
+        for entry, command in zip(self._log, self.commands, strict=True):
+            yield AppliedEntry(entry.log_id, entry.time_ms, command)
+
+    @overload
+    def __getitem__(self, at: int) -> AppliedEntry: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[AppliedEntry]: ...
+
+    def __getitem__(self, at: int | slice) -> AppliedEntry | list[AppliedEntry]:
+        if isinstance(at, slice):
+            return list(self)[at]
+        entry = self._log[at]
+        return AppliedEntry(entry.log_id, entry.time_ms, self.commands[at])
 
 
 class ApplyBatch(Protocol):
@@ -181,6 +214,7 @@ class RaftStateMachine(ABC):
 
 
 __all__ = [
+    "AppliedEntries",
     "AppliedEntry",
     "AppliedState",
     "ApplyBatch",

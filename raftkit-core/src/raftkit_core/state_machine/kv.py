@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
-from raftkit_core.state_machine.interface import ApplyBatch, RaftStateMachine
+from raftkit_core.state_machine.interface import AppliedEntries, ApplyBatch, RaftStateMachine
 from raftkit_core.state_machine.kv_codec import KvCodec
 from raftkit_core.state_machine.kv_rules import Cell, KvResult, check_query, check_revision, decide
 from raftkit_core.state_machine.kv_stream import Row, RowDecoder, encode_rows
 from raftkit_core.state_machine.ordered_keys import OrderedKeys
-from raftkit_core.types.kv import KV_MACHINE, Get, KeyValue, ListKeys, Put, WriteResult
+from raftkit_core.types.kv import KV_MACHINE, Get, KeyValue, KvCommand, ListKeys, Put, WriteResult
 from raftkit_core.types.log_id import index_of
 from raftkit_core.types.snapshot import SnapshotMeta
 
@@ -39,8 +39,13 @@ class KvStateMachine(RaftStateMachine):
     def apply(self, batch: ApplyBatch) -> Sequence[Any]:
         cells = self._cells
         results: list[KvResult] = []
-        for entry in batch.entries:
-            command, index = entry.command, entry.log_id.index
+        entries = batch.entries
+        commands: Iterable[tuple[int, KvCommand]]
+        if isinstance(entries, AppliedEntries):
+            commands = enumerate(entries.commands, entries.first_index)
+        else:
+            commands = [(entry.log_id.index, entry.command) for entry in entries]
+        for index, command in commands:
             key = command.key
             before = cells.get(key)
             if type(command) is Put and command.if_revision is None and before is not None:
