@@ -462,8 +462,8 @@ async def test_g7_machines_that_differ_show_it_by_their_digests_at_one_position(
             self._mine = str(self.made).encode()
 
         def apply(self, batch: ApplyBatch) -> Any:
-            for position, entry in enumerate(batch.entries):
-                batch.entries[position] = msgspec.structs.replace(entry, command=Put(entry.command.key, self._mine))  # type: ignore[index]
+            other = [msgspec.structs.replace(each, command=Put(each.command.key, self._mine)) for each in batch.entries]
+            batch.entries = other  # type: ignore[misc]
             return super().apply(batch)
 
     async with memory_cluster(3, machine=Different) as cluster:
