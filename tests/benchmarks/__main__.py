@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from .measure import Row
-from .suite import CASES, FULL, QUICK_PACE, run
+from .suite import CASES, FULL, QUICK_PACE, TARGETS, Pace, run
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -30,48 +30,88 @@ class Report(msgspec.Struct, kw_only=True):
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--case", action="append", choices=list(CASES), help="only this one; may be repeated")
-    parser.add_argument("--quick", action="store_true", help="short runs, fewer of them: under four minutes in all")
+    parser.add_argument("--targets", action="store_true", help="only the cases that have a target")
+    parser.add_argument("--quick", action="store_true", help="short runs, fewer of them, smaller snapshots and logs")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     parser.add_argument("--page", type=Path, help="put the table into this Markdown page, between its marks")
     parser.add_argument("--into", type=Path, help="keep every row here (JSON lines), and skip the cases that are there")
+    parser.add_argument("--minutes", type=float, help="begin no further case after so long; goes on with --into")
     arguments = parser.parse_args()
     pace = QUICK_PACE if arguments.quick else FULL
-    names = arguments.case or list(CASES)
-    kept = _kept(arguments.into)
-    names = [name for name in names if name not in {case for case, _ in kept}]
+    names = arguments.case or list(TARGETS if arguments.targets else CASES)
+    kept = _kept(arguments.into, pace.name)
+    names = [name for name in names if name not in {line.case for line in kept}]
     report = Report(
         started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         python=platform.python_version(),
         machine=platform.machine(),
         cores=os.cpu_count() or 0,
-        pace="quick" if arguments.quick else "full",
-        load_before=os.getloadavg()[0],
-        rows=[row for _, row in kept],
+        pace=pace.name,
+        load_before=max([line.load_before for line in kept], default=os.getloadavg()[0]),
+        rows=[],
     )
-    asyncio.run(_run(names, pace, report, arguments.into))
+    done, failed = asyncio.run(_run(names, pace, arguments.into, arguments.minutes))
+    order = list(CASES)
+    report.rows = [row for line in sorted([*kept, *done], key=lambda line: order.index(line.case)) for row in line.rows]
     if arguments.page is not None:
         write_page(report, arguments.page)
     if arguments.json:
         sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
     else:
         print(table(report))
+    for name in failed:
+        print(f"failed: {name}", file=sys.stderr)
+    sys.exit(1 if failed else 0)
 
 
-async def _run(names: list[str], pace: object, report: Report, into: Path | None) -> None:
+class Done(msgspec.Struct, kw_only=True):
+    """One case, whole: a line of the file of ``--into``."""
+
+    case: str
+    pace: str
+    load_before: float
+    seconds: float
+    rows: list[Row]
+
+
+async def _run(
+    names: list[str], pace: Pace, into: Path | None, minutes: float | None
+) -> tuple[list[Done], dict[str, None]]:
+    """What was measured, and which cases failed: the others go on."""
+    done: list[Done] = []
+    failed: dict[str, None] = {}
+    began = time.monotonic()
     for name in names:
-        rows: list[Row] = []
-        async for row in run([name], pace, lambda text: print(text, file=sys.stderr, flush=True)):  # type: ignore[arg-type]
-            rows.append(row)
-        report.rows += rows
-        if into is not None and rows:
+        if minutes is not None and time.monotonic() - began > minutes * 60:
+            _tell(f"{name} and what follows is left for another run")
+            break
+        line = Done(case=name, pace=pace.name, load_before=os.getloadavg()[0], seconds=0.0, rows=[])
+        started = time.monotonic()
+        try:
+            line.rows = [row async for row in run([name], pace, _tell)]
+        except Exception as error:
+            _tell(f"{name} failed: {type(error).__name__}: {error}")
+            failed[name] = None
+            continue
+        line.seconds = time.monotonic() - started
+        _tell(f"--- {name}: {line.seconds:.0f} s")
+        done.append(line)
+        if into is not None:
             with into.open("ab") as file:  # only when it is whole: the next run goes on behind it
-                file.writelines(msgspec.json.encode((name, row)) + b"\n" for row in rows)
+                file.write(msgspec.json.encode(line) + b"\n")
+    return done, failed
 
 
-def _kept(into: Path | None) -> list[tuple[str, Row]]:
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _kept(into: Path | None, pace: str) -> list[Done]:
+    """The cases of the same pace that an earlier run has measured."""
     if into is None or not into.exists():
         return []
-    return [msgspec.json.decode(line, type=tuple[str, Row]) for line in into.read_bytes().splitlines()]
+    lines = [msgspec.json.decode(line, type=Done) for line in into.read_bytes().splitlines()]
+    return [line for line in lines if line.pace == pace]
 
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -97,9 +137,10 @@ def markdown(report: Report) -> str:
         number = ",.0f" if row.median >= 100 else ".2f"
         times = "" if row.p50_ms is None else f"{row.p50_ms:.2f} / {row.p99_ms or 0:.2f}"
         ratio = "" if row.ratio is None else f"{row.ratio:.2f} × {row.against}"
-        target = "" if not row.must else f"must {row.must:g}, goal {row.goal:g}: **{row.verdict}**"
+        target = f"{row.target}: **{row.verdict}**" if row.verdict else ""
         lines.append(
             f"| {row.case} | {row.contender}: {row.setting.durability}; {row.setting.client}"
+            f"{'; ' + row.note if row.note else ''}"
             f" | {row.median:{number}} {row.unit} | {times} | {ratio} | {target} |"
         )
     return "\n".join(lines)
@@ -122,7 +163,7 @@ def table(report: Report) -> str:
         p50 = "" if row.p50_ms is None else f"{row.p50_ms:.3f}"
         p99 = "" if row.p99_ms is None else f"{row.p99_ms:.3f}"
         ratio = "" if row.ratio is None else f"{row.ratio:.2f} x {row.against}"
-        target = "" if row.must is None else f" (must {row.must:g}, goal {row.goal:g}: {row.verdict})"
+        target = f" ({row.target}: {row.verdict})" if row.verdict else ""
         number = ".0f" if row.median >= 100 else ".3f"
         lines.append(
             f"{row.contender:30s} {row.median:12,{number}} {row.lowest:12,{number}} {row.highest:12,{number}}"

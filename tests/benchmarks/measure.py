@@ -6,6 +6,7 @@ import gc
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import msgspec
 
@@ -52,14 +53,23 @@ class Row(msgspec.Struct, kw_only=True):
 
     @property
     def verdict(self) -> str:
-        """``goal``, ``must``, ``missed``, or nothing where no target is set."""
+        """``goal``, ``must``, ``missed``, ``below the goal`` where there is no must, or nothing without a target."""
         measured = self.ratio if self.against is not None else self.median
-        if self.must is None or measured is None:
+        if measured is None or (self.must is None and self.goal is None):
             return ""
         sign = -1 if self.at_most else 1
         if self.goal is not None and sign * measured >= sign * self.goal:
             return "goal"
+        if self.must is None:
+            return "below the goal"
         return "must" if sign * measured >= sign * self.must else "missed"
+
+    @property
+    def target(self) -> str:
+        """In words; nothing without one."""
+        wanted = [f"must {self.must:g}"] if self.must is not None else []
+        wanted += [f"goal {self.goal:g}"] if self.goal is not None else []
+        return ", ".join(wanted)
 
 
 class Contender(msgspec.Struct, kw_only=True):
@@ -74,6 +84,21 @@ class Contender(msgspec.Struct, kw_only=True):
     goal: float | None = None
     at_most: bool = False
     note: str = ""
+
+
+def single(case: str, contender: str, unit: str, setting: Setting, value: float, **more: Any) -> Row:
+    """What is measured once: it takes long, or says enough."""
+    return Row(
+        case=case,
+        contender=contender,
+        unit=unit,
+        setting=setting,
+        median=value,
+        lowest=value,
+        highest=value,
+        runs=1,
+        **more,
+    )
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -19,6 +19,7 @@ class PipelinedClient:
         self._url = url
         self._waiting: list[tuple[bytes, asyncio.Future[Any]]] = []
         self._sent: dict[int, list[asyncio.Future[Any]]] = {}
+        self._reads: dict[int, asyncio.Future[Any]] = {}
         self._next_id = 0
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder()
@@ -45,6 +46,14 @@ class PipelinedClient:
         self._waiting.append((command, future))
         return future
 
+    async def read(self, body: dict[str, Any]) -> Any:
+        """One read, in a frame of its own. ``body`` is what ``POST /v1/read`` takes."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._next_id += 1
+        self._reads[self._next_id] = future
+        await self._socket.send_bytes(self._encoder.encode((self._next_id, "read", body)))
+        return await future
+
     async def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
         for start in range(0, len(waiting), WRITES_PER_FRAME):
@@ -57,6 +66,13 @@ class PipelinedClient:
     async def _read(self) -> None:
         async for message in self._socket:
             answer_id, is_ok, data = self._decoder.decode(message.data)
+            reading = self._reads.pop(answer_id, None)
+            if reading is not None:
+                if is_ok:
+                    reading.set_result(data)
+                else:
+                    reading.set_exception(RuntimeError(str(data)))
+                continue
             futures = self._sent.pop(answer_id)
             for number, future in enumerate(futures):
                 done, result = (False, data) if not is_ok else data[number]

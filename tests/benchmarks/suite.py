@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import shutil
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -15,25 +13,65 @@ import msgspec
 from .baselines.etcd import EtcdCluster, etcd_cluster
 from .baselines.pysyncobj import BATCHED, LOW_LATENCY, syncobj_cluster
 from .baselines.pysyncobj_one_thread import QUICK, TUNED, OneThread
-from .cases import in_process, processes
-from .cluster import RaftkitCluster, raftkit_cluster
+from .cases import growth, idle, in_process, processes, reading, recovery, snapshots
+from .cluster import raftkit_cluster
 from .measure import Contender, Row, Sample, Setting, measure
 
 Progress = Callable[[str], None]
+Loads = tuple[tuple[int, int], ...]
+"""Writes outstanding, and bytes of each."""
+
+USUAL: Loads = ((1, 100), (64, 100), (256, 100))
+LARGE: Loads = ((1024, 100), (1, 4096), (64, 4096), (256, 4096))
 
 
-class Pace(msgspec.Struct, frozen=True):
-    """How long each run takes, and how many count."""
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """How long each run takes, how many count, and how much of what is slow is done."""
 
+    name: str
     seconds: float
     runs: int
-    outstanding: tuple[int, ...]
-    payloads: tuple[int, ...]
+    large: Loads
     kills: int
+    snapshot_mib: int
+    base_seconds: float
+    grown_entries: int
+    grown_seconds: float
+    caught_up: tuple[int, int]
+    """Entries by the log, MiB by a snapshot."""
+    idle_seconds: float
+    observed: tuple[int, float]
+    """Runs, and seconds of each."""
 
 
-FULL = Pace(2.0, 5, (1, 64, 256, 1024), (100, 4096), 50)
-QUICK_PACE = Pace(0.7, 3, (1, 64, 256), (100,), 5)
+FULL = Pace(
+    name="full",
+    seconds=1.5,
+    runs=5,
+    large=LARGE,
+    kills=50,
+    snapshot_mib=1024,
+    base_seconds=8.0,
+    grown_entries=10_000_000,
+    grown_seconds=200.0,
+    caught_up=(500_000, 512),
+    idle_seconds=60.0,
+    observed=(15, 1.0),
+)
+QUICK_PACE = Pace(
+    name="quick",
+    seconds=0.7,
+    runs=3,
+    large=((1024, 100), (64, 4096)),
+    kills=4,
+    snapshot_mib=48,
+    base_seconds=2.0,
+    grown_entries=100_000,
+    grown_seconds=20.0,
+    caught_up=(20_000, 32),
+    idle_seconds=8.0,
+    observed=(9, 0.5),
+)
 
 
 def _has(module: str) -> bool:
@@ -47,8 +85,8 @@ def _contender(name: str, made: tuple[Setting, Callable[[], Any]], **targets: An
     return Contender(name=name, setting=setting, run=run, **targets)
 
 
-async def memory_one_process(pace: Pace, progress: Progress) -> AsyncIterator[list[Row]]:
-    for payload, outstanding in itertools.product(pace.payloads, pace.outstanding):
+async def memory_one_process(pace: Pace, progress: Progress, loads: Loads = USUAL) -> AsyncIterator[list[Row]]:
+    for outstanding, payload in loads:
         contenders = in_process.contenders(outstanding, pace.seconds, payload)
         yield await measure(f"in process, {outstanding}, {payload} B", contenders, pace.runs, progress)
 
@@ -76,7 +114,7 @@ async def memory_one_process_peer(pace: Pace, progress: Progress) -> AsyncIterat
             peer.close()
 
 
-async def memory_processes(pace: Pace, progress: Progress) -> AsyncIterator[list[Row]]:
+async def memory_processes(pace: Pace, progress: Progress, loads: Loads = USUAL) -> AsyncIterator[list[Row]]:
     """A client in the leader, and a remote one, against PySyncObj at its best for each."""
     async with AsyncExitStack() as stack:
         ours = await stack.enter_async_context(raftkit_cluster("memory"))
@@ -84,7 +122,7 @@ async def memory_processes(pace: Pace, progress: Progress) -> AsyncIterator[list
         if _has("pysyncobj"):
             batched = await stack.enter_async_context(syncobj_cluster(BATCHED))
             quick = await stack.enter_async_context(syncobj_cluster(LOW_LATENCY))
-        for payload, outstanding in itertools.product(pace.payloads, pace.outstanding):
+        for outstanding, payload in loads:
             local = processes.in_leader(ours, "memory", outstanding, pace.seconds, payload)
             contenders = [_contender("raftkit", local)]
             peer, mode = (quick, "no batches") if outstanding == 1 else (batched, "5 ms batches")
@@ -98,12 +136,12 @@ async def memory_processes(pace: Pace, progress: Progress) -> AsyncIterator[list
             yield await measure(f"processes, memory, {outstanding}, {payload} B", contenders, pace.runs, progress)
 
 
-async def durable_processes(pace: Pace, progress: Progress) -> AsyncIterator[list[Row]]:
+async def durable_processes(pace: Pace, progress: Progress, loads: Loads = USUAL) -> AsyncIterator[list[Row]]:
     """SQLite that syncs every write, against etcd."""
     async with AsyncExitStack() as stack:
         ours = await stack.enter_async_context(raftkit_cluster("sqlite"))
         peer = await _etcd(stack, progress)
-        for payload, outstanding in itertools.product(pace.payloads, pace.outstanding):
+        for outstanding, payload in loads:
             distant = processes.remote(ours, "sqlite", outstanding, pace.seconds, payload)
             contenders = []
             if peer is not None:
@@ -113,9 +151,7 @@ async def durable_processes(pace: Pace, progress: Progress) -> AsyncIterator[lis
                 contenders = [_contender("raftkit, remote client", distant, against=other.name, must=must, goal=goal)]
                 if outstanding == 64 and payload == 100:
                     posts = processes.per_request(ours, "sqlite", outstanding, pace.seconds, payload)
-                    contenders.append(
-                        _contender("raftkit, a POST per write", posts, against=other.name, goal=0.7, must=0.0)
-                    )
+                    contenders.append(_contender("raftkit, a POST per write", posts, against=other.name, goal=0.7))
                 contenders.append(other)
             else:
                 contenders = [_contender("raftkit, remote client", distant)]
@@ -131,90 +167,21 @@ async def _etcd(stack: AsyncExitStack, progress: Progress) -> EtcdCluster | None
     return await stack.enter_async_context(etcd_cluster())
 
 
-async def reading(pace: Pace, progress: Progress) -> AsyncIterator[list[Row]]:
+def _large(
+    case: Callable[[Pace, Progress, Loads], AsyncIterator[list[Row]]],
+) -> Callable[[Pace, Progress], AsyncIterator[list[Row]]]:
+    """The same with more outstanding, and with larger writes."""
+    return lambda pace, progress: case(pace, progress, pace.large)
+
+
+async def reads(pace: Pace, progress: Progress) -> AsyncIterator[list[Row]]:
     async with AsyncExitStack() as stack:
         ours = await stack.enter_async_context(raftkit_cluster("memory"))
         peer = await _etcd(stack, progress)
-        contenders = []
-        other = None
-        if peer is not None:
-            other = processes.etcd(peer, 64, pace.seconds, 100, is_read=True)
-            contenders.append(other)
-        for policy, where in (
-            ("linearizable", "leader"),
-            ("linearizable", "follower"),
-            ("lease", "leader"),
-            ("stale", "follower"),
-        ):
-            made = processes.reads(ours, policy, where, 64, pace.seconds)
-            against = None if other is None or policy == "stale" else other.name
-            goal = 3.0 if policy == "linearizable" and other is not None else None
-            targets = {"against": against, "goal": goal, "must": None if goal is None else 0.0}
-            contenders.append(_contender(f"raftkit, {policy} at the {where}", made, **targets))
+        leader = ours.workers[await ours.leader()]
+        await leader.ask({"do": "write", "outstanding": 64, "seconds": 0.1, "payload": 100})
+        contenders = reading.contenders(ours, peer, 64, pace.seconds)
         yield await measure("reads, 64", contenders, pace.runs, progress)
-
-
-async def leader_killed(pace: Pace, progress: Progress) -> AsyncIterator[list[Row]]:
-    """From SIGKILL of the leader to the next commit, as a share of ``election_timeout_max`` (1 s)."""
-    waits: list[float] = []
-    async with raftkit_cluster("memory") as cluster:
-        setting = processes.reads(cluster, "stale", "leader", 1, 1)[0]
-        for number in range(pace.kills):
-            leader = await cluster.leader()
-            victim = cluster.workers.pop(leader)
-            started = time.perf_counter()
-            victim.kill()
-            while True:
-                try:
-                    await asyncio.gather(*(_one_write(worker) for worker in cluster.workers.values()))
-                except _Committed:
-                    break
-                await asyncio.sleep(0.005)
-            waits.append(time.perf_counter() - started)
-            await victim.stop()
-            progress(f"kill {number + 1} of {pace.kills}: {waits[-1] * 1000:.0f} ms")
-            break_after = number + 1 == pace.kills
-            if not break_after:
-                # Memory is gone with the process: the node comes back as a new cluster of three.
-                await _restart(cluster)
-    from .measure import percentile
-
-    yield [
-        Row(
-            case="leader killed",
-            contender=f"raftkit, {name}",
-            unit="of election_timeout_max",
-            setting=msgspec.structs.replace(setting, client="a write at each survivor in turns"),
-            median=percentile(waits, share),
-            lowest=min(waits),
-            highest=max(waits),
-            runs=len(waits),
-            must=must,
-            goal=goal,
-            at_most=True,
-        )
-        for name, share, must, goal in (("p50", 0.5, 1.8, 1.0), ("p99", 0.99, 1.8, 1.5))
-    ]
-
-
-class _Committed(Exception):
-    pass
-
-
-async def _one_write(worker: Any) -> None:
-    answer = await worker.ask({"do": "try write"}, timeout=20)
-    if answer["committed"]:
-        raise _Committed
-
-
-async def _restart(cluster: RaftkitCluster) -> None:
-    """The whole cluster anew, on the same addresses."""
-    await cluster.stop()
-    cluster.workers.clear()
-    for node_id in cluster.addresses:
-        await cluster.start(node_id)
-    await cluster.workers["n1"].ask({"do": "initialize", "members": cluster.addresses})
-    await cluster.leader()
 
 
 async def members(pace: Pace, progress: Progress) -> AsyncIterator[list[Row]]:
@@ -231,53 +198,10 @@ async def members(pace: Pace, progress: Progress) -> AsyncIterator[list[Row]]:
     yield await measure("members, 256", contenders, pace.runs, progress)
 
 
-async def idle(pace: Pace, progress: Progress) -> AsyncIterator[list[Row]]:
-    """A durable cluster nobody uses: share of a core per node, and bytes sent to the disk."""
-    seconds = 60.0 if pace is FULL else 10.0
-    async with raftkit_cluster("sqlite") as cluster:
-        await asyncio.sleep(3)
-        before = {node: await worker.ask({"do": "status"}) for node, worker in cluster.workers.items()}
-        await asyncio.sleep(seconds)
-        after = {node: await worker.ask({"do": "status"}) for node, worker in cluster.workers.items()}
-    shares = [(after[node]["cpu"] - before[node]["cpu"]) / seconds * 100 for node in before]
-    written = [(after[node]["written_bytes"] - before[node]["written_bytes"]) / seconds * 60 for node in before]
-    setting = processes.in_leader(cluster, "sqlite", 0, 0, 100)[0]
-    setting = msgspec.structs.replace(setting, client="none", payload="-")
-    yield [
-        _row("idle", "raftkit, each node", "% of a core", setting, shares, must=100.0, goal=2.0),
-        _row("idle", "raftkit, each node, disk", "bytes per minute", setting, written),
-    ]
-
-
-def _row(
-    case: str,
-    name: str,
-    unit: str,
-    setting: Setting,
-    values: list[float],
-    must: float | None = None,
-    goal: float | None = None,
-) -> Row:
-    import statistics
-
-    return Row(
-        case=case,
-        contender=name,
-        unit=unit,
-        setting=setting,
-        median=statistics.median(values),
-        lowest=min(values),
-        highest=max(values),
-        runs=len(values),
-        must=must,
-        goal=goal,
-        at_most=True,
-    )
-
-
 async def observed(pace: Pace, progress: Progress) -> AsyncIterator[list[Row]]:
-    """An instrument that overrides everything but ``trace``, and a reader of the metrics, against none."""
-    bare, watched = in_process.contenders(256, pace.seconds)[0], None
+    """An instrument that overrides everything but ``trace``, and a reader of the metrics, against none.
+
+    Many short turns: what is looked for is smaller than what one turn differs from the next."""
     from raftkit_core.instrument import Instrument
 
     class Everything(Instrument):
@@ -286,23 +210,35 @@ async def observed(pace: Pace, progress: Progress) -> AsyncIterator[list[Row]]:
         def on_membership(self, membership: Any) -> None: ...
         def on_snapshot(self, meta: Any) -> None: ...
 
+    runs, seconds = pace.observed
+    bare = in_process.contenders(256, seconds)[0]
     watched = msgspec.structs.replace(
         bare,
         name="raftkit, observed",
-        run=lambda: in_process.raftkit_run(256, pace.seconds, instruments=(Everything(),), watch=True),
+        run=lambda: in_process.raftkit_run(256, seconds, instruments=(Everything(),), watch=True),
         against="raftkit",
         must=0.9,
         goal=0.95,
     )
     bare = msgspec.structs.replace(bare, against=None, must=None, goal=None)
-    yield await measure("instruments and metrics, 256", [bare, watched], pace.runs, progress)
+    yield await measure("instruments and metrics, 256", [bare, watched], runs, progress)
 
 
-async def footprint(pace: Pace, progress: Progress) -> AsyncIterator[list[Row]]:
-    """Memory for the log and the keys of one node, per entry, as the log grows."""
-    million = 1_000_000 if pace is FULL else 100_000
-    rows = await in_process.growth(million, progress)
-    yield rows
+async def loops(pace: Pace, progress: Progress) -> AsyncIterator[list[Row]]:
+    """The optional loop against the usual one."""
+    if not _has("uvloop"):
+        progress("uvloop is not installed: uv run --group bench …")
+        return
+    for storage, outstandings in (("memory", (1, 256)), ("sqlite", (1, 256))):
+        async with raftkit_cluster(storage) as usual, raftkit_cluster(storage, uvloop=True) as quick:
+            for outstanding in outstandings:
+                contenders = []
+                for name, cluster in (("asyncio", usual), ("uvloop", quick)):
+                    made = processes.in_leader(cluster, storage, outstanding, pace.seconds, 100)
+                    against = None if name == "asyncio" else "raftkit, asyncio"
+                    contenders.append(_contender(f"raftkit, {name}", made, against=against))
+                case = f"uvloop, processes, {processes.SHORT[storage]}, {outstanding}"
+                yield await measure(case, contenders, pace.runs, progress)
 
 
 CASES: dict[str, Callable[[Pace, Progress], AsyncIterator[list[Row]]]] = {
@@ -310,21 +246,37 @@ CASES: dict[str, Callable[[Pace, Progress], AsyncIterator[list[Row]]]] = {
     "in-process-peer": memory_one_process_peer,
     "memory": memory_processes,
     "durable": durable_processes,
-    "reads": reading,
-    "leader-killed": leader_killed,
-    "members": members,
-    "idle": idle,
+    "reads": reads,
+    "leader-killed": lambda pace, progress: recovery.leader_killed(pace.kills, progress),
+    "snapshot-sqlite": lambda pace, progress: _beside_snapshot("sqlite", pace, progress),
+    "snapshot-memory": lambda pace, progress: _beside_snapshot("memory", pace, progress),
     "observed": observed,
-    "footprint": footprint,
+    "idle": lambda pace, progress: idle.idle(pace.idle_seconds, progress),
+    "members": members,
+    "in-process-large": _large(memory_one_process),
+    "memory-large": _large(memory_processes),
+    "durable-large": _large(durable_processes),
+    "catch-up": lambda pace, progress: recovery.catching_up(*pace.caught_up, progress),
+    "growth-sqlite": lambda pace, progress: _growing("sqlite", pace, progress),
+    "growth-memory": lambda pace, progress: _growing("memory", pace, progress),
+    "keys": lambda pace, progress: growth.keys(pace.grown_entries // 10, progress),
+    "uvloop": loops,
 }
+TARGETS = tuple(CASES)[: tuple(CASES).index("members")]
+"""The cases that have a target."""
+
+
+def _beside_snapshot(storage: str, pace: Pace, progress: Progress) -> AsyncIterator[list[Row]]:
+    return snapshots.commits_beside(storage, pace.snapshot_mib, 500, pace.base_seconds, progress)
+
+
+def _growing(storage: str, pace: Pace, progress: Progress) -> AsyncIterator[list[Row]]:
+    return growth.growing(storage, pace.grown_entries, pace.grown_seconds, progress)
 
 
 async def run(names: Iterable[str], pace: Pace, progress: Progress) -> AsyncIterator[Row]:
-    """Every row as soon as it is measured; a case that fails is told, and the others go on."""
+    """Every row as soon as it is measured."""
     for name in names:
-        try:
-            async for rows in CASES[name](pace, progress):
-                for row in rows:
-                    yield row
-        except Exception as error:
-            progress(f"{name} failed: {type(error).__name__}: {error}")
+        async for rows in CASES[name](pace, progress):
+            for row in rows:
+                yield row

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import resource
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
-import msgspec
-
-from raftkit_core import Config, Node, Raft, SnapshotPolicy, open_raft
+from raftkit_core import Config, Node, Raft, open_raft
 from raftkit_core.instrument import Instrument
 from raftkit_core.types.kv import Put
 
 from ..baselines.bare_replicator import BareCluster
 from ..drive import closed_loop
-from ..measure import Contender, Row, Sample, Setting
+from ..measure import Contender, Sample, Setting
 
 TARGETS = {1: (0.35, 0.5), 64: (None, None), 256: (0.4, 0.6), 1024: (None, None)}
 _hubs = itertools.count()
@@ -84,44 +80,6 @@ async def raftkit_run(
         if watching:
             await asyncio.wait(watching)
         return result
-
-
-async def growth(entries: int, progress: Callable[[str], None]) -> list[Row]:
-    """One node: bytes of memory per entry of a log that is never purged, and whether writes slow down with it."""
-    rates: list[float] = []
-    async with memory_cluster(1, Config(snapshot_policy=SnapshotPolicy.Never())) as (raft,):
-        command = Put("key00001", value_of(100))
-        before = _resident_bytes()
-        part = entries // 10
-        for number in range(10):
-            started = time.perf_counter()
-            for _ in range(part // 500):
-                await raft.client_write_many([command] * 500)
-            rates.append(part / (time.perf_counter() - started))
-            progress(f"{(number + 1) * part:,} entries: {rates[-1]:,.0f}/s")
-        grown = (_resident_bytes() - before) / entries
-    setting = msgspec.structs.replace(contenders(0, 0)[0].setting, processes="one node", client="500 writes a call")
-    common = {"case": f"a log of {entries:,} entries", "setting": setting, "runs": 1}
-    last = {"median": rates[-1], "lowest": min(rates), "highest": max(rates)}
-    first = {"median": rates[0], "lowest": rates[0], "highest": rates[0]}
-    size = {"median": grown, "lowest": grown, "highest": grown}
-    return [
-        Row(contender="raftkit, memory", unit="bytes per entry", **size, **common),
-        Row(contender="raftkit, first tenth", unit="writes/s", **first, **common),
-        Row(
-            contender="raftkit, last tenth",
-            unit="writes/s",
-            against="raftkit, first tenth",
-            ratio=rates[-1] / rates[0],
-            **last,
-            **common,
-        ),
-    ]
-
-
-def _resident_bytes() -> int:
-    with open("/proc/self/statm", encoding="ascii") as sizes:
-        return int(sizes.read().split()[1]) * resource.getpagesize()
 
 
 async def bare_run(outstanding: int, seconds: float, payload: int = 100) -> Sample:
