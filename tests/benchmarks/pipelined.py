@@ -20,6 +20,8 @@ class PipelinedClient:
         self._waiting: list[tuple[bytes, asyncio.Future[Any]]] = []
         self._sent: dict[int, list[asyncio.Future[Any]]] = {}
         self._reads: dict[int, asyncio.Future[Any]] = {}
+        self._asking: list[tuple[str, asyncio.Future[Any]]] = []
+        self._gets: dict[int, list[asyncio.Future[Any]]] = {}
         self._next_id = 0
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder()
@@ -54,6 +56,23 @@ class PipelinedClient:
         await self._socket.send_bytes(self._encoder.encode((self._next_id, "read", body)))
         return await future
 
+    def read_among(self, consistency: str, key: str) -> asyncio.Future[Any]:
+        """One read, in a frame with the others of this turn and of the same consistency."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        if not self._asking:
+            self._flushing = self._loop.create_task(self._flush_reads(consistency))
+        self._asking.append((key, future))
+        return future
+
+    async def _flush_reads(self, consistency: str) -> None:
+        asking, self._asking = self._asking, []
+        for start in range(0, len(asking), WRITES_PER_FRAME):
+            part = asking[start : start + WRITES_PER_FRAME]
+            self._next_id += 1
+            self._gets[self._next_id] = [future for _, future in part]
+            body = (consistency, [key for key, _ in part])
+            await self._socket.send_bytes(self._encoder.encode((self._next_id, "reads", body)))
+
     async def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
         for start in range(0, len(waiting), WRITES_PER_FRAME):
@@ -72,6 +91,14 @@ class PipelinedClient:
                     reading.set_result(data)
                 else:
                     reading.set_exception(RuntimeError(str(data)))
+                continue
+            asked = self._gets.pop(answer_id, None)
+            if asked is not None:
+                for number, future in enumerate(asked):
+                    if is_ok:
+                        future.set_result(data[number])
+                    else:
+                        future.set_exception(RuntimeError(str(data)))
                 continue
             futures = self._sent.pop(answer_id)
             for number, future in enumerate(futures):

@@ -26,12 +26,14 @@ def contenders(ours: RaftkitCluster, peer: EtcdCluster | None, outstanding: int,
         other = processes.etcd(peer, outstanding, seconds, 100, is_read=True)
         found.append(other)
         against = other.name
-    for policy, where in REMOTE:
-        setting, run = remote(ours, policy, where, outstanding, seconds)
-        has_target = against is not None and policy != "stale"
+    for policy, where, is_shared in ((*each, is_shared) for is_shared in (True, False) for each in REMOTE):
+        if policy == "stale" and not is_shared:
+            continue
+        setting, run = remote(ours, policy, where, outstanding, seconds, is_shared)
+        has_target = against is not None and policy != "stale" and is_shared
         found.append(
             Contender(
-                name=f"raftkit, remote client, {policy} at the {where}",
+                name=f"raftkit, remote client, {policy} at the {where}" + ("" if is_shared else ", a frame each"),
                 setting=setting,
                 run=run,
                 against=against,
@@ -47,9 +49,10 @@ def contenders(ours: RaftkitCluster, peer: EtcdCluster | None, outstanding: int,
 
 
 def remote(
-    cluster: RaftkitCluster, policy: str, where: str, outstanding: int, seconds: float
+    cluster: RaftkitCluster, policy: str, where: str, outstanding: int, seconds: float, is_shared: bool
 ) -> tuple[Setting, Callable[[], Any]]:
-    """One frame a read, as etcd's client sends one request a read."""
+    """``is_shared``: what callers ask for in one turn of the loop leaves as one frame, as writes do. Else a frame a
+    read, as etcd's client sends a request a read."""
     body = {"get": {"key": "key00001"}, "consistency": policy}
 
     async def run() -> Sample:
@@ -58,13 +61,13 @@ def remote(
         async with PipelinedClient(cluster.addresses[node]) as client:
 
             async def read(number: int) -> None:
-                await client.read(body)
+                await (client.read_among(policy, "key00001") if is_shared else client.read(body))
 
             return await closed_loop(read, outstanding, seconds, every=True)
 
     setting = msgspec.structs.replace(
         processes.in_leader_setting("memory", 100, outstanding),
         durability="reads",
-        client=f"remote, one pipelined WebSocket, at the {where}",
+        client=f"remote, one pipelined WebSocket, at the {where}" + ("" if is_shared else ", a frame a read"),
     )
     return setting, run

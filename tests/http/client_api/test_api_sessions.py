@@ -15,6 +15,7 @@ from yarl import URL
 
 from raftkit_core import Node, Raft, open_raft
 from raftkit_core.types.kv import KV_MACHINE, Put
+from raftkit_http.api import kv as kv_api
 
 pack = msgspec.msgpack.encode
 
@@ -222,6 +223,38 @@ async def test_a_body_that_is_no_list_of_writes_is_refused_and_the_connection_go
         assert (number, ok, error["code"]) == (1, False, "BAD_REQUEST")
         await socket.send_bytes(pack([2, "writes", [None, [[0, 0, pack(Put("k", b"v"))]]]]))
         assert (await receive(socket))[:2] == [2, True]
+
+
+@pytest.mark.parametrize("consistency", ["linearizable", "lease", "stale"])
+async def test_a_frame_carries_many_reads_for_one_round(consistency: str) -> None:
+    async with served() as node, node.http.ws_connect(f"{node.url}/v1/ws") as socket:
+        for key in ("a", "b"):
+            await node.raft.write(Put(key, key.encode()))
+        await socket.send_bytes(pack([3, "reads", [consistency, ["b", "missing", "a", "a"]]]))
+        number, ok, items = await receive(socket)
+        assert (number, ok) == (3, True)
+        assert [None if item is None else item["value"] for item in items] == ["b", None, "a", "a"]
+
+
+async def test_reads_of_one_frame_have_a_bound_on_their_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv_api, "MAX_LIST_BYTES", 100)
+    async with served() as node, node.http.ws_connect(f"{node.url}/v1/ws") as socket:
+        await node.raft.write(Put("a", b"x" * 60))
+        await socket.send_bytes(pack([1, "reads", ["stale", ["a", "a"]]]))
+        number, ok, error = await receive(socket)
+        assert (number, ok, error["code"]) == (1, False, "REQUEST_TOO_LARGE")
+        await socket.send_bytes(pack([2, "reads", ["stale", ["a"]]]))
+        assert (await receive(socket))[:2] == [2, True]
+
+
+@pytest.mark.parametrize(
+    "body", [None, [], ["stale", []], ["stale", "ab"], ["soon", ["a"]], ["stale", ["a"] * 1025], ["stale", [b"a"]]]
+)
+async def test_a_body_that_is_no_list_of_reads_is_refused(body: Any) -> None:
+    async with served() as node, node.http.ws_connect(f"{node.url}/v1/ws") as socket:
+        await socket.send_bytes(pack([1, "reads", body]))
+        number, ok, error = await receive(socket)
+        assert (number, ok, error["code"]) == (1, False, "BAD_REQUEST")
 
 
 async def test_binary_json_command_and_machine_name_are_as_without_a_session() -> None:

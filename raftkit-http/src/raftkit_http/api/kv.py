@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import msgspec
 from aiohttp import hdrs, web
 
 from raftkit_core.config import ReadPolicy
-from raftkit_core.errors import BadRequest, NotFound
+from raftkit_core.errors import BadRequest, NotFound, RequestTooLarge
 from raftkit_core.types.kv import Delete, Get, KeyValue, ListKeys, Put
 from raftkit_http.api.decode import decode_json, key_in_path, precondition, quoted, read_body, require_type
 from raftkit_http.api.envelope import success
@@ -88,6 +89,27 @@ async def read_key(call: Call, key: str, policy: ReadPolicy) -> KeyValueAnswer:
     require_kv(call.raft)
     found: KeyValue | None = await call.raft.read(Get(key), policy, timeout=call.remaining)
     return KeyValueAnswer(item=None if found is None else KeyValueBody.of(found))
+
+
+async def read_keys(call: Call, keys: Sequence[str], policy: ReadPolicy) -> list[KeyValueBody | None]:
+    """One position is confirmed for all of them. Raises: RequestTooLarge above ``MAX_LIST_BYTES``."""
+    require_kv(call.raft)
+
+    def look_up(machine: Any) -> Any:
+        found = [machine.query(Get(key)) for key in keys]
+        return gathered(found) if any(isinstance(each, Awaitable) for each in found) else found
+
+    async def gathered(found: list[Any]) -> list[Any]:
+        return [await each if isinstance(each, Awaitable) else each for each in found]
+
+    found: list[KeyValue | None] = await call.raft.read(look_up, policy, timeout=call.remaining)
+    size = sum(len(item.key) + len(item.value) for item in found if item is not None)
+    if size > MAX_LIST_BYTES:
+        raise RequestTooLarge(
+            f"the values of these {len(keys)} keys have {size} bytes, one answer takes {MAX_LIST_BYTES}",
+            hint="ask for fewer keys at once",
+        )
+    return [None if item is None else KeyValueBody.of(item) for item in found]
 
 
 async def read_list(call: Call, query: ListKeys, policy: ReadPolicy) -> ListAnswer:

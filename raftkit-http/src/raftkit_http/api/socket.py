@@ -6,10 +6,12 @@ Request ``[id, op, body]`` or ``[id, op, body, timeout_ms]`` with ``id`` an inte
 - ``writes``: body is ``[session, [[serial, floor, command]…]]``, many at once; without a session (null) the serials and
   floors are 0.
 - ``read``: body is what ``POST /v1/read`` takes.
+- ``reads``: body is ``[consistency, [key…]]``, many keys at once: one round for all of them.
 
 Answer ``[id, true, data]`` or ``[id, false, error]``, in the order things finish; the data of ``writes`` is one
-``[true, data]`` or ``[false, error]`` for each. No more than ``max_socket_window`` requests are in flight (each write
-counts, and one frame is always taken). Frames beyond that wait their turn, ``max_socket_waiting`` requests and
+``[true, data]`` or ``[false, error]`` for each, that of ``reads`` one item or null for each. No more than
+``max_socket_window`` requests are in flight (each write or read counts, and one frame is always taken). Frames beyond
+that wait their turn, ``max_socket_waiting`` requests and
 :data:`WAITING_BYTES_MAX` of them; what comes on top is refused as ``OVERLOADED``, which is definite. So whatever the
 node is busy with, pings are answered. Writes of one socket reach the Raft in the order of their frames.
 """
@@ -24,20 +26,21 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 from aiohttp import WSMsgType, web
 
+from raftkit_core.config import ReadPolicy
 from raftkit_core.errors import BadRequest, OutcomeUnknown, Overloaded, RaftError, RPCTimeout
 from raftkit_core.types.session import SessionSerial
 from raftkit_http.api.decode import check_depth, clean
 from raftkit_http.api.discretion import info_for
 from raftkit_http.api.envelope import ErrorBody
 from raftkit_http.api.guard import GRACE_SECONDS, Call, log
-from raftkit_http.api.kv import answer_read
-from raftkit_http.api.schema import MAX_SAFE_INT, ReadRequest
+from raftkit_http.api.kv import answer_read, read_keys
+from raftkit_http.api.schema import MAX_SAFE_INT, ConsistencyName, KeyValueBody, ReadRequest
 from raftkit_http.api.write import command_of_bytes, propose, propose_many, session_ref
 from raftkit_http.listener import GuardedHandler
 
 PING_SECONDS = 20.0
-MAX_WRITES = 1024
-"""In one frame."""
+MAX_IN_FRAME = 1024
+"""Writes, or reads."""
 CLOSE_SECONDS = 2.0
 WAITING_BYTES_MAX = 2 * 1024 * 1024
 """Of frames that wait for their turn. One is always taken."""
@@ -45,7 +48,7 @@ WAITING_BYTES_MAX = 2 * 1024 * 1024
 
 class Frame(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     id: Annotated[int, msgspec.Meta(ge=0, lt=MAX_SAFE_INT)]
-    op: Literal["write", "writes", "read"]
+    op: Literal["write", "writes", "read", "reads"]
     body: Any
     timeout_ms: Annotated[int, msgspec.Meta(ge=1, lt=2**31)] | None = None
 
@@ -58,7 +61,12 @@ class SerialWrite(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_f
 
 class ManyWrites(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     session: str | None
-    writes: Annotated[list[SerialWrite], msgspec.Meta(min_length=1, max_length=MAX_WRITES)]
+    writes: Annotated[list[SerialWrite], msgspec.Meta(min_length=1, max_length=MAX_IN_FRAME)]
+
+
+class ManyReads(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    consistency: ConsistencyName
+    keys: Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_IN_FRAME)]
 
 
 _frames = msgspec.msgpack.Decoder(Frame, strict=True)
@@ -227,7 +235,7 @@ class SocketSession:
             return frame.id, False, self._told(error)
 
     async def _carry_out(self, call: Call, frame: Frame) -> Any:
-        if frame.op != "read":
+        if frame.op in ("write", "writes"):
             call.caller.require("write")
         if frame.op == "writes":
             return await _many(call, frame.body)
@@ -235,6 +243,8 @@ class SocketSession:
             if type(frame.body) is not bytes:
                 raise BadRequest("the body of a write is the encoded command (bytes)")
             return await propose(call, command_of_bytes(call.raft, frame.body))
+        if frame.op == "reads":
+            return await _many_reads(call, frame.body)
         try:
             body = msgspec.convert(frame.body, ReadRequest, strict=True)
         except msgspec.ValidationError as error:
@@ -244,9 +254,18 @@ class SocketSession:
 
 def _weight(frame: Frame) -> int:
     """How many requests a frame counts for; what is malformed is refused later."""
-    if frame.op != "writes" or type(frame.body) is not list or len(frame.body) != 2 or type(frame.body[1]) is not list:
+    body = frame.body
+    if frame.op not in ("writes", "reads") or type(body) is not list or len(body) != 2 or type(body[1]) is not list:
         return 1
-    return max(1, min(len(frame.body[1]), MAX_WRITES))
+    return max(1, min(len(body[1]), MAX_IN_FRAME))
+
+
+async def _many_reads(call: Call, body: Any) -> list[KeyValueBody | None]:
+    try:
+        many = msgspec.convert(body, ManyReads, strict=True)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise BadRequest(f"these are no reads: {clean(str(error))}") from error
+    return await read_keys(call, many.keys, ReadPolicy(many.consistency))
 
 
 async def _many(call: Call, body: Any) -> list[tuple[bool, Any]]:
