@@ -31,7 +31,7 @@ from raftkit_core.raft import Raft
 from raftkit_core.runtime import stalls
 from raftkit_core.state_machine.interface import ApplyBatch, MsgspecCodec
 from raftkit_core.state_machine.kv import KvStateMachine
-from raftkit_core.storage.interface import LogBatch
+from raftkit_core.storage.interface import LogBatch, SnapshotSink
 from raftkit_core.storage.memory import MemoryDisk, MemoryLogStorage, MemorySnapshotStorage
 from raftkit_core.testing.cluster import MemoryCluster, memory_cluster, outcome
 from raftkit_core.testing.virtual_time import VirtualClock, VirtualTimeLoop
@@ -291,6 +291,29 @@ async def test_g3_what_does_not_finish_is_named_with_how_long(caplog: pytest.Log
                 hang.open()
                 await raft.shutdown()
             hang._opened.clear()
+
+
+async def test_g3_a_machine_is_not_blamed_for_what_the_snapshot_storage_takes() -> None:
+    class Slow(MemorySnapshotStorage):
+        async def sink(self, snapshot_id: str, *, resume: bool = False) -> SnapshotSink:
+            sink = await super().sink(snapshot_id, resume=resume)
+            publish = sink.publish
+
+            async def slowly(meta: SnapshotMeta) -> SnapshotMeta:
+                await asyncio.sleep(4)
+                return await publish(meta)
+
+            sink.publish = slowly  # type: ignore[method-assign]
+            return sink
+
+    async with memory_cluster(0, snapshots=Slow) as cluster:
+        told = Stalls()
+        raft = await cluster.start("n1", instruments=[told])
+        await raft.initialize(["n1"])
+        await raft.client_write(Put("a", b"1"))
+        raft.trigger().snapshot()
+        await raft.wait(20).metrics(lambda m: m.snapshot is not None, "a snapshot")
+        assert told.names == set()
 
 
 class DeafNetwork(MemoryNetwork):

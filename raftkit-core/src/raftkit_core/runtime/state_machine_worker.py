@@ -509,6 +509,7 @@ class StateMachineWorker:
                 async for chunk in timed:
                     yield chunk
                     self._building = self._begin("snapshot")
+            self._building = None  # what is left is the storage's to do, not the machine's
         except Exception as error:
             raise Fatal(
                 f"the state machine {self.machine.name} failed to give a snapshot: {type(error).__name__}: {error}",
