@@ -1,10 +1,12 @@
 """How tests run: ``async def`` tests get a fresh event loop each, and may leave nothing behind in it.
 
-A test marked ``virtual_time`` runs on a loop whose time jumps when everything waits; every other one on a real loop.
+A test marked ``virtual_time`` runs on a loop whose time jumps when everything waits; every other one on a real loop:
+asyncio's, or with ``--loop uvloop`` that one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 import pytest
@@ -25,6 +27,13 @@ def _no_foreign_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--loop", choices=("asyncio", "uvloop"), default="asyncio", help="what async tests on real time run on"
+    )
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    return run_if_async(pyfuncitem)
+    module = asyncio if pyfuncitem.config.getoption("--loop") == "asyncio" else pytest.importorskip("uvloop")
+    return run_if_async(pyfuncitem, new_loop=module.new_event_loop)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from raftkit_cli.output import Output, is_terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from raftkit_core.types.metrics import RaftMetrics
 
@@ -41,9 +41,11 @@ class NodeLog:
             logging.getLogger("asyncio").setLevel(logging.ERROR)
         logging.getLogger("raftkit.audit").setLevel(logging.INFO)  # who changed the cluster is always told
 
-    def starting(self, data_dir: Path, storage: str, network: str) -> None:
+    def starting(self, data_dir: Path, storage: str, network: str, accelerators: Sequence[str] = ()) -> None:
         """On stderr even with ``--json``: a start that fails must leave its error as the only document."""
         text = f"starting: storage {_shown(storage)}, network {_shown(network)}, folder {data_dir}"
+        if accelerators:
+            text += f"; with {', '.join(accelerators)}"
         self._line("starting", text)
 
     def ready(self, network: str, cluster: str) -> None:

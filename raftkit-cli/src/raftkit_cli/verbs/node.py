@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from raftkit_cli.event_loop import CHOICES, INSTALL, LoopChoice, loop_factory
 from raftkit_cli.node_log import NodeLog
 from raftkit_cli.options import Invocation, NodeAssignment, VerbGroup, pass_invocation, split_client
 
@@ -73,10 +74,16 @@ def node() -> None:
 @click.option("--key", type=_FILE, metavar="FILE", help="The key of the certificate.")
 @click.option("--tokens", type=_FILE, metavar="FILE", help="Hashes of clients' tokens: raftkit token new.")
 @click.option("--insecure", is_flag=True, help="Listen beyond this machine without TLS and tokens.")
-@click.option("--uvloop", is_flag=True, help="Run on uvloop: pip install 'raftkit-http[fast]'.")
+@click.option(
+    "--loop",
+    "loop_choice",
+    type=click.Choice(CHOICES),
+    default="auto",
+    help=f"The event loop. auto: uvloop where it is installed ({INSTALL}). [default: auto]",
+)
 @click.option("--tied", is_flag=True, hidden=True, help="End when standard input closes: when the parent is gone.")
 @pass_invocation
-def run_node(invocation: Invocation, /, tied: bool, uvloop: bool, **flags: Any) -> int:
+def run_node(invocation: Invocation, /, tied: bool, loop_choice: LoopChoice, **flags: Any) -> int:
     """Run a node until Ctrl-C or SIGTERM; a second one forces the end.
 
     The same command serves the first start and every later one. Flags win over -c raftkit.toml.
@@ -87,22 +94,9 @@ def run_node(invocation: Invocation, /, tied: bool, uvloop: bool, **flags: Any) 
     settings = NodeSettings.of(invocation, flags)
     log = NodeLog(settings.node_id, invocation.out)
     log.capture_warnings()
-    factory = _uvloop_factory() if uvloop else None
+    factory = loop_factory(loop_choice)
     with contextlib.ExitStack() as stack, asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(_serve(settings, log, stack, tied=tied))
-
-
-def _uvloop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """Raises: ConfigError if uvloop is not installed."""
-    from importlib import import_module
-
-    from raftkit_core.errors import ConfigError
-
-    try:
-        factory: Callable[[], asyncio.AbstractEventLoop] = import_module("uvloop").new_event_loop
-    except ImportError as error:
-        raise ConfigError("uvloop is not installed", hint="pip install 'raftkit-http[fast]'") from error
-    return factory
 
 
 class NodeSettings:
@@ -192,7 +186,7 @@ async def _serve(settings: NodeSettings, log: NodeLog, stack: contextlib.ExitSta
     stop.install(stack)
     if tied:
         stop.follow_stdin(stack)
-    log.starting(settings.data_dir, settings.storage, settings.network)
+    log.starting(settings.data_dir, settings.storage, settings.network, _accelerators())
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     opened = open_raft(
         settings.node_id,
@@ -223,6 +217,14 @@ async def _serve(settings: NodeSettings, log: NodeLog, stack: contextlib.ExitSta
     stop.end_countdown()
     log.stopped(stop.reason)
     return 0
+
+
+def _accelerators() -> list[str]:
+    """What makes this process faster than the least that works."""
+    from raftkit_core.engine import COMPILED
+
+    loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
+    return [name for name, is_on in (("uvloop", loop == "uvloop"), ("native engine", COMPILED)) if is_on]
 
 
 def _reload_on_hangup(raft: Raft, log: NodeLog, stack: contextlib.ExitStack) -> None:

@@ -6,8 +6,9 @@ import asyncio
 import gc
 from collections.abc import Awaitable, Callable, Iterator
 from functools import wraps
-from typing import Any
+from typing import Any, TypeAlias
 
+LoopFactory: TypeAlias = Callable[[], asyncio.AbstractEventLoop]
 GRACE_TURNS = 20
 """Loop turns a cancelled task may take to end before it counts as leaked."""
 
@@ -16,8 +17,10 @@ class LeftBehind(AssertionError):
     """The test passed, but a task still runs, or an error reached nobody."""
 
 
-def in_a_loop(test: Callable[..., Awaitable[Any]], *, virtual: bool = False) -> Callable[..., None]:
-    """``test`` as a plain function. ``virtual``: on a loop whose time jumps when everything waits.
+def in_a_loop(
+    test: Callable[..., Awaitable[Any]], *, virtual: bool = False, new_loop: LoopFactory = asyncio.new_event_loop
+) -> Callable[..., None]:
+    """``test`` as a plain function, on ``new_loop``. ``virtual``: on a loop whose time jumps when everything waits.
 
     Raises: what the test raises, else LeftBehind.
     """
@@ -25,7 +28,7 @@ def in_a_loop(test: Callable[..., Awaitable[Any]], *, virtual: bool = False) -> 
     @wraps(test)
     def run(*args: Any, **kwargs: Any) -> None:
         unhandled: list[dict[str, Any]] = []
-        with asyncio.Runner(loop_factory=_loop_factory(virtual)) as runner:
+        with asyncio.Runner(loop_factory=_virtual_time() if virtual else new_loop) as runner:
             runner.get_loop().set_exception_handler(lambda _loop, context: unhandled.append(context))
             leaked = runner.run(_run_and_find_leaks(test(*args, **kwargs)))
             del leaked[50:]
@@ -38,9 +41,7 @@ def in_a_loop(test: Callable[..., Awaitable[Any]], *, virtual: bool = False) -> 
     return run
 
 
-def _loop_factory(virtual: bool) -> Callable[[], asyncio.AbstractEventLoop]:
-    if not virtual:
-        return asyncio.new_event_loop
+def _virtual_time() -> LoopFactory:
     from raftkit_core.testing.virtual_time import VirtualTimeLoop
 
     return VirtualTimeLoop

@@ -63,12 +63,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return run_if_async(pyfuncitem) if is_ours else None
 
 
-def run_if_async(pyfuncitem: pytest.Function) -> bool | None:
-    """Run an ``async def`` test, hypothesis or not. None: it is none."""
+def run_if_async(pyfuncitem: pytest.Function, **how: Any) -> bool | None:
+    """Run an ``async def`` test, hypothesis or not. None: it is none. ``how``: more for ``async_tests.in_a_loop``."""
     function: Any = pyfuncitem.obj
     hypothesis = getattr(function, "hypothesis", None)
     if hypothesis is not None and inspect.iscoroutinefunction(hypothesis.inner_test):
-        hypothesis.inner_test = _in_a_loop(pyfuncitem, hypothesis.inner_test)  # one loop per example
+        hypothesis.inner_test = _in_a_loop(pyfuncitem, hypothesis.inner_test, **how)  # one loop per example
         return None
     if not inspect.iscoroutinefunction(function):
         return None
@@ -76,15 +76,15 @@ def run_if_async(pyfuncitem: pytest.Function) -> bool | None:
     cluster: Any = pyfuncitem.funcargs.get(CLUSTER_FIXTURE)
     if cluster is not None:
         function = cluster.guarding(function)
-    _in_a_loop(pyfuncitem, function)(**arguments)
+    _in_a_loop(pyfuncitem, function, **how)(**arguments)
     return True
 
 
-def _in_a_loop(pyfuncitem: pytest.Function, function: Any) -> Any:
+def _in_a_loop(pyfuncitem: pytest.Function, function: Any, **how: Any) -> Any:
     from raftkit_core.testing.async_tests import in_a_loop
 
     is_virtual = pyfuncitem.get_closest_marker("virtual_time") is not None or CLUSTER_FIXTURE in pyfuncitem.funcargs
-    return in_a_loop(function, virtual=is_virtual)
+    return in_a_loop(function, virtual=is_virtual, **how)
 
 
 @pytest.hookimpl(wrapper=True)
