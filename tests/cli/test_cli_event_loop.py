@@ -1,6 +1,6 @@
 """Which event loop a node runs on: uvloop where it is installed, asyncio everywhere.
 
-What needs uvloop is skipped without it (``uv run --group fast pytest -m process -n 0 tests/cli/test_cli_event_loop.py``).
+What needs uvloop skips without it: ``uv run --group fast pytest -m process -n 0 tests/cli/test_cli_event_loop.py``.
 """
 
 from __future__ import annotations
