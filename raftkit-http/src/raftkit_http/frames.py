@@ -246,8 +246,8 @@ def bytes_unsent(transport: asyncio.WriteTransport) -> int:
     """Written, and not taken by the other side yet. (asyncio's transport of TLS does not count what has gone on to the
     one below it, where a large answer lies whole.)"""
     size = transport.get_write_buffer_size()
-    below = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
-    return size + below.get_write_buffer_size() if isinstance(below, asyncio.WriteTransport) else size
+    below: asyncio.WriteTransport | None = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+    return size if below is None else size + below.get_write_buffer_size()
 
 
 def _probe_idle_connections(sock: socket.socket) -> None:

@@ -29,6 +29,7 @@ import logging
 import socket
 import ssl
 import sys
+from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -78,6 +79,7 @@ class GuardedHandler(RequestHandler):
         self.messages: int | None = None
         """How many have come in whole, once this is a WebSocket: see :meth:`message_arrived`."""
         self._whole_bytes = 0
+        self._has_begun = False
         self._header_timer: asyncio.TimerHandle | None = None
         self._header_bytes = 0
         self._on_lost: Callable[[], None] | None = None
@@ -88,6 +90,10 @@ class GuardedHandler(RequestHandler):
         super().connection_made(transport)
         self._held = cast(asyncio.Transport, transport)
         self._start_header_timer()
+
+    async def start(self) -> None:
+        self._has_begun = True
+        await super().start()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._header_ended()
@@ -132,7 +138,10 @@ class GuardedHandler(RequestHandler):
     def is_idle(self) -> bool:
         """Whether no request is under way."""
         waiter = self._waiter
-        return waiter is not None and not waiter.done()
+        if waiter is None:
+            # The first bytes may come in the turn in which the connection is made, before aiohttp's task has begun.
+            return not self._has_begun and not self._messages
+        return not waiter.done()
 
     def message_arrived(self) -> None:
         """Whoever reads messages here says so of the upgrade and of each of them, pings and pongs too."""
@@ -209,6 +218,28 @@ class _Accepted:
         if self.opening is not None:
             self.opening.cancel()
         self.handler.drop()
+
+
+async def _take_over(sock: socket.socket, handler: GuardedHandler, tls: ssl.SSLContext | None) -> None:
+    """Have ``handler`` speak on ``sock``, behind ``tls``. Raises: OSError, TimeoutError."""
+    loop = asyncio.get_running_loop()
+    if tls is None:
+        await loop.connect_accepted_socket(lambda: handler, sock)
+        return
+    limits: dict[str, Any] = {"ssl_handshake_timeout": HANDSHAKE_DEADLINE, "ssl_shutdown_timeout": 1.0}
+    if isinstance(loop, asyncio.BaseEventLoop):
+        await loop.connect_accepted_socket(lambda: handler, sock, ssl=tls, **limits)
+        return
+    # uvloop's own TLS passes on all that is written and does not say how much of it lies here: who reads nothing would
+    # never be found out. asyncio's TLS works on any loop's transports.
+    shaken: asyncio.Future[None] = loop.create_future()
+    protocol = SSLProtocol(loop, handler, tls, shaken, server_side=True, **limits)
+    transport, _ = await loop.connect_accepted_socket(lambda: protocol, sock)
+    try:
+        await shaken
+    except BaseException:
+        transport.abort()
+        raise
 
 
 class Listener:
@@ -327,13 +358,7 @@ class Listener:
     async def _connect(self, accepted: _Accepted) -> None:
         made = False
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: accepted.handler,
-                accepted.socket,
-                ssl=self._tls,
-                ssl_handshake_timeout=HANDSHAKE_DEADLINE if self._tls is not None else None,
-                ssl_shutdown_timeout=1.0 if self._tls is not None else None,
-            )
+            await _take_over(accepted.socket, accepted.handler, self._tls)
             made = True
         except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
             logger.debug("a connection from %s was not opened: %s", accepted.host, error)
