@@ -10,6 +10,7 @@ from typing import Any
 import click
 import pytest
 
+from raftkit_cli.main import cli
 from raftkit_core import hookimpl
 
 
@@ -248,6 +249,9 @@ def test_a_plugin_brings_a_verb_with_the_shared_options_and_cannot_take_a_builti
     assert raftkit("shout", "hello").stdout == "HELLO\n"
     assert raftkit.json("shout", "hello")["data"] == {"text": "HELLO"}
     assert raftkit("kv", "put", "a", "b").stdout == "ok  revision 21\n"
+    assert "shout" not in cli.list_commands(click.Context(cli)), "it came with that command line and went with it"
+    raftkit.plugins = raftkit.plugins[:-1]
+    assert raftkit("shout", "hello").exit_code == 2
 
 
 def test_a_token_is_read_from_its_file(raftkit: Any, tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ def commands(
     command: click.Command = cli, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], click.Command, click.Context]]:
     """Every command of the tree, parents first, by its path below ``raftkit``."""
-    context = click.Context(command, info_name=" ".join(("raftkit", *path)))
+    # With the command's own settings: click remembers the help option that it makes, and with it whether -h is one.
+    context = click.Context(command, info_name=" ".join(("raftkit", *path)), **command.context_settings)
     yield path, command, context
     if isinstance(command, click.Group):
         for name in command.list_commands(context):

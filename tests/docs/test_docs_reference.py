@@ -39,6 +39,17 @@ def test_generated_parts_are_up_to_date(name: str) -> None:
     assert page == reference.rendered(page), "run: uv run python tests/docs/reference_pages.py --write"
 
 
+def test_looking_at_every_command_changes_none(capsys: pytest.CaptureFixture[str]) -> None:
+    """They are those of this process: what a look left behind, later tests would find."""
+    seen = [path for path, _, _ in reference.commands()]
+    assert ("kv", "get") in seen
+    for path in ((), ("kv",), ("kv", "get"), ("node", "run")):
+        with pytest.raises(SystemExit) as ended:
+            reference.cli.main([*path, "-h"])
+        assert ended.value.code == 0, path
+    assert "Usage: raftkit kv get" in capsys.readouterr().out
+
+
 def test_the_example_of_raftkit_toml_has_every_section_and_key_and_is_read() -> None:
     page = (DOCS / "configuration.md").read_text()
     (example,) = re.findall(r"^```toml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)

@@ -75,6 +75,9 @@ class Root(LazyGroup):
             code = super().main(args=arguments, prog_name="raftkit", obj=invocation, **extra)
         except (Exception, KeyboardInterrupt, Terminated) as error:
             code = _tell(invocation, error)
+        finally:
+            # What plugins brought is of this command line alone: a program may run another one with others.
+            self.commands = {name: command for name, command in self.commands.items() if name in self.lazy}
         sys.exit(code if isinstance(code, int) else OK)
 
 
