@@ -34,9 +34,11 @@ from raftkit_core.types.membership import Node, StoredMembership
 from raftkit_core.types.messages import (
     AppendEntriesRequest,
     ForwardRequest,
+    ForwardResponse,
     HeartbeatRequest,
     InstallSnapshotRequest,
     ReadIndexRequest,
+    ReadIndexResponse,
     Success,
     TransferLeaderRequest,
     VoteRequest,
@@ -198,6 +200,52 @@ async def test_a_peer_that_never_answers_times_out_and_the_silent_connection_is_
             await second
         p.service.reactions.clear()
         await p.net.append_entries(append(2), 2)
+        assert p.service.count("hello") == 2
+
+
+@pytest.mark.parametrize("kind", ["forward", "read_index"])
+async def test_a_client_in_a_hurry_breaks_no_other_call(kind: str) -> None:
+    """Its leader may have no quorum, and answers nobody for a while: the connection is well."""
+    async with pair() as p:
+        gates: list[asyncio.Future[Any]] = []
+
+        def held(request: Any) -> Any:
+            gates.append(asyncio.get_running_loop().create_future())
+            return gates[-1]
+
+        p.service.reactions[kind] = held
+        ask: Callable[[float], Any] = (
+            (lambda seconds: p.net.forward(ForwardRequest("write", b"", 5), seconds))
+            if kind == "forward"
+            else (lambda seconds: p.net.read_index(ReadIndexRequest("lease", 5), seconds))
+        )
+        patient = asyncio.ensure_future(ask(30))
+        await until(lambda: len(gates) == 1)
+        for _ in range(3):
+            with pytest.raises(RPCTimeout):
+                await ask(0.03)
+        await until(lambda: p.service.count("hello") >= 2)  # it was asked whether it is there
+        gates[1].set_result(None)  # too late, for nobody
+        gates[0].set_result(ForwardResponse(b"at last") if kind == "forward" else ReadIndexResponse(LogId(LEADER, 7)))
+        await patient
+        lane = p.net._data if kind == "forward" else p.net._control
+        assert lane.is_open
+        assert not lane._calls
+
+
+async def test_a_connection_that_swallows_forwards_is_found_out_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with pair() as p:
+        monkeypatch.setattr(p.net._data, "_dial_timeout", 0.2)
+        await p.net.forward(ForwardRequest("write", b"", 5), 2)
+        for accepted in p.target._endpoint._accepted:
+            accepted._frames.transport.pause_reading()  # as if the packets vanished
+        patient = asyncio.ensure_future(p.net.forward(ForwardRequest("write", b"", 5), 30))
+        await asyncio.sleep(0.01)
+        with pytest.raises(RPCTimeout):
+            await p.net.forward(ForwardRequest("write", b"", 5), 0.03)
+        with pytest.raises(NetworkError, match="went silent"):
+            await patient
+        await p.net.forward(ForwardRequest("write", b"", 5), 2)
         assert p.service.count("hello") == 2
 
 

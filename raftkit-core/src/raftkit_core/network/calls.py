@@ -62,6 +62,8 @@ TIMEOUT_MAX = 3600.0
 
 RAISED_AS_ITSELF = frozenset({Kind.FORWARD, Kind.READ_INDEX})
 """Calls made on behalf of a client: the peer's typed answer is the client's answer."""
+AS_LONG_AS_CLIENTS_WAIT = RAISED_AS_ITSELF
+"""How long these take says nothing about the connection: a client may be in a hurry, or its leader without a quorum."""
 ABOUT_THE_PEER = (Fatal, StorageError)
 """What a peer says about its own process or disk must never read as if ours had died."""
 
@@ -105,6 +107,7 @@ class Connection:
         self._lane = lane
         self.link: Link | None = None
         self.heard_at = 0.0
+        self.is_probed = False
         self.broken: RPCError | None = None
         self.hello: asyncio.Future[bytes] | None = asyncio.get_running_loop().create_future()
 
@@ -398,9 +401,31 @@ class CallLane:
             self._stop_dialling_for_nobody()
             return
         call.reply.set_exception(RPCTimeout(f"{self.target} did not answer {call.kind.name.lower()} in time"))
-        if connection.heard_at <= call.sent_at and self._connection is connection:
-            # Nothing at all came back since this was sent: the connection may be half open, and a new one will tell.
+        if connection.heard_at > call.sent_at or self._connection is not connection:
+            return
+        # Nothing at all came back since this was sent: the connection may be half open, and a new one will tell.
+        if call.kind in AS_LONG_AS_CLIENTS_WAIT:
+            self._probe(connection)
+        else:
             self._drop(NetworkError(f"the connection to {self.target} went silent"))
+
+    def _probe(self, connection: Connection) -> None:
+        """Ask for something that is answered at once, before others who wait on this connection are let down."""
+        if connection.is_probed:
+            return
+        connection.is_probed = True
+
+        def answered(reply: Reply[HelloResponse]) -> None:
+            connection.is_probed = False  # unanswered, it has ended the connection
+            if reply.failed:
+                return
+            try:
+                self._service.check_hello(self.target, reply.result())
+            except IdentityError as error:
+                self._drop(Unreachable(f"{self.target} is not who it should be: {error}"))
+
+        body = encode_request(Kind.HELLO, self._service.local_hello(self.target))
+        self.call(Kind.HELLO, body, self._dial_timeout).then(answered)
 
     # --- Book-keeping -----------------------------------------------------------------------------------------------
 
