@@ -112,24 +112,8 @@ class Attempt:
         return None
 
     async def _make_sure(self, endpoint: str) -> None:
-        """Before a change: that the node is there. Raises: NotSent."""
-        if not self._probes:
-            return
-        if self._endpoints.is_warm(endpoint, self._now()):
-            # Two turns of the loop let a close that has arrived already reach the connection pool: without them the
-            # change goes out on a dead connection, and its outcome is unknown for no reason.
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-            return
-        probe = Outgoing(method="GET", path="/v1/members")
-        try:
-            answer = await exchange(
-                self._session, endpoint, probe, MembersAnswer, min(PROBE_SECONDS, self._remaining() / 2)
-            )
-        except Lost as error:
-            raise NotSent(str(error)) from error
-        if answer.data is not None:
-            self._endpoints.learn(answer.data.members)
+        if self._probes:
+            await make_sure(self._session, self._endpoints, endpoint, self._remaining())
 
     def _judge(self, endpoint: str, error: RaftError) -> None:
         """Go on to the next node if that is safe and may help. Raises: ``error``, or OutcomeUnknown."""
@@ -168,6 +152,23 @@ class Attempt:
             hint="start a cluster: raftkit local up; or name a running node: -e http://HOST:PORT",
             outcome="not_applied",
         )
+
+
+async def make_sure(session: aiohttp.ClientSession, endpoints: Endpoints, endpoint: str, seconds: float) -> None:
+    """Before a change goes out: that the node is there. Raises: NotSent."""
+    if endpoints.is_warm(endpoint, asyncio.get_running_loop().time()):
+        # Two turns of the loop let a close that has arrived already reach the connection pool: without them the
+        # change goes out on a dead connection, and its outcome is unknown for no reason.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return
+    probe = Outgoing(method="GET", path="/v1/members")
+    try:
+        answer = await exchange(session, endpoint, probe, MembersAnswer, min(PROBE_SECONDS, seconds / 2))
+    except Lost as error:
+        raise NotSent(str(error)) from error
+    if answer.data is not None:
+        endpoints.learn(answer.data.members)
 
 
 def _unknown(endpoint: str, reason: str) -> OutcomeUnknown:

@@ -11,6 +11,7 @@ import io
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any, Generic, TypeVar
 
 import aiohttp
@@ -106,7 +107,21 @@ def make_session(token: str | None, tls: ssl.SSLContext | None = None) -> aiohtt
         headers=headers,
         auto_decompress=False,
         trust_env=False,
+        trace_configs=[no_redirects()],
     )
+
+
+def no_redirects() -> aiohttp.TraceConfig:
+    """For a session: a node must not be able to send us elsewhere. (aiohttp's ``ws_connect`` follows redirects.)"""
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(_refuse_redirect)
+    return trace
+
+
+async def _refuse_redirect(
+    session: aiohttp.ClientSession, context: SimpleNamespace, params: aiohttp.TraceRequestRedirectParams
+) -> None:
+    raise aiohttp.ClientConnectionError(f"{params.url.origin()} answered with a redirect")
 
 
 async def exchange(

@@ -8,7 +8,6 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable
-from types import SimpleNamespace
 from urllib.parse import quote
 
 import aiohttp
@@ -25,6 +24,7 @@ from raftkit_core.types.membership import Node
 from raftkit_core.types.messages import InstallSnapshotRequest, InstallSnapshotResponse
 from raftkit_core.types.snapshot import SnapshotSource
 from raftkit_http.access import Access
+from raftkit_http.exchange import no_redirects
 from raftkit_http.peers import LANES, PeerEndpoint
 from raftkit_http.server import HttpServer
 from raftkit_http.settings import Address, HttpSettings, IpNetwork, parse_peer_address, why_refused
@@ -257,8 +257,6 @@ class _PeerResolver(AbstractResolver):
 
 def _peer_session(networks: tuple[IpNetwork, ...]) -> aiohttp.ClientSession:
     """aiohttp's defaults are a browser's: here no redirect, proxy, cookie, pool or decompression is wanted."""
-    trace = aiohttp.TraceConfig()
-    trace.on_request_redirect.append(_refuse_redirect)
     return aiohttp.ClientSession(
         # A fresh connection per request: aiohttp would silently send a PUT twice on a stale pooled one.
         connector=aiohttp.TCPConnector(limit=0, force_close=True, ttl_dns_cache=10, resolver=_PeerResolver(networks)),
@@ -267,12 +265,5 @@ def _peer_session(networks: tuple[IpNetwork, ...]) -> aiohttp.ClientSession:
         trust_env=False,
         auto_decompress=False,
         requote_redirect_url=False,
-        trace_configs=[trace],
+        trace_configs=[no_redirects()],
     )
-
-
-async def _refuse_redirect(
-    session: aiohttp.ClientSession, context: SimpleNamespace, params: aiohttp.TraceRequestRedirectParams
-) -> None:
-    """A peer must not be able to send us elsewhere."""
-    raise aiohttp.ClientConnectionError(f"{params.url.origin()} answered with a redirect")

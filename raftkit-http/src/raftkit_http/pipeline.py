@@ -36,6 +36,12 @@ PING_SECONDS = 5.0
 SILENCE_SECONDS = 0.9
 """A connection on which nothing was heard for this long, though something was asked, gets no more writes."""
 CLOSE_SECONDS = 1.0
+REFUSED_SECONDS = 30.0
+"""How long a node, or what stands before it, is not asked for a WebSocket again after it refused one."""
+
+
+class NoUpgrade(NotSent):
+    """There is somebody, and no WebSocket: the write may go by POST."""
 
 
 class _Pending:
@@ -52,9 +58,9 @@ class _Pending:
         self.answer = answer
         self.is_sent = False
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, unsent: type[NotSent] = NotSent) -> None:
         if not self.answer.done():
-            self.answer.set_exception(Lost(reason) if self.is_sent else NotSent(reason))
+            self.answer.set_exception(Lost(reason) if self.is_sent else unsent(reason))
 
 
 class _Reply(msgspec.Struct, frozen=True, array_like=True):
@@ -85,6 +91,7 @@ class Pipeline:
         self._left: list[_Connection] = []
         """Earlier ones that are not at their end yet."""
         self._is_closed = False
+        self._refused_until = float("-inf")
 
     @staticmethod
     def takes(command: bytes) -> bool:
@@ -92,9 +99,12 @@ class Pipeline:
         return len(command) + WRITE_BYTES <= MAX_FRAME_BYTES
 
     async def write(self, command: bytes, once: SessionSerial | None, timeout: float) -> Answer[WriteAnswer]:
-        """Raises: NotSent, Lost."""
+        """Raises: NotSent (NoUpgrade where it may go by POST), Lost."""
         if self._is_closed:
             raise NotSent("the client is closed")
+        now = asyncio.get_running_loop().time()
+        if now < self._refused_until:
+            raise NoUpgrade("it takes no WebSocket")
         connection = self._connection
         if connection is None or connection.is_over or connection.is_silent:
             self._left = [left for left in self._left if not left.task.done()]
@@ -103,7 +113,11 @@ class Pipeline:
             if left is not None:
                 self._left.append(left)
                 connection.take_over(left)
-        return await connection.write(command, once, timeout)
+        try:
+            return await connection.write(command, once, timeout)
+        except NoUpgrade:
+            self._refused_until = now + REFUSED_SECONDS
+            raise
 
     async def close(self) -> None:
         """What is in flight is Lost. Idempotent."""
@@ -167,6 +181,7 @@ class _Connection:
 
     async def _run(self) -> None:
         reason = "the connection was closed"
+        unsent: type[NotSent] = NotSent
         try:
             connecting = self._session.ws_connect(
                 f"{self._endpoint}/v1/ws",
@@ -183,12 +198,12 @@ class _Connection:
                 self._fail_all(reason)
                 await socket.close()
         except aiohttp.WSServerHandshakeError as error:
-            reason = f"HTTP {error.status}, it takes no WebSocket"
+            reason, unsent = f"HTTP {error.status}, it takes no WebSocket", NoUpgrade
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             reason = reason_of(error)
         finally:
             self.is_over = True
-            self._fail_all(reason)
+            self._fail_all(reason, unsent)
 
     async def _exchange(self, socket: aiohttp.ClientWebSocketResponse) -> str:
         """Send and read until one of them ends; gives the reason."""
@@ -201,13 +216,13 @@ class _Connection:
             ended = await asyncio.gather(*tasks, return_exceptions=True)
         return next((str(end) for end in ended if isinstance(end, Lost)), "the connection broke")
 
-    def _fail_all(self, reason: str) -> None:
+    def _fail_all(self, reason: str, unsent: type[NotSent] = NotSent) -> None:
         flights, self._flights = self._flights, {}
         waiting = [pending for flight in flights.values() for pending in flight] + list(self._queue)
         self._queue.clear()
         self._in_flight = self._bytes_in_flight = 0
         for pending in waiting:
-            pending.fail(reason)
+            pending.fail(reason, unsent)
 
     async def _send(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         while True:

@@ -15,10 +15,10 @@ from raftkit_core.state_machine.kv_codec import KvCodec
 from raftkit_core.types.kv import CompareAndSet, Delete, Put, WriteResult
 from raftkit_core.types.session import DEFAULT_TTL_MS, MAX_TTL_MS, SessionRef, SessionSerial
 from raftkit_http.api.schema import MSGPACK_TYPE, LeaderAnswer, SessionAnswer, SessionClosedAnswer, WriteAnswer
-from raftkit_http.attempt import Attempt
+from raftkit_http.attempt import Attempt, make_sure
 from raftkit_http.client import DEFAULT_TIMEOUT, HttpClusterClient, json_post, write_result
 from raftkit_http.exchange import Lost, NotSent, Outgoing, exchange
-from raftkit_http.pipeline import Pipeline
+from raftkit_http.pipeline import NoUpgrade, Pipeline
 
 SEEK_SECONDS = 1.0
 """At most this often it is asked who leads."""
@@ -30,7 +30,8 @@ class Client(HttpClusterClient):
     """A client of one cluster for applications.
 
     ``async with Client(["http://127.0.0.1:7401", …]) as client``. Writes of kv commands and of encoded commands share
-    one WebSocket per node, many in flight, and go to the leader if it is known; everything else is asked by HTTP.
+    one WebSocket per node, many in flight, and go to the leader if it is known; everything else is asked by HTTP. Where
+    a proxy takes no WebSocket, each write is a request, too.
     Without a session a write is sent again only where it provably did nothing; :meth:`open_session` gives one whose
     writes have one effect however often they are sent.
     """
@@ -97,16 +98,27 @@ class Client(HttpClusterClient):
         if self._is_closing:
             raise ConfigError("the client is closed")
         if not Pipeline.takes(command):
-            return await exchange(self._http(), endpoint, _post(command, once), WriteAnswer, seconds)
+            return await self._posted(endpoint, command, once, seconds)
         self._seek_leader()
         pipeline = self._pipelines.get(endpoint)
         if pipeline is None:
             pipeline = self._pipelines[endpoint] = Pipeline(self._http(), endpoint)
+        asked_at = asyncio.get_running_loop().time()
         try:
             return await pipeline.write(command, once, seconds)
+        except NoUpgrade:
+            left = seconds - (asyncio.get_running_loop().time() - asked_at)
+            return await self._posted(endpoint, command, once, max(left, 0.001))
         except (NotSent, Lost):
             self._sought_at = float("-inf")
             raise
+
+    async def _posted(self, endpoint: str, command: bytes, once: SessionSerial | None, seconds: float) -> Any:
+        """What is too large for a frame, or goes through a proxy that takes no WebSocket. Raises: NotSent, Lost."""
+        http = self._http()
+        if once is None:
+            await make_sure(http, self._endpoints, endpoint, seconds)
+        return await exchange(http, endpoint, _post(command, once), WriteAnswer, seconds)
 
     def _seek_leader(self) -> None:
         """Ask in the background who leads, now and then: a write to another node costs one hop more."""
