@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 import msgspec
 import pytest
 
-from raftkit_core.testing.simulation.engine_scenario import Action, EngineScenario, plan
+from raftkit_core.testing.simulation.engine_scenario import LEADER, Action, EngineScenario, plan
+from raftkit_core.testing.simulation.mutants.score import load
 from raftkit_core.testing.simulation.replaying import pytest_file, replay, run_one, to_text
 from raftkit_core.testing.simulation.rings import RINGS
+from raftkit_core.testing.simulation.runtime_scenario import Disks, RuntimeScenario, Weather
 from raftkit_core.testing.simulation.shrink import shrink
 from raftkit_core.testing.simulation.worker import Job, carry_out
 
@@ -52,15 +56,88 @@ def test_a_scenario_is_text_and_back(ring: str) -> None:
     assert replay(ring, text).trace_hash == run_one(ring, given).trace_hash
 
 
-def test_the_saved_test_fails_with_the_bug_and_names_what_is_wrong() -> None:
-    done = carry_out(Job(1, "engine", 0, seconds=3.0, mutant="commit-minus-one", shrink_s=20.0, command="raftkit sim"))
+def test_settings_that_are_not_needed_go() -> None:
+    given = RINGS["runtime"].plan(1, "swarm", seconds=3.0)
+    given = msgspec.structs.replace(given, weather=msgspec.structs.replace(given.weather, loss=0.1, tail=0.03))
+
+    def fails(shorter: RuntimeScenario) -> bool:
+        return shorter.weather.loss > 0 and any(action.key == "k1" for action in shorter.actions)
+
+    shrunk = shrink(given, fails).scenario
+    assert [action.key for action in shrunk.actions] == ["k1"]
+    assert shrunk.weather == Weather(loss=0.1)
+    assert (shrunk.disks, shrunk.config, shrunk.ends_early) == (Disks(), {}, True)
+    assert shrunk.seconds < 1.5
+
+
+def test_nothing_is_run_twice_and_no_more_than_allowed() -> None:
+    tried: list[bytes] = []
+
+    def fails(shorter: EngineScenario) -> bool:
+        tried.append(msgspec.json.encode(shorter))
+        return any(action.kind == "crash" for action in shorter.actions)
+
+    shrunk = shrink(scenario(*(["write"] * 30), "crash"), fails)
+    assert len(tried) == len(set(tried)) == shrunk.runs
+    few = shrink(scenario(*(["write"] * 30), "crash"), fails, runs=5)
+    assert (few.runs, few.is_finished) == (5, False)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork(): candidates are tried one by one")
+@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+def test_two_at_a_time_find_the_same() -> None:
+    def fails(shorter: EngineScenario) -> bool:
+        kinds = [action.kind for action in shorter.actions]
+        return "crash" in kinds and "pause" in kinds
+
+    given = scenario(*(["write"] * 9), "crash", *(["cut"] * 9), "pause")
+    assert shrink(given, fails, width=2).scenario == shrink(given, fails).scenario
+
+
+@pytest.mark.parametrize(
+    ("ring", "mutant"),
+    [
+        ("engine", "commit-minus-one"),
+        ("engine", "grant-every-vote"),
+        ("runtime", "vote-left-out-of-the-batch"),
+        ("runtime", "answered-when-appended"),
+    ],
+)
+def test_real_failures_become_short_in_few_runs_and_are_the_bugs_own(ring: str, mutant: str) -> None:
+    record = load()[mutant]
+    given = RINGS[ring].plan(record.kills[0].seed, record.profile, seconds=RINGS[ring].seconds)
+    shrunk = shrink(given, lambda shorter: run_one(ring, shorter, mutant).violation is not None, seconds=60, runs=80)
+    assert len(shrunk.scenario.actions) <= 5
+    assert run_one(ring, shrunk.scenario, mutant).violation is not None
+    assert run_one(ring, shrunk.scenario).violation is None
+
+
+@pytest.mark.parametrize("ring", sorted(RINGS))
+def test_a_single_node_and_an_early_end_are_no_violation(ring: str) -> None:
+    """Whatever a shrinker may make of a scenario must run."""
+    given = RINGS[ring].plan(0, seconds=3.0)
+    left = [action for action in given.actions if action.node in ("", "n1", LEADER)]
+    alone = msgspec.structs.replace(given, voters=1, spares=0, actions=left, ends_early=True)
+    assert run_one(ring, alone).violation is None
+    assert run_one(ring, msgspec.structs.replace(given, actions=[], ends_early=True)).violation is None
+
+
+@pytest.mark.parametrize("ring", sorted(RINGS))
+def test_the_saved_test_fails_with_the_bug_and_names_what_is_wrong(ring: str) -> None:
+    mutant = {"engine": "commit-minus-one", "runtime": "vote-left-out-of-the-batch"}[ring]
+    seed = load()[mutant].kills[0].seed
+    done = carry_out(Job(1, ring, seed, seconds=3.0, mutant=mutant, shrink_s=20.0, command="raftkit sim"))
     assert done.report.violation is not None
     assert done.script_actions <= 25
     space: dict[str, object] = {}
     exec(compile(done.script, "test_saved.py", "exec"), space)
     (test,) = (value for name, value in space.items() if name.startswith("test_"))
-    with pytest.raises(AssertionError, match="S5 at"):
+    with pytest.raises(AssertionError, match=r"S\d+ at"):
         test()  # type: ignore[operator]
+    space = {}
+    exec(compile(done.script.replace(f', mutant="{mutant}"', ""), "test_saved.py", "exec"), space)
+    (test,) = (value for name, value in space.items() if name.startswith("test_"))
+    test()  # type: ignore[operator]
 
 
 def test_a_correct_scenario_is_neither_shortened_nor_saved() -> None:

@@ -130,7 +130,11 @@ class SeedRun:
         first = self.tally.found[:SCRIPTS_AT_MOST]
         self._invocation.out.note(f"making {len(first)} of them short: {SHRINK_SECONDS:g} s each at most")
         jobs = [
-            msgspec.structs.replace(self.job(number, found.ring, found.seed), shrink_s=SHRINK_SECONDS)
+            msgspec.structs.replace(
+                self.job(number, found.ring, found.seed),
+                shrink_s=SHRINK_SECONDS,
+                shrink_width=max(1, self._jobs // len(first)),
+            )
             for number, found in enumerate(first)
         ]
         for done in pool.run(jobs):

@@ -24,12 +24,14 @@ def judge(
     durable: Sequence[DurableWrite] | None = None,
     budget: int = DEFAULT_BUDGET,
     search_all: bool = False,
+    first_only: bool = False,
 ) -> Report:
     """Is this history one a single, correct register per key could have produced? All keys begin absent.
 
     ``durable`` is the whole final log where somebody has it (default: the history's own). ``budget`` bounds the search
     of one key; a search that is not finished makes the verdict ``undecided``. ``search_all`` searches also the keys
-    that the zone check can decide, and reports where the two disagree.
+    that the zone check can decide, and reports where the two disagree. ``first_only``: what the cheap checks find is
+    enough, and no key is searched then.
     """
     if isinstance(history, History):
         durable = history.durable if durable is None else durable
@@ -42,7 +44,7 @@ def judge(
     report.findings += check_witness(operations)
     if durable is not None:
         report.findings += check_durability(operations, durable)
-    keys = by_key(settle(operations, durable))
+    keys = {} if first_only and report.findings else by_key(settle(operations, durable))
     report.keys = len({operation.key for operation in operations})
     decided: Counter[str] = Counter()
     log: dict[str, list[DurableWrite]] = {}

@@ -52,6 +52,8 @@ def play(ring: EngineRing) -> None:
     """
     scenario = ring.scenario
     ring.run(scenario.seconds)
+    if scenario.ends_early:
+        return
     if scenario.purge_at_end:
         _purge_everything(ring)
     dead = _end(ring)

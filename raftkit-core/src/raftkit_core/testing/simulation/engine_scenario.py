@@ -77,6 +77,8 @@ class EngineScenario(msgspec.Struct, frozen=True):
     purge_at_end: bool = False
     """The last leader purges everything before the recovery: behind an empty log peers must still be found."""
     profile: str = ""
+    ends_early: bool = False
+    """It is over with the last action: nothing has to recover."""
 
     @property
     def node_ids(self) -> list[str]:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from raftkit_core.testing.simulation.simulation import Simulation
 
 
+_BETWEEN_NODES = frozenset({"partition", "isolate", "cut", "hold", "flap"})
+
+
 class FaultPlayer:
     """Plays actions one by one. ``weather`` and ``disks`` are what is usual: where an undone fault leads back to."""
 
@@ -100,6 +103,8 @@ class FaultPlayer:
         sim.trace.seen(f"action.{action.kind}")
         random = Random(action.pick)
         disk = sim.disk(node)
+        if len(sim.ids) == 1 and action.kind in _BETWEEN_NODES:
+            return
         match action.kind:
             case "crash" | "power_loss":
                 self._kill(action, node)

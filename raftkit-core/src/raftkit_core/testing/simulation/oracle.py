@@ -57,6 +57,8 @@ class Oracle:
         self._single_term_leader = single_term_leader
         self._effective = effective
         self.breaches: list[Breach] = []
+        self.on_breach: Callable[[], None] = lambda: None
+        """Is told of every breach."""
         self.leaders: dict[LeaderId, NodeId] = {}
         self.grants: dict[LeaderId, dict[NodeId, None]] = {}
         self.chain: dict[LogId, tuple[LogId | None, int]] = {}
@@ -78,6 +80,7 @@ class Oracle:
         assert rule in RULES or rule in NOT_RULES, f"{rule} is no rule"
         self._trace.event("breach", node, f"{rule} {detail}")
         self.breaches.append(Breach(rule, node, detail, self._trace.now()))
+        self.on_breach()
 
     # --- elections --------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from random import Random
@@ -27,6 +27,8 @@ RING = "runtime"
 GRACE_TURNS = 50
 """Turns of the loop in which a cancelled task has to end."""
 OPERATIONS = frozenset({"put", "put_once", "get", "lease_get", "cas", "delete", "abandon"})
+CALM_SECONDS = 2.5
+"""How long a scenario that need not recover goes on when its faults have ended."""
 TAIL_SECONDS = 300.0
 """V10: the latest a run may end after its last fault."""
 SHORT_TTL_MS = 2000
@@ -57,19 +59,33 @@ class RuntimeRun:
     async def run(self) -> None:
         """Raises: AssertionError for what must not happen."""
         sim = self.sim
+        work = sim.loop.create_task(self._play(), name="scenario")
+        # Whatever comes after the first breach proves nothing.
+        sim.oracle.on_breach = lambda: _later(work.cancel)
         try:
-            await sim.leader()
-            await sim.eventually(lambda: sim.agreed(), "the first calm")
-            self.player.weather = self.scenario.weather
-            self.player.set_weather()
-            await self._act()
-            await self._recover()
-            sim.check_states()
+            await asyncio.wait([work])
         finally:
+            work.cancel()
             await self.player.stop()
             await sim.close()
+        if not work.cancelled():
+            work.result()
         await self._nothing_is_left()
         sim.require_unbroken()
+
+    async def _play(self) -> None:
+        sim = self.sim
+        await sim.leader()
+        await sim.eventually(lambda: sim.agreed(), "the first calm")
+        self.player.weather = self.scenario.weather
+        self.player.set_weather()
+        await self._act()
+        if self.scenario.ends_early:
+            await self._calm_down()
+            await asyncio.sleep(CALM_SECONDS)
+        else:
+            await self._recover()
+        sim.check_states()
 
     async def _nothing_is_left(self) -> None:
         """S29: every task of every node has ended."""
@@ -134,17 +150,24 @@ class RuntimeRun:
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
-    async def _recover(self) -> None:
-        """All faults end; V1 to V4."""
-        sim = self.sim
+    async def _calm_down(self) -> None:
+        """All faults end, and nodes that are down start."""
         player = self.player
         await player.stop()
-        await sim.forget_late_copies()
-        sim.heal()
+        await self.sim.forget_late_copies()
+        self.sim.heal()
         player.weather = Weather()
         player.set_weather()
         player.calm_disks()
         player.supervise()
+        for node in self.sim.ids:
+            await player.start(node)
+
+    async def _recover(self) -> None:
+        """All faults end; V1 to V4."""
+        sim = self.sim
+        player = self.player
+        await self._calm_down()
         core = await self._core()
         present = [node for node in core if node not in self.player.lost]
         config = sim.config
@@ -174,18 +197,19 @@ class RuntimeRun:
         sim = self.sim
         gone = {session.id for session in sim.sessions_left if session.is_closed}
         limit = self.scenario.session_ttl_ms / 1000 * (1 + sim.config.max_clock_drift) + 1.0
+
+        def is_over() -> bool:
+            leader = sim._leader()
+            return leader is not None and not any(map(sim.raft(leader)._core.worker.system.sessions.__contains__, gone))
+
         try:
-            await sim.eventually(
-                lambda: gone.isdisjoint(sim.oracle.sessions.open_ones), "the end of abandoned sessions", limit
-            )
+            await sim.eventually(is_over, "the end of abandoned sessions", limit)
         except WaitTimeout as error:
             raise AssertionError(f"V13 {error}") from None
 
     async def _core(self) -> list[NodeId]:
         """Who is there at the end; the others are dead, mute or deaf for ever."""
         sim = self.sim
-        for node in sim.ids:
-            await self.player.start(node)
         ending = self.scenario.ending
         if ending == "all" or self.player.lost:
             return list(sim.ids)
@@ -272,6 +296,10 @@ class RuntimeRun:
                 await asyncio.sleep(0.1)
 
 
+def _later(do: Callable[[], object]) -> None:
+    asyncio.get_running_loop().call_soon(do)
+
+
 def run(scenario: RuntimeScenario) -> SeedReport:
     """Run ``scenario`` on a loop of its own. Never raises for what it finds."""
     return run_with_history(scenario)[0]
@@ -304,7 +332,7 @@ def run_with_history(scenario: RuntimeScenario) -> tuple[SeedReport, History]:
         violation = Violation(first.rule, str(first), first.at)
     if violation is None and unhandled:
         violation = Violation("crash", unhandled[0], sim.trace.now())
-    judged = sim.judged()
+    judged = sim.judged(first_only=True)
     if violation is None and judged.findings:
         first_finding = judged.findings[0]
         violation = Violation(rule_of(first_finding), f"{rule_of(first_finding)} {first_finding}", sim.trace.now())

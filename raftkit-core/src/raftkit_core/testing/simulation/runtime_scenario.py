@@ -83,6 +83,8 @@ class RuntimeScenario(msgspec.Struct, frozen=True, omit_defaults=True):
     """How long a client waits for an answer before it takes the outcome for unknown."""
     session_ttl_ms: int = DEFAULT_TTL_MS
     """Of the sessions of clients, two of which share one."""
+    ends_early: bool = False
+    """When the faults have ended it is over: nothing has to recover."""
     quiet: bool = False
     """After the faults no client writes anything until all members hold the same."""
 

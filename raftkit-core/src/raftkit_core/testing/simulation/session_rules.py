@@ -156,8 +156,3 @@ class SessionRules:
             if self._counted_on[session_id]():
                 self._breach("S31", "", f"session {session_id} is {self._ended[session_id]}, its client counts on it")
                 del self._counted_on[session_id]
-
-    @property
-    def open_ones(self) -> list[int]:
-        """Sessions that the committed log leaves open."""
-        return list(self._open)

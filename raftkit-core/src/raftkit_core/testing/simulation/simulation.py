@@ -617,9 +617,9 @@ class Simulation:
             keys = ", ".join(report.undecided)
             raise InvariantBroken(f"S21 undecided: the history of {keys} is too long to judge (seed {self.seed})")
 
-    def judged(self) -> Report:
-        """What the judges say about the client histories so far."""
-        return judge(self.history, durable=self.final_log(), budget=SEARCH_BUDGET)
+    def judged(self, *, first_only: bool = False) -> Report:
+        """What the judges say about the client histories so far. ``first_only``: one thing that is wrong is enough."""
+        return judge(self.history, durable=self.final_log(), budget=SEARCH_BUDGET, first_only=first_only)
 
     def final_log(self) -> list[DurableWrite]:
         """The key-value commands that were committed and carried out, purged ones included: repeats under a session,

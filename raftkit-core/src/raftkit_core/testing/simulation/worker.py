@@ -30,6 +30,8 @@ class Job(msgspec.Struct):
     """0: as the ring has it."""
     mutant: str | None = None
     shrink_s: float = 0.0
+    shrink_width: int = 1
+    """How many shorter scenarios are tried at a time."""
     command: str = ""
     """How to run the seed again, for the test file."""
     scenario: Any = None
@@ -58,7 +60,7 @@ def carry_out(job: Job) -> Done:
     def fails(shorter: Any) -> bool:
         return run_one(job.ring, shorter, job.mutant).violation is not None
 
-    shrunk = shrink(scenario, fails, seconds=job.shrink_s)
+    shrunk = shrink(scenario, fails, seconds=job.shrink_s, width=job.shrink_width)
     last = run_one(job.ring, shrunk.scenario, job.mutant)
     assert last.violation is not None, "a scenario fails once and not again"
     script = pytest_file(job.ring, shrunk.scenario, last.violation, job.command, job.mutant)
