@@ -58,6 +58,7 @@ class Engine:
 
     def __init__(self, config: EngineConfig, state: RaftState, entropy: Entropy) -> None:
         parts = self._parts = EngineParts(config, state, entropy)
+        self._output = parts.output
         self._server_state = ServerStateHandler(parts)
         self._log = LogHandler(parts)
         self._vote = VoteHandler(parts, self._server_state)
@@ -159,7 +160,7 @@ class Engine:
 
     def take_commands(self) -> list[Command]:
         """Orders since the last call, to be carried out in this sequence."""
-        return self._parts.output.take()
+        return self._output.take()
 
     # --- life -------------------------------------------------------------------------------------------------------
 

@@ -10,16 +10,16 @@ from raftkit_core.engine.commands import Command
 class EngineOutput:
     """Commands in the order they are to be carried out."""
 
-    __slots__ = ("_queue", "push")
+    __slots__ = ("push", "queue")
 
     def __init__(self) -> None:
-        self._queue: list[Command] = []
-        self.push: Callable[[Command], None] = self._queue.append
+        self.queue: list[Command] = []
+        self.push: Callable[[Command], None] = self.queue.append
         """Emit a command: the list's own method, for it is called a dozen times for every write."""
 
     def take(self) -> list[Command]:
         """Everything emitted since the last call."""
-        queue = self._queue
+        queue = self.queue
         if not queue:
             return []
         taken = queue.copy()

@@ -90,7 +90,7 @@ class Balancer:
         self.notification = total - self.raft_msg
 
     def turned(self, raft_msgs: int, notifications: int) -> None:
-        """What the last turn really took, if one side used all of its share."""
+        """What the last turn really took, if it left something over."""
         if notifications >= self.notification:
             self.raft_msg = max(1, self.raft_msg * 15 // 16)
         elif raft_msgs >= self.raft_msg:
@@ -366,8 +366,25 @@ class RaftCore:
         """A turn, and another soon if it did not take everything: others run in between."""
         if self.fatal is not None:
             return
+        raft_msgs = notifications = 0
         try:
-            self._turn()
+            now = self._now()
+            # Notifications, then API messages, each up to its share, and what finished meanwhile at once.
+            if self._notifications:
+                notifications = self._take_notifications(now, 0)
+            if self._inbox:
+                raft_msgs = self._drain_inbox(now)
+                if self._notifications:
+                    notifications = self._take_notifications(now, notifications)
+            state = self._state
+            if (
+                state.vote is not self._seen_vote
+                or state.server_state is not self._seen_state
+                or state.membership.effective is not self._seen_membership
+            ):
+                self._show()
+            if self.watchers.waiting:
+                self.watchers.wake()
         except Exception as error:
             self.fail(error)
             return
@@ -376,27 +393,8 @@ class RaftCore:
             raise
         self._turn_is_due = False
         if self._notifications or self._inbox:
+            self._balancer.turned(raft_msgs, notifications)
             self._wake()
-
-    def _turn(self) -> None:
-        """One turn: notifications, then API messages, each up to its share, and what finished meanwhile at once."""
-        now = self._now()
-        balancer = self._balancer
-        notifications = self._take_notifications(now, 0) if self._notifications else 0
-        raft_msgs = self._drain_inbox(now) if self._inbox else 0
-        if self._notifications:
-            notifications = self._take_notifications(now, notifications)
-        if raft_msgs >= balancer.raft_msg or notifications >= balancer.notification:
-            balancer.turned(raft_msgs, notifications)
-        state = self._state
-        if (
-            state.vote is not self._seen_vote
-            or state.server_state is not self._seen_state
-            or state.membership.effective is not self._seen_membership
-        ):
-            self._show()
-        if self.watchers.waiting:
-            self.watchers.wake()
 
     def _take_notifications(self, now: float, taken: int) -> int:
         """Deal with notifications up to this turn's share, of which ``taken`` are used; gives how many are then."""
@@ -467,18 +465,20 @@ class RaftCore:
         if self.lease_watchers:
             for check in list(self.lease_watchers):
                 check()
-        engine = self.engine
+        engine, runner = self.engine, self.runner
         commands = engine.take_commands()
         self._carrying = True
         while commands:
-            self.runner.run(commands)
+            runner.run(commands)
             if self._flushed_now:
                 # A storage that finished at once: dealt with here, not within the call that finished it.
-                io_id, self._flushed_now = self._flushed_now, 0
+                io_id = self._flushed_now
+                self._flushed_now = 0
                 engine.on_log_flushed(io_id, now)
-                self.runner.release()
-            if self._applied_now is not None:
-                log_id, self._applied_now = self._applied_now, None
+                runner.release()
+            log_id = self._applied_now
+            if log_id is not None:
+                self._applied_now = None
                 engine.on_applied(log_id, now)
             commands = engine.take_commands()
         self._carrying = False

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from raftkit_core.errors import BadCommand, CommandRejected, Fatal, Overloaded, RaftError, Stopped, StorageCorrupt
 from raftkit_core.runtime.log_writer import LogWriter
-from raftkit_core.runtime.stalls import StallDetector
+from raftkit_core.runtime.stalls import STALL_SECONDS, StallDetector
 from raftkit_core.state_machine.interface import AppliedEntries, AppliedEntry, RaftStateMachine, decode_commands
 from raftkit_core.state_machine.kv_watch import ChangeRing
 from raftkit_core.state_machine.sessions import Remembered
@@ -162,7 +162,10 @@ class StateMachineWorker:
         self.machine = machine
         self.system = system
         self.applied = applied
+        self.applied_index = index_of(applied)
         self.membership = membership
+        self._is_durable = machine.durable
+        self._now = self._stalls.now
         self.changes: ChangeRing | None = ChangeRing() if machine.name == KV_MACHINE else None
         """What a watch is served from; None for a machine without keys."""
         self._snapshots = snapshots
@@ -195,10 +198,6 @@ class StateMachineWorker:
     def attach(self, on_applied: Callable[[Batch, Sequence[Any]], None]) -> None:
         """Tell this of every batch from now on."""
         self._on_applied = on_applied
-
-    @property
-    def applied_index(self) -> int:
-        return index_of(self.applied)
 
     # --- orders -----------------------------------------------------------------------------------------------------
 
@@ -306,14 +305,15 @@ class StateMachineWorker:
 
     def _apply_next(self) -> Coroutine[Any, Any, None] | None:
         """Apply the next batch at once if its entries are in memory and the machine is quick; else give the rest."""
-        start = self.applied_index + 1
-        stop = min(self._upto + 1, start + APPLY_ENTRIES)
+        start, stop = self.applied_index + 1, self._upto + 1
+        if stop - start > APPLY_ENTRIES:
+            stop = start + APPLY_ENTRIES
         entries = self._writer.tail.read(start, stop, APPLY_BYTES)
         if entries is None:
             return self._apply_from_storage(start, stop)
         batch = self.prepare(entries)
         results = self._apply(batch)
-        if not isinstance(results, Sequence):
+        if type(results) is not list and not isinstance(results, Sequence):
             return self._finish_later(batch, results)
         self._finish(batch, results)
         return None
@@ -426,15 +426,21 @@ class StateMachineWorker:
         )
 
     def _apply(self, batch: Batch) -> Sequence[Any] | Awaitable[Sequence[Any]]:
-        if not batch.entries and not self.machine.durable:
+        if not batch.entries and not self._is_durable:
             return ()
+        machine = self.machine
+        began = self._now()
         try:
-            results: Sequence[Any] | Awaitable[Sequence[Any]] = self._stalls.timed(
-                self.machine, "apply", self.machine.apply, batch
-            )
-            return results
+            results: Sequence[Any] | Awaitable[Sequence[Any]] = machine.apply(batch)
         except Exception as error:
+            self._stalls.ran(machine, "apply", began)
             raise self._apply_error(batch, error) from error
+        if self._now() - began > STALL_SECONDS:
+            self._stalls.ran(machine, "apply", began)
+        if type(results) is list:
+            return results
+        watched: Sequence[Any] | Awaitable[Sequence[Any]] = self._stalls.watched(results, machine, "apply")
+        return watched
 
     def _apply_error(self, batch: Batch, error: Exception) -> Fatal:
         first = batch.entries[0].log_id if batch.entries else batch.log[0].log_id
@@ -445,27 +451,32 @@ class StateMachineWorker:
         )
 
     def _finish(self, batch: Batch, results: Sequence[Any]) -> None:
-        if len(results) != len(batch.entries):
+        count = len(batch.entries)
+        if len(results) != count:
             raise Fatal(
-                f"the state machine {self.machine.name} gave {len(results)} results for {len(batch.entries)} entries"
+                f"the state machine {self.machine.name} gave {len(results)} results for {count} entries"
                 f" up to {batch.last_log_id}"
             )
-        batch.settle(results)
-        if not self.machine.durable:
-            self.system.sessions.drop_changes()
+        sessions = self.system.sessions
+        if sessions.awaits_results:
+            batch.settle(results)
+        if not self._is_durable:
+            sessions.drop_changes()
         elif not batch.is_sealed:
             raise Fatal(
                 f"the durable state machine {self.machine.name} stored {batch.last_log_id} without batch.seal(results):"
                 " what sessions remember would be lost at its next start"
             )
-        self.applied = batch.last_log_id
+        self.applied = last = batch.last_log_id
+        self.applied_index = last.index
         if batch.membership is not None:
             self.membership = batch.membership
-        self._stalls.figures.applied_commands += len(batch.entries)
+        self._stalls.figures.applied_commands += count
         if self.changes is not None:
             self.changes.feed(batch.log, batch.commands(), results)
         self._on_applied(batch, results)
-        self._wake(batch.last_log_id.index)
+        if self._waits:
+            self._wake(last.index)
 
     def _wake(self, index: int) -> None:
         while self._waits and self._waits[0][0] <= index:
@@ -576,6 +587,7 @@ class StateMachineWorker:
     def place(self, applied: LogId | None, membership: StoredMembership) -> None:
         """The machine's state is that at ``applied``, by another way than applying what leads to it."""
         self.applied = applied
+        self.applied_index = index_of(applied)
         self.membership = membership
         if self.changes is not None:
             self.changes.continue_after(self.applied_index)
