@@ -190,20 +190,80 @@ def test_d01_a_voter_that_acknowledges_twice_does_not_commit_for_a_quorum() -> N
     assert engine.state.committed == log_id(1, "n1", 2)
 
 
-def test_every_peer_hears_of_a_commit_as_soon_as_nothing_is_in_flight_to_it() -> None:
+def quiet_leader() -> Engine:
+    """Leads, and every peer has heard of what is committed."""
     engine = leading()
+    engine.handle_tell_committed(0.0)
+    engine.take_commands()
+    return engine
+
+
+def notices(commands: list[Command]) -> list[tuple[str, LogId | None]]:
+    """Who is told of which commit by a message of its own."""
+    beats = [each for each in commands if isinstance(each, SendHeartbeat)]
+    return [(target, beat.leader_commit) for beat in beats for target, _ in beat.peers]
+
+
+def commit_notices(engine: Engine) -> list[tuple[str, LogId | None]]:
+    engine.on_commit_notice_due(0.0)
+    return notices(engine.take_commands())
+
+
+def test_a_peer_with_nothing_in_flight_hears_of_a_commit_soon() -> None:
+    engine = quiet_leader()
     write(engine)
     flush(engine)
     at = log_id(1, "n1", 2)
-    commands = ack(engine, "n2", 2)
-    beat = commands[-1]
-    assert isinstance(beat, ReplicateCommitted)
-    assert (beat.peers, beat.leader_commit) == ((("n2", at),), at)
-    (late,) = ack(engine, "n3", 2)  # its answer raised nothing, but leaves it idle
-    assert isinstance(late, ReplicateCommitted)
-    assert (late.peers, late.leader_commit) == ((("n3", at),), at)
+    assert ack(engine, "n2", 2) == [SaveCommitted(at), Commit(2, at), ReplicateCommitted(1)]
+    assert commit_notices(engine) == [("n2", at)]
+    assert ack(engine, "n3", 2) == [ReplicateCommitted(1)]  # its answer raised nothing, but leaves it idle
+    assert commit_notices(engine) == [("n3", at)]
     (second,) = [each for each in write(engine) if isinstance(each, Replicate) and each.target == "n3"]
     assert second.leader_commit == at
+
+
+def test_one_notice_is_ordered_for_all_peers_and_all_commits_until_it_is_due() -> None:
+    engine = quiet_leader()
+    write(engine, 2)
+    flush(engine)
+    assert ReplicateCommitted(1) in ack(engine, "n2", 2)
+    at = log_id(1, "n1", 3)
+    assert ack(engine, "n3", 3) == [SaveCommitted(at), Commit(3, at)]
+    assert ack(engine, "n2", 3) == []
+    assert commit_notices(engine) == [("n2", at), ("n3", at)]
+
+
+def test_a_commit_that_appends_have_told_needs_no_notice_and_a_later_one_gets_its_own() -> None:
+    engine = quiet_leader()
+    write(engine)
+    flush(engine)
+    ack(engine, "n2", 2)
+    ack(engine, "n3", 2)
+    write(engine)  # tells both of them of entry 2
+    flush(engine)
+    ack(engine, "n2", 3)
+    ack(engine, "n3", 3)
+    engine.on_commit_notice_due(0.0)
+    assert engine.take_commands() == [ReplicateCommitted(1)]
+    at = log_id(1, "n1", 3)
+    assert commit_notices(engine) == [("n2", at), ("n3", at)]
+    assert commit_notices(engine) == []
+
+
+def test_whoever_is_about_to_be_looked_at_is_told_at_once() -> None:
+    engine = quiet_leader()
+    write(engine)
+    flush(engine)
+    ack(engine, "n2", 2)
+    engine.handle_tell_committed(0.0)
+    assert notices(engine.take_commands()) == [("n2", log_id(1, "n1", 2))]  # n3 has an append in flight
+
+
+def test_who_does_not_lead_owes_no_notice() -> None:
+    engine = engine_with("n1", membership("n1 n2 n3"), log=[ZERO], committed=ZERO)
+    engine.on_commit_notice_due(0.0)
+    engine.handle_tell_committed(0.0)
+    assert engine.take_commands() == []
 
 
 # --- answers --------------------------------------------------------------------------------------------------------

@@ -132,8 +132,14 @@ class SendHeartbeat(msgspec.Struct, frozen=True):
     """Peers that lost what they had acknowledged, with the store that did: they are told."""
 
 
-class ReplicateCommitted(SendHeartbeat, frozen=True):
-    """Tell idle ``peers`` of a raised commit; busy ones learn it with their next append."""
+class ReplicateCommitted(msgspec.Struct, frozen=True, gc=False):
+    """A peer with nothing in flight has not heard of a raised commit: ``on_commit_notice_due`` soon.
+
+    Mostly the next append says it first. Ordered once, until that was called.
+    """
+
+    when: ClassVar[IoId] = 0
+    session: int
 
 
 class ConfirmRead(SendHeartbeat, frozen=True):

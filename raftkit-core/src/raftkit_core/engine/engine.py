@@ -493,6 +493,17 @@ class Engine:
             self._replication.apply_durable()
         self._snapshot.go_on_purging(now)
 
+    def on_commit_notice_due(self, now: float) -> None:
+        """A moment has passed since ``ReplicateCommitted``: peers that have not heard of that commit are told."""
+        leader = self._parts.leader
+        if leader is not None and leader.owes_notice:
+            self._replication.tell_committed(leader.noticed_commit, now)
+
+    def handle_tell_committed(self, now: float) -> None:
+        """Peers that have not heard of what is committed are told at once: somebody will look there."""
+        if self._parts.leader is not None:
+            self._replication.tell_committed(index_of(self._parts.state.committed), now)
+
     def on_applied(self, log_id: LogId, now: float) -> None:
         """The state machine has applied everything up to ``log_id``."""
         state = self._parts.state

@@ -47,6 +47,8 @@ class Leader:
         "membership_since",
         "next_heartbeat",
         "noop_log_id",
+        "noticed_commit",
+        "owes_notice",
         "progress",
         "quorum_known_until",
         "read_round_at",
@@ -93,6 +95,9 @@ class Leader:
         self.reads_by_lease = True
         """False for the rest of this leader id once a transfer was started, finished or not."""
         self.transfer: Transfer | None = None
+        self.owes_notice = False
+        """A notice of the commits up to ``noticed_commit`` is ordered, for peers that do not hear of them otherwise."""
+        self.noticed_commit = -1
         self.uncommitted: deque[tuple[int, int]] = deque()
         self.uncommitted_bytes = 0
 

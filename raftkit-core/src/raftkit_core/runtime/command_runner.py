@@ -44,6 +44,7 @@ from raftkit_core.network.interface import RaftNetwork
 from raftkit_core.runtime.heartbeat import HeartbeatSender
 from raftkit_core.runtime.log_writer import LogWriter
 from raftkit_core.runtime.messages import (
+    CommitNoticeDue,
     Notification,
     ReplicationFailed,
     SnapshotRefused,
@@ -121,8 +122,6 @@ class CommandRunner:
         """Snapshots whose bytes are all here, by the request that brought them."""
         self._unconnected: set[NodeId] = set()
         """Peers the engine sends to but no stream could be opened for."""
-        self._untold: dict[NodeId, ReplicateCommitted] = {}
-        """Commit notices that wait a moment, the newest for each peer."""
         self._notice_timer: asyncio.TimerHandle | None = None
         self._halted = False
         self._swept_at = float("-inf")
@@ -191,8 +190,6 @@ class CommandRunner:
         self._writer.submit(command)
 
     def _replicate(self, command: Replicate) -> None:
-        if self._untold:
-            self._untold.pop(command.target, None)  # carries what is committed
         stream = self._streams.get(command.target)
         if stream is not None and stream.session == command.session:
             stream.replicate(command)
@@ -203,15 +200,15 @@ class CommandRunner:
         self._worker.commit(command.upto)
 
     def _tell_committed_soon(self, command: ReplicateCommitted) -> None:
-        for target, _ in command.peers:
-            self._untold[target] = command
         if self._notice_timer is None:
-            self._notice_timer = asyncio.get_running_loop().call_later(COMMIT_NOTICE_SECONDS, self.tell_committed)
+            self._notice_timer = asyncio.get_running_loop().call_later(COMMIT_NOTICE_SECONDS, self._notice_is_due)
+
+    def _notice_is_due(self) -> None:
+        self._notice_timer = None
+        self._notify(CommitNoticeDue())
 
     def _send_heartbeat(self, command: SendHeartbeat) -> None:
         if command.session == self._engine.session:
-            for target, _ in command.peers:
-                self._untold.pop(target, None)  # carries what is committed
             self._heartbeats.send(command, self._client_of_stream)
 
     def _replicate_snapshot(self, command: ReplicateSnapshot) -> None:
@@ -232,16 +229,6 @@ class CommandRunner:
         else:
             gone = PeerBusy("the sender of the snapshot has gone")
             self._notify(SnapshotRefused(command.request_id, gone))
-
-    def tell_committed(self) -> None:
-        """Send the commit notices that no append and no heartbeat made superfluous."""
-        if self._notice_timer is not None:
-            self._notice_timer.cancel()
-            self._notice_timer = None
-        untold, self._untold = self._untold, {}
-        for target, command in untold.items():
-            if command.session == self._engine.session and not self._halted:
-                self._heartbeats.send_to(target, command, self._client_of_stream)
 
     def _respond(self, command: Respond) -> None:
         under = command.under
@@ -386,7 +373,6 @@ class CommandRunner:
         """From now on nothing is carried out, answered or sent; what waits for the log is dropped."""
         self._halted = True
         self._parked.clear()
-        self._untold.clear()
         if self._notice_timer is not None:
             self._notice_timer.cancel()
         self._close_streams()

@@ -145,6 +145,10 @@ class Applied(msgspec.Struct, frozen=True):
     log_id: LogId
 
 
+class CommitNoticeDue(msgspec.Struct, frozen=True):
+    """The moment is over in which an append may say what was committed."""
+
+
 class VoteAnswered(msgspec.Struct, frozen=True):
     sender: Vote
     target: NodeId
@@ -203,6 +207,7 @@ Notification: TypeAlias = (
     Ticked
     | LogFlushed
     | Applied
+    | CommitNoticeDue
     | VoteAnswered
     | ReplicationProgress
     | ReplicationFailed

@@ -29,6 +29,7 @@ from raftkit_core.runtime.messages import (
     ChangeMembershipRequest,
     ClientWrite,
     ClientWriteResponse,
+    CommitNoticeDue,
     ExternalRequest,
     HeartbeatAnswered,
     HeartbeatArrived,
@@ -424,7 +425,9 @@ class RaftCore:
                     taken += 1
                 self.engine.handle_read(reads, message.by_lease, now)
                 if message.by_lease:
-                    self.runner.tell_committed()  # the reader may be a follower, which has to hear of it first
+                    self.engine.handle_tell_committed(
+                        now
+                    )  # the reader may be a follower, which has to hear of it first
             else:
                 self._handle_message(message, now)
             self._carry_out(now)
@@ -567,6 +570,8 @@ class RaftCore:
                 self.runner.release()
             case Applied():
                 engine.on_applied(notification.log_id, now)
+            case CommitNoticeDue():
+                engine.on_commit_notice_due(now)
             case HeartbeatAnswered():
                 beat = notification.command
                 engine.on_heartbeat_response(

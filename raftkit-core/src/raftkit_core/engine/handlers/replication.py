@@ -209,25 +209,35 @@ class ReplicationHandler:
             )
         )
 
-    def _replicate_committed(self, leader: Leader, now: float) -> None:
-        """Peers with nothing in flight hear of the commit at once; the others with their next append."""
-        committed = self._parts.state.committed
-        idle: list[tuple[NodeId, LogId | None]] = []
-        for target, entry in leader.progress.items():
-            if (
-                not entry.inflight
-                and entry.sent_committed is not committed
-                and entry.state is PIPELINE
-                and entry.sent_committed != committed
-            ):
-                entry.sent_committed = committed
-                idle.append((target, entry.matching))
-        if idle:
+    def _replicate_committed(self, leader: Leader) -> None:
+        """Peers with nothing in flight shall hear of the commit soon; the others do with their next append."""
+        if not leader.owes_notice:
+            leader.owes_notice = True
+            leader.noticed_commit = index_of(self._parts.state.committed)
+            self._parts.output.push(ReplicateCommitted(leader.session))
+
+    def tell_committed(self, upto: int, now: float) -> None:
+        """Tell idle peers that have not heard of the commit of ``upto``, and order a notice of what was committed since:
+        while a client writes on, its appends say everything."""
+        leader = self._leader()
+        leader.owes_notice = False
+        state = self._parts.state
+        committed = state.committed
+        behind = [
+            (target, entry)
+            for target, entry in leader.progress.items()
+            if not entry.inflight and entry.state is PIPELINE and index_of(entry.sent_committed) < index_of(committed)
+        ]
+        told = [(target, entry) for target, entry in behind if index_of(entry.sent_committed) < upto]
+        for _, entry in told:
+            entry.sent_committed = committed
+        if told:
+            peers = tuple((target, entry.matching) for target, entry in told)
             self._parts.output.push(
-                ReplicateCommitted(
-                    leader.vote_io, leader.session, tuple(idle), leader.next_seq(), now, leader.vote, committed
-                )
+                SendHeartbeat(leader.vote_io, leader.session, peers, leader.next_seq(), now, leader.vote, committed)
             )
+        if len(told) < len(behind):
+            self._replicate_committed(leader)
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
@@ -366,9 +376,11 @@ class ReplicationHandler:
         if self._snapshot.purge_upto is not None:
             self._snapshot.try_purge(now)
         self._send_next(leader, target, entry, now)
-        if not entry.inflight and entry.sent_committed is not self._parts.state.committed:
+        if not leader.owes_notice and not entry.inflight and entry.state is PIPELINE:
             # A peer whose answer came after the commit may be idle now: it must not wait for a heartbeat to hear of it.
-            self._replicate_committed(leader, now)
+            committed = self._parts.state.committed
+            if entry.sent_committed is not committed and entry.sent_committed != committed:
+                self._replicate_committed(leader)
 
     # --- commit -----------------------------------------------------------------------------------------------------
 
@@ -399,7 +411,8 @@ class ReplicationHandler:
         for entry in leader.progress.values():
             if entry.leaving_until is not None and entry.told_seq is None and entry.leaving_from <= position.index:
                 entry.told_seq = leader.seq
-        self._replicate_committed(leader, now)
+        if leader.progress:
+            self._replicate_committed(leader)
 
     def commit_to(self, committed: LogId) -> None:
         """``committed`` is committed: remember it, settle the membership, apply what is durable here."""

@@ -353,6 +353,9 @@ class EngineRing:
             when = getattr(command, "when", 0)
             if when > engine.flushed_io:
                 each.parked.append((when, command))
+            elif isinstance(command, ReplicateCommitted):
+                engine.on_commit_notice_due(self.clock(each))
+                commands += engine.take_commands()
             else:
                 self._run(each, engine, command)
             if isinstance(command, AppendInputEntries):
@@ -413,7 +416,7 @@ class EngineRing:
             case ReplicateSnapshot():
                 self.invariants.leading(each, command.vote)
                 self._replicate_snapshot(each, command)
-            case SendHeartbeat() | ReplicateCommitted() | ConfirmRead():
+            case SendHeartbeat() | ConfirmRead():
                 if command.session == engine.session:
                     self.invariants.leading(each, command.vote)
                     self._heartbeat(each, command)
@@ -455,6 +458,8 @@ class EngineRing:
                 self.seen["leader removed" if "removed" in reason else "leader stepped down"] += 1
             case RebuildReplicationStreams():
                 pass
+            case ReplicateCommitted():
+                raise AssertionError("the engine was asked for it at once")
             case _:
                 assert_never(command)
 

@@ -459,4 +459,4 @@ def _(patch: Patch) -> None:
             self._parts.output.push(msgspec.structs.replace(command, leader_commit=None) if is_new else command)
 
     patch.set(ReplicationHandler, "heartbeat", heartbeat)
-    patch.set(ReplicationHandler, "_replicate_committed", lambda self, leader, now: None)
+    patch.set(ReplicationHandler, "_replicate_committed", lambda self, leader: None)
