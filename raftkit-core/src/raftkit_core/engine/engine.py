@@ -6,7 +6,7 @@ call the caller takes :meth:`Engine.take_commands` and carries them out in order
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from raftkit_core.engine.commands import Command, Respond
 from raftkit_core.engine.engine_config import EngineConfig
@@ -58,7 +58,8 @@ class Engine:
 
     def __init__(self, config: EngineConfig, state: RaftState, entropy: Entropy) -> None:
         parts = self._parts = EngineParts(config, state, entropy)
-        self._output = parts.output
+        self.take_commands: Callable[[], list[Command]] = parts.output.take
+        """Orders since the last call, to be carried out in this sequence."""
         self._server_state = ServerStateHandler(parts)
         self._log = LogHandler(parts)
         self._vote = VoteHandler(parts, self._server_state)
@@ -157,10 +158,6 @@ class Engine:
 
     def log_id_at(self, index: int) -> LogId | None:
         return self._parts.state.log.get(index)
-
-    def take_commands(self) -> list[Command]:
-        """Orders since the last call, to be carried out in this sequence."""
-        return self._output.take()
 
     # --- life -------------------------------------------------------------------------------------------------------
 

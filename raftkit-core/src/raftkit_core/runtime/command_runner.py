@@ -130,7 +130,7 @@ class CommandRunner:
             Replicate: self._replicate,
             Commit: self._commit,
             Respond: self._respond,
-            SaveCommitted: writer.submit,
+            SaveCommitted: writer.save_committed,
             SaveVote: writer.submit,
             SaveLease: writer.submit,
             DeleteConflictLog: writer.submit,
@@ -187,12 +187,12 @@ class CommandRunner:
     def _append_entries(self, command: AppendInputEntries) -> None:
         if self._instruments.is_tracing:
             self._instruments.trace("CommandRunner.append_input_entries")
-        self._writer.submit(command)
+        self._writer.append(command)
 
     def _replicate(self, command: Replicate) -> None:
         stream = self._streams.get(command.target)
         if stream is not None and stream.session == command.session:
-            stream.replicate(command)
+            stream.replicate(command)  # None or another: its leadership is over, or the peer is gone
 
     def _commit(self, command: Commit) -> None:
         if self._instruments.is_tracing:

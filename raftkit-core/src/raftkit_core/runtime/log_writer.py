@@ -25,7 +25,7 @@ from raftkit_core.engine.commands import (
 from raftkit_core.errors import StorageError
 from raftkit_core.runtime.stalls import STALL_SECONDS, StallDetector
 from raftkit_core.storage.interface import LogBatch, RaftLogStorage
-from raftkit_core.types.entry import Entry, payload_bytes
+from raftkit_core.types.entry import Entries, Entry, payload_bytes
 from raftkit_core.types.ids import IoId
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.vote import Vote
@@ -48,9 +48,9 @@ class LogTail:
         """Where each batch of the tail begins, and in ``_sizes`` how many bytes came before it, from some point on: how
         large a range is at most is found without looking at its entries."""
         self._sizes: list[int] = []
-        self._end_bytes = 0
-        self._trim_at = TRIM_ABOVE_BYTES
-        """How large ``_end_bytes`` may become before there is something to drop."""
+        self.end_bytes = 0
+        self.trim_at = TRIM_ABOVE_BYTES
+        """How large ``end_bytes`` may become before there is something to drop."""
         self._newest: list[Entry] = []
         """The last batch, as it came: mostly what is asked for. It begins at ``_newest_start`` (-1: there is none)."""
         self._newest_start = -1
@@ -58,10 +58,10 @@ class LogTail:
 
     def append(self, entries: list[Entry]) -> None:
         start = self._first + len(self._entries)
-        size_bytes = payload_bytes(entries)
+        size_bytes = entries.size_bytes if type(entries) is Entries else payload_bytes(entries)
         self._starts.append(start)
-        self._sizes.append(self._end_bytes)
-        self._end_bytes += size_bytes
+        self._sizes.append(self.end_bytes)
+        self.end_bytes += size_bytes
         self._entries.extend(entries)
         self._newest = entries
         self._newest_start = start
@@ -73,7 +73,7 @@ class LogTail:
 
     def truncate(self, since: int) -> None:
         keep = max(0, since - self._first)
-        self._end_bytes -= payload_bytes(self._entries[keep:])
+        self.end_bytes -= payload_bytes(self._entries[keep:])
         del self._entries[keep:]
         if since < self._first:
             self._first = since
@@ -89,16 +89,16 @@ class LogTail:
 
     def trim(self, durable_index: int) -> None:
         """Drop old durable entries once the tail is well above its size."""
-        if self._end_bytes <= self._trim_at or not self._sizes:
+        if self.end_bytes <= self.trim_at or not self._sizes:
             return
-        drop, size_bytes = 0, self._end_bytes - self._sizes[0]
+        drop, size_bytes = 0, self.end_bytes - self._sizes[0]
         for entry in self._entries:
             if size_bytes <= TAIL_BYTES or entry.index > durable_index:
                 break
             size_bytes -= len(entry.payload)
             drop += 1
         self._drop(drop)
-        self._trim_at = TRIM_ABOVE_BYTES + (self._sizes[0] if self._sizes else self._end_bytes)
+        self.trim_at = TRIM_ABOVE_BYTES + (self._sizes[0] if self._sizes else self.end_bytes)
 
     def _drop(self, count: int) -> None:
         """Forget the first ``count`` entries: whole batches, and of the one that is cut the part before."""
@@ -135,7 +135,7 @@ class LogTail:
             starts = self._starts
             entries = self._entries[offset : stop - self._first]
             behind = bisect_left(starts, stop)
-            upto = self._sizes[behind] if behind < len(starts) else self._end_bytes
+            upto = self._sizes[behind] if behind < len(starts) else self.end_bytes
             size_bytes = upto - self._sizes[bisect_right(starts, start) - 1]
         if size_bytes <= max_bytes:
             return entries
@@ -190,35 +190,50 @@ class LogWriter:
 
     def submit(self, command: LogCommand) -> None:
         """Queue a command; :meth:`kick` starts it. What it appends is readable at once."""
-        if isinstance(command, AppendInputEntries):
-            self.tail.append(command.entries)
-        elif isinstance(command, SaveCommitted):
-            # Keeps its place in the lane: saved before what precedes it, it would vouch for entries that are still to
-            # be replaced. Of several in a row the last is enough.
-            if not self._queue:
-                self._committed = command.committed  # its place has come
+        match command:
+            case AppendInputEntries():
+                self.append(command)
                 return
-            if isinstance(self._queue[-1], SaveCommitted):
-                self._queue.pop()
-        elif isinstance(command, DeleteConflictLog):
-            self.tail.truncate(command.since)
-        elif isinstance(command, PurgeLog):
-            self.tail.purge(command.upto.index)
-            self._first_index = max(self._first_index, command.upto.index + 1)
+            case SaveCommitted():
+                self.save_committed(command)
+                return
+            case DeleteConflictLog():
+                self.tail.truncate(command.since)
+            case PurgeLog():
+                self.tail.purge(command.upto.index)
+                self._first_index = max(self._first_index, command.upto.index + 1)
+            case _:
+                pass
         self._queue.append(command)
+
+    def append(self, command: AppendInputEntries) -> None:
+        self.tail.append(command.entries)
+        self._queue.append(command)
+
+    def save_committed(self, command: SaveCommitted) -> None:
+        """Keeps its place in the lane: saved before what precedes it, it would vouch for entries that are still to be
+        replaced. Of several in a row the last is enough."""
+        queue = self._queue
+        if not queue:
+            self._committed = command.committed  # its place has come
+            return
+        if isinstance(queue[-1], SaveCommitted):
+            queue.pop()
+        queue.append(command)
 
     def kick(self) -> None:
         """Start writing what has gathered, unless a write is under way. A write that finishes at once is followed by
         the next in the same turn."""
-        while self._queue and self._task is None and not self._dead:
-            head = self._queue[0]
+        queue = self._queue
+        while queue and self._task is None and not self._dead:
+            head = queue[0]
             if isinstance(head, SaveCommitted):
                 # Never causes a write of its own: it rides with the next one, and is saved at close.
                 self._committed = head.committed
-                self._queue.popleft()
+                queue.popleft()
                 continue
             if isinstance(head, SaveLease):
-                self._queue.popleft()
+                queue.popleft()
                 self._began = self._now()
                 self._start(self._save_lease(head.lease_ms), head.io_id, self.durable_index)
                 return
@@ -263,7 +278,9 @@ class LogWriter:
 
     def _done(self, io_id: IoId, last_index: int) -> None:
         self.durable_index = last_index
-        self.tail.trim(last_index)
+        tail = self.tail
+        if tail.end_bytes > tail.trim_at:
+            tail.trim(last_index)
         if io_id and not self._dead:
             self._flushed(io_id)
 
@@ -284,16 +301,14 @@ class LogWriter:
             # Mostly: one append, and perhaps what is committed then.
             behind = queue[-1]
             entries = head.entries
-            if (
-                (behind is head or isinstance(behind, SaveCommitted))
-                and len(entries) <= MAX_BATCH_ENTRIES
-                and payload_bytes(entries) <= MAX_BATCH_BYTES
-            ):
+            if len(entries) <= MAX_BATCH_ENTRIES and payload_bytes(entries) <= MAX_BATCH_BYTES:
                 if isinstance(behind, SaveCommitted):
                     self._committed = behind.committed
-                queue.clear()
-                last_index = entries[-1].log_id.index
-                return head.io_id, self._batch(None, None, None, entries, last_index), last_index
+                    queue.pop()
+                if len(queue) == 1:
+                    queue.clear()
+                    last_index = entries[-1].log_id.index
+                    return head.io_id, self._batch(None, None, None, entries, last_index), last_index
         return self._joined_batch()
 
     def _joined_batch(self) -> tuple[IoId, LogBatch, int]:

@@ -141,7 +141,7 @@ class FollowingHandler:
     def _check_prev(self, prev: LogId | None, request_id: RequestId, now: float) -> bool:
         """Whether the log holds ``prev``; if not, drop the conflicting tail and answer Conflict."""
         state = self._parts.state
-        if prev is None or state.has_log_id(prev):
+        if prev is None or prev == state.log.last or state.has_log_id(prev):
             return True
         if prev.index <= state.log.last_index:
             self._truncate(prev.index, now)

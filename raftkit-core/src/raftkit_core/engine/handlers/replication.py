@@ -217,8 +217,8 @@ class ReplicationHandler:
             self._parts.output.push(ReplicateCommitted(leader.session))
 
     def tell_committed(self, upto: int, now: float) -> None:
-        """Tell idle peers that have not heard of the commit of ``upto``, and order a notice of what was committed since:
-        while a client writes on, its appends say everything."""
+        """Tell idle peers that have not heard of the commit of ``upto``, and order a notice of what was committed
+        since: while a client writes on, its appends say everything."""
         leader = self._leader()
         leader.owes_notice = False
         state = self._parts.state
