@@ -11,7 +11,7 @@ from raftkit_core.engine.commands import AppendInputEntries, PurgeLog, Replicate
 from raftkit_core.errors import NetworkError, RPCTimeout
 from raftkit_core.network.reply import Reply
 from raftkit_core.runtime.log_writer import LogTail, LogWriter
-from raftkit_core.runtime.messages import Notification, ReplicationFailed
+from raftkit_core.runtime.messages import Notification, ReplicationFailed, ReplicationProgress
 from raftkit_core.runtime.replication import ReplicationStream, RequestCache
 from raftkit_core.runtime.stalls import StallDetector
 from raftkit_core.storage.memory import MemoryDisk, MemoryLogStorage
@@ -86,6 +86,7 @@ class Stage:
             peers=self.peer,  # type: ignore[arg-type]
             stalls=StallDetector(),
             requests=RequestCache(),
+            answered=lambda command, response: self.told.append(ReplicationProgress(command, response)),
             notify=self.told.append,
             failed=self.failures.append,
             lease_ms=500,

@@ -61,7 +61,7 @@ from raftkit_core.runtime.waiting_clients import WaitingClients
 from raftkit_core.storage.interface import RaftSnapshotStorage, SnapshotSink
 from raftkit_core.types.ids import NodeId, RequestId
 from raftkit_core.types.membership import Node
-from raftkit_core.types.messages import VoteRequest
+from raftkit_core.types.messages import AppendEntriesResponse, VoteRequest
 
 SWEEP_SECONDS = 0.25
 COMMIT_NOTICE_SECONDS = 0.003
@@ -123,6 +123,7 @@ class CommandRunner:
         self._unconnected: set[NodeId] = set()
         """Peers the engine sends to but no stream could be opened for."""
         self._notice_timer: asyncio.TimerHandle | None = None
+        self._answered: Callable[[Replicate, AppendEntriesResponse], None] = lambda command, response: None
         self._halted = False
         self._swept_at = float("-inf")
         self._actions: dict[type, Callable[[Any], None]] = {
@@ -151,6 +152,10 @@ class CommandRunner:
         }
         """What carries out each kind of command: found in one step, for every write needs a dozen of them."""
         assert self._actions.keys() == set(get_args(Command)), "every command is carried out"
+
+    def attach(self, answered: Callable[[Replicate, AppendEntriesResponse], None]) -> None:
+        """Tell this of the answers to appends."""
+        self._answered = answered
 
     # --- the queue --------------------------------------------------------------------------------------------------
 
@@ -340,6 +345,7 @@ class CommandRunner:
                 peers=self._peers,
                 stalls=self._stalls,
                 requests=self._requests,
+                answered=self._answered,
                 notify=self._notify,
                 failed=self._failed,
                 lease_ms=self._config.leader_lease_ms,

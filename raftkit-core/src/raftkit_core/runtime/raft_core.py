@@ -17,6 +17,7 @@ from typing import Any, TypeVar, assert_never
 
 from raftkit_core.clock import Clock
 from raftkit_core.config import Config
+from raftkit_core.engine.commands import Replicate
 from raftkit_core.engine.engine import Engine
 from raftkit_core.errors import Fatal, Overloaded, RaftError, Stopped
 from raftkit_core.instrument import Instruments
@@ -66,6 +67,7 @@ from raftkit_core.types.condition import WriteCondition
 from raftkit_core.types.ids import IoId, RequestId
 from raftkit_core.types.log_id import LogId, index_of
 from raftkit_core.types.membership import StoredMembership
+from raftkit_core.types.messages import AppendEntriesRequest, AppendEntriesResponse
 from raftkit_core.types.metrics import ServerState
 from raftkit_core.types.vote import Vote
 
@@ -176,6 +178,7 @@ class RaftCore:
         self._max_write_bytes = min(MAX_BATCH_BYTES, config.max_uncommitted_bytes)
         writer.attach(self.log_flushed, self.fail)
         worker.attach(self.applied)
+        runner.attach(self.append_answered)
 
     # --- from outside -----------------------------------------------------------------------------------------------
 
@@ -318,18 +321,20 @@ class RaftCore:
         """Something is there: have a turn soon, unless one is coming or under way (which looks again at its end)."""
         if not self._turn_is_due:
             self._turn_is_due = True
-            if self._is_running:
+            if not self._is_running:
+                return
+            if self._corks:
+                self._is_corked = True
+            else:
                 self._loop.call_soon(self._next_turn, context=self._context)
 
     def cork(self) -> None:
         """A transport hands over what came in together: the turn that deals with it waits for :meth:`uncork`."""
         self._corks += 1
-        if not self._turn_is_due and self._is_running:
-            self._turn_is_due = self._is_corked = True
 
     def uncork(self) -> None:
-        """All of it is here: have the turn now, in this step of the event loop. One that is scheduled already is left
-        to come: what waits for it may still grow."""
+        """All of it is here: have the turn it needs now, in this step of the event loop. One that was scheduled before
+        is left to come: what waits for it may still grow."""
         self._corks -= 1
         if self._is_corked and not self._corks:
             self._is_corked = False
@@ -364,38 +369,83 @@ class RaftCore:
         await self._stopped
 
     def _next_turn(self) -> None:
-        """A turn, and another soon if it did not take everything: others run in between."""
+        """Notifications, then API messages, each up to its share, and what finished meanwhile at once."""
         if self.fatal is not None:
             return
         raft_msgs = notifications = 0
         try:
             now = self._now()
-            # Notifications, then API messages, each up to its share, and what finished meanwhile at once.
             if self._notifications:
                 notifications = self._take_notifications(now, 0)
             if self._inbox:
                 raft_msgs = self._drain_inbox(now)
                 if self._notifications:
                     notifications = self._take_notifications(now, notifications)
-            state = self._state
-            if (
-                state.vote is not self._seen_vote
-                or state.server_state is not self._seen_state
-                or state.membership.effective is not self._seen_membership
-            ):
-                self._show()
-            if self.watchers.waiting:
-                self.watchers.wake()
-        except Exception as error:
-            self.fail(error)
-            return
+            if self._notifications or self._inbox:
+                self._balancer.turned(raft_msgs, notifications)
+            self._end_turn()
         except BaseException as error:
             self.fail(error)
-            raise
+            if not isinstance(error, Exception):
+                raise
+
+    def _end_turn(self) -> None:
+        """Show what changed; and another turn soon if something is left: others run in between."""
+        state = self._state
+        if (
+            state.vote is not self._seen_vote
+            or state.server_state is not self._seen_state
+            or state.membership.effective is not self._seen_membership
+        ):
+            self._show()
+        if self.watchers.waiting:
+            self.watchers.wake()
         self._turn_is_due = False
         if self._notifications or self._inbox:
-            self._balancer.turned(raft_msgs, notifications)
             self._wake()
+
+    # --- turns without a queue --------------------------------------------------------------------------------------
+
+    def append_arrived(self, request: AppendEntriesRequest, timeout: float) -> Reply[Any]:
+        """A peer's append: as :meth:`ask`, but with nothing before it this is its turn."""
+        self._check_room()
+        now = self._now()
+        request_id, reply = self.waiting.new_request(now + timeout)
+        if self._turn_is_due or not self._is_running:
+            self._put(AppendEntriesArrived(request_id, request))
+            return reply
+        self._turn_is_due = True
+        try:
+            self.engine.handle_append_entries(request, request_id, now)
+            self._carry_out(now)
+            self._end_turn()
+        except BaseException as error:
+            self.fail(error)
+            if not isinstance(error, Exception):
+                raise
+        return reply
+
+    def append_answered(self, sent: Replicate, response: AppendEntriesResponse) -> None:
+        """A peer's answer: as :meth:`notify`, but with nothing before it this is its turn."""
+        if self._turn_is_due or not self._is_running:
+            self.notify(ReplicationProgress(sent, response))
+            return
+        if self.fatal is not None:
+            return
+        self._turn_is_due = True
+        try:
+            now = self._now()
+            self.engine.on_replication_progress(
+                sent.session, sent.target, sent.epoch, sent.seq, sent.sent_at, response, now
+            )
+            self._carry_out(now)
+            self._end_turn()
+        except BaseException as error:
+            self.fail(error)
+            if not isinstance(error, Exception):
+                raise
+
+    # --- the queue --------------------------------------------------------------------------------------------------
 
     def _take_notifications(self, now: float, taken: int) -> int:
         """Deal with notifications up to this turn's share, of which ``taken`` are used; gives how many are then."""
@@ -425,9 +475,8 @@ class RaftCore:
                     taken += 1
                 self.engine.handle_read(reads, message.by_lease, now)
                 if message.by_lease:
-                    self.engine.handle_tell_committed(
-                        now
-                    )  # the reader may be a follower, which has to hear of it first
+                    # The reader may be a follower, which has to hear of it first.
+                    self.engine.handle_tell_committed(now)
             else:
                 self._handle_message(message, now)
             self._carry_out(now)

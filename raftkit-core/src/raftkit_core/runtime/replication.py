@@ -15,7 +15,7 @@ from raftkit_core.engine.commands import Replicate, ReplicateSnapshot
 from raftkit_core.errors import NetworkError, PayloadTooLarge, RPCError, RPCTimeout, StorageError
 from raftkit_core.network.interface import RaftNetwork
 from raftkit_core.runtime.log_writer import LogWriter
-from raftkit_core.runtime.messages import Notification, ReplicationFailed, ReplicationProgress
+from raftkit_core.runtime.messages import Notification, ReplicationFailed
 from raftkit_core.runtime.peer_calls import Answer, PeerCalls
 from raftkit_core.runtime.peers import PeerTable
 from raftkit_core.runtime.stalls import StallDetector
@@ -66,6 +66,7 @@ class ReplicationStream:
         peers: PeerTable,
         stalls: StallDetector,
         requests: RequestCache,
+        answered: Callable[[Replicate, AppendEntriesResponse], None],
         notify: Callable[[Notification], None],
         failed: Callable[[BaseException], None],
         lease_ms: int,
@@ -80,6 +81,7 @@ class ReplicationStream:
         self._writer = writer
         self._peers = peers
         self._requests = requests
+        self._tell_answer = answered
         self._notify = notify
         self._failed = failed
         self._lease_ms = lease_ms
@@ -193,7 +195,7 @@ class ReplicationStream:
             self._entries_limit_left = max(0, self._entries_limit_left - 1)
         self._peers.succeeded(self.target)
         # A Busy answer is contact all the same; the engine changes no progress for it.
-        self._notify(ReplicationProgress(command, response))
+        self._tell_answer(command, response)
         if self._queue:
             self._pump()
 

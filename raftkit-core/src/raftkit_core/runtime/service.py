@@ -11,7 +11,6 @@ import msgspec
 from raftkit_core.errors import IdentityError, NeedsRejoin, PeerBusy, StorageCorrupt, StorageError
 from raftkit_core.runtime.limits import seconds_for_bytes
 from raftkit_core.runtime.messages import (
-    AppendEntriesArrived,
     HeartbeatArrived,
     SnapshotArrived,
     TransferArrived,
@@ -320,7 +319,7 @@ class PeerService:
 
     def append_entries(self, request: AppendEntriesRequest, peer: PeerIdentity) -> Awaitable[AppendEntriesResponse]:
         core = self._check_sender(request.vote.node_id, peer, request.vote.term)
-        return core.ask(PEER_DEADLINE, lambda request_id: AppendEntriesArrived(request_id, request))
+        return core.append_arrived(request, PEER_DEADLINE)
 
     def heartbeat(self, request: HeartbeatRequest, peer: PeerIdentity) -> Awaitable[AppendEntriesResponse]:
         core = self._check_sender(request.vote.node_id, peer, request.vote.term)
