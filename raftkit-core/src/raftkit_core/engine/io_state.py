@@ -7,23 +7,14 @@ index: an index may be truncated and written again, and an old completion must n
 from __future__ import annotations
 
 from collections import deque
+from typing import TypeAlias
 
 from raftkit_core.types.log_id import LogId, index_of
 
 
-class _Write:
-    """One write under way. ``log_id`` is the last entry it makes durable (None for votes and the like)."""
-
-    __slots__ = ("first_index", "io_id", "log_id", "size_bytes", "submitted_at")
-
-    def __init__(
-        self, io_id: int, submitted_at: float, first_index: int, log_id: LogId | None, size_bytes: int
-    ) -> None:
-        self.io_id = io_id
-        self.submitted_at = submitted_at
-        self.first_index = first_index
-        self.log_id = log_id
-        self.size_bytes = size_bytes
+_Write: TypeAlias = tuple[int, float, int, LogId | None, int]
+"""One write under way: its io_id, when it was submitted, the first entry in it, the last one it makes durable (None for
+votes and the like), and its bytes."""
 
 
 class IoState:
@@ -41,28 +32,29 @@ class IoState:
     def submit(self, now: float) -> int:
         """A write without entries."""
         self.last_io += 1
-        self._pending.append(_Write(self.last_io, now, -1, None, 0))
+        self._pending.append((self.last_io, now, -1, None, 0))
         return self.last_io
 
     def submit_entries(self, first_index: int, last: LogId, size_bytes: int, now: float) -> int:
         """A write of entries ``first_index..last``."""
         io_id = self.last_io = self.last_io + 1
-        self._pending.append(_Write(io_id, now, first_index, last, size_bytes))
+        self._pending.append((io_id, now, first_index, last, size_bytes))
         self.unflushed_bytes += size_bytes
         return io_id
 
     def submit_purge(self, upto: LogId, now: float) -> int:
         """A purge: when it is durable, so is everything up to ``upto`` (by the snapshot it stands for)."""
         self.last_io += 1
-        self._pending.append(_Write(self.last_io, now, 0, upto, 0))
+        self._pending.append((self.last_io, now, 0, upto, 0))
         return self.last_io
 
     def submit_truncate(self, since: int, last_before: LogId | None, now: float) -> int:
         """A truncation. The flushed position falls at once, and no write under way vouches for what was cut."""
-        for write in self._pending:
-            if write.log_id is None or write.log_id.index < since:
-                continue
-            write.log_id = last_before if write.first_index < since else None
+        pending = self._pending
+        for position, (io_id, submitted_at, first_index, log_id, size_bytes) in enumerate(pending):
+            if log_id is not None and log_id.index >= since:
+                left = last_before if first_index < since else None
+                pending[position] = (io_id, submitted_at, first_index, left, size_bytes)
         if index_of(self.flushed_log_id) >= since:
             self.flushed_log_id = last_before
         return self.submit(now)
@@ -72,10 +64,9 @@ class IoState:
         flushed = self.flushed_log_id
         if flushed is not None and index <= flushed.index:
             return 0
-        for write in self._pending:
-            log_id = write.log_id
+        for io_id, _, _, log_id, _ in self._pending:
             if log_id is not None and log_id.index >= index:
-                return write.io_id
+                return io_id
         return self.last_io
 
     def flush(self, io_id: int) -> None:
@@ -85,10 +76,9 @@ class IoState:
         assert io_id <= self.last_io, f"flushed {io_id}, but only {self.last_io} was submitted"
         self.flushed_io = io_id
         pending = self._pending
-        while pending and pending[0].io_id <= io_id:
-            write = pending.popleft()
-            self.unflushed_bytes -= write.size_bytes
-            log_id = write.log_id
+        while pending and pending[0][0] <= io_id:
+            _, _, _, log_id, size_bytes = pending.popleft()
+            self.unflushed_bytes -= size_bytes
             if log_id is not None:
                 flushed = self.flushed_log_id
                 if flushed is None or log_id.index > flushed.index:
@@ -96,4 +86,4 @@ class IoState:
 
     def oldest_submitted_at(self) -> float | None:
         """When the oldest write under way was submitted, or None if all is durable."""
-        return self._pending[0].submitted_at if self._pending else None
+        return self._pending[0][1] if self._pending else None

@@ -227,12 +227,14 @@ class LogWriter:
         queue = self._queue
         while queue and self._task is None and not self._dead:
             head = queue[0]
-            if isinstance(head, SaveCommitted):
+            if isinstance(head, AppendInputEntries):
+                pass  # mostly
+            elif isinstance(head, SaveCommitted):
                 # Never causes a write of its own: it rides with the next one, and is saved at close.
                 self._committed = head.committed
                 queue.popleft()
                 continue
-            if isinstance(head, SaveLease):
+            elif isinstance(head, SaveLease):
                 queue.popleft()
                 self._began = self._now()
                 self._start(self._save_lease(head.lease_ms), head.io_id, self.durable_index)

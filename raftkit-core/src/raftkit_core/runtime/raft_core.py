@@ -266,7 +266,8 @@ class RaftCore:
     def check_running(self) -> None:
         """Raises: Fatal (Stopped) if the node has ended; RuntimeError for a call from elsewhere than its loop."""
         if self.fatal is None:
-            self.check_loop()
+            if _running_loop() is not self._loop:
+                self.check_loop()
             return
         if isinstance(self.fatal, Stopped):
             raise Stopped(self.fatal.message, outcome="not_applied")

@@ -344,9 +344,10 @@ class StateMachineWorker:
     def prepare(self, entries: Sequence[Entry]) -> Batch:
         """Decode what the machine gets. The leader decoded every command before it proposed it; one that is unreadable
         all the same is refused alike on every node rather than stopping all of them."""
-        assert entries[0].index == self.applied_index + 1, f"{entries[0].log_id} does not follow {self.applied}"
+        first = entries[0].log_id
+        assert first.index == self.applied_index + 1, f"{first} does not follow {self.applied}"
         batch = Batch(entries, self.system)
-        if not self._prepare_alike(batch, entries):
+        if len(entries) == 1 or not self._prepare_alike(batch, entries):
             for entry in entries:
                 self._prepare_one(batch, entry)
         return batch

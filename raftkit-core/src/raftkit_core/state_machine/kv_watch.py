@@ -64,19 +64,25 @@ class ChangeRing:
 
     def feed(self, log: Sequence[Entry], entries: Sequence[Entry], results: Sequence[Any]) -> None:
         """A batch was applied: all of it, the entries that reached the machine, and the machine's results of them."""
-        self.position = log[-1].log_id.index
+        self.position = position = log[-1].log_id.index
         if entries:
             size_bytes = payload_bytes(log)
-            self._parts.append(_Part(self.position, entries, results, size_bytes))
+            self._parts.append(_Part(position, entries, results, size_bytes))
             self._entries += len(entries)
             self._bytes += size_bytes
-            while (self._entries > self._max_entries or self._bytes > self._max_bytes) and len(self._parts) > 1:
-                dropped = self._parts.popleft()
-                self._entries -= len(dropped.entries)
-                self._bytes -= dropped.size_bytes
-                self.oldest = dropped.last + 1
+            if self._entries > self._max_entries or self._bytes > self._max_bytes:
+                self._drop_oldest()
         if self._waiters:
             self._wake()
+
+    def _drop_oldest(self) -> None:
+        """Back to the bounds; the newest batch stays."""
+        parts = self._parts
+        while (self._entries > self._max_entries or self._bytes > self._max_bytes) and len(parts) > 1:
+            dropped = parts.popleft()
+            self._entries -= len(dropped.entries)
+            self._bytes -= dropped.size_bytes
+            self.oldest = dropped.last + 1
 
     def continue_after(self, index: int) -> None:
         """The machine's state came from elsewhere, a snapshot or its own disk: what led to it is not known here."""
