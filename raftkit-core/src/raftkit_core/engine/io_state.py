@@ -11,7 +11,6 @@ from typing import TypeAlias
 
 from raftkit_core.types.log_id import LogId, index_of
 
-
 _Write: TypeAlias = tuple[int, float, int, LogId | None, int]
 """One write under way: its io_id, when it was submitted, the first entry in it, the last one it makes durable (None for
 votes and the like), and its bytes."""
