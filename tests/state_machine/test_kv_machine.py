@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raftkit_core.errors import BadCommand, CommandRejected, PreconditionFailed, StorageCorrupt
-from raftkit_core.state_machine.interface import AppliedEntries, AppliedEntry, decode_commands
+from raftkit_core.state_machine.interface import AppliedEntries, AppliedEntry, decoder_of
 from raftkit_core.state_machine.kv import KvStateMachine
 from raftkit_core.state_machine.kv_stream import RowDecoder, encode_rows
 from raftkit_core.types.entry import NORMAL, Entry
@@ -308,9 +308,9 @@ def test_a_batch_decodes_as_its_commands_do_one_by_one(items: list[Any]) -> None
         one_by_one = [codec.decode_command(body) for body in bodies]
     except BadCommand:
         with pytest.raises(BadCommand):
-            decode_commands(codec, bodies)
+            decoder_of(codec)(bodies)
     else:
-        assert decode_commands(codec, bodies) == one_by_one
+        assert decoder_of(codec)(bodies) == one_by_one
 
 
 def test_entries_made_when_asked_for_are_those_of_the_log() -> None:

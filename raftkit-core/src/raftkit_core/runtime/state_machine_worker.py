@@ -8,32 +8,32 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from heapq import heapify, heappop, heappush
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from raftkit_core.errors import BadCommand, CommandRejected, Fatal, Overloaded, RaftError, Stopped, StorageCorrupt
 from raftkit_core.runtime.log_writer import LogWriter
 from raftkit_core.runtime.stalls import STALL_SECONDS, StallDetector
-from raftkit_core.state_machine.interface import AppliedEntries, AppliedEntry, RaftStateMachine, decode_commands
+from raftkit_core.state_machine.interface import AppliedEntries, AppliedEntry, RaftStateMachine, decoder_of
 from raftkit_core.state_machine.kv_watch import ChangeRing
 from raftkit_core.state_machine.sessions import Remembered
 from raftkit_core.state_machine.system import SYSTEM_MACHINE, SystemMachine
 from raftkit_core.state_machine.system_commands import decode_system_result, encode_system_result
 from raftkit_core.storage.interface import RaftSnapshotStorage, SnapshotSink
 from raftkit_core.storage.snapshot_format import SnapshotHeader, encode_snapshot, read_snapshot
+from raftkit_core.types.decoding import DECODE_ERRORS
 from raftkit_core.types.entry import (
     MEMBERSHIP,
     NORMAL,
     Entry,
     Envelope,
-    are_normal,
     decode_envelope,
-    decode_envelopes,
     decode_membership,
-    payloads_of,
+    decode_plain,
 )
 from raftkit_core.types.ids import RequestId
 from raftkit_core.types.kv import KV_MACHINE
@@ -77,38 +77,26 @@ class Duplicate:
 class Batch:
     """The :class:`ApplyBatch` handed to a machine, and where each result belongs."""
 
-    __slots__ = (
-        "_system",
-        "entries",
-        "is_sealed",
-        "last_log_id",
-        "listed",
-        "log",
-        "membership",
-        "memberships",
-        "positions",
-        "refused",
-    )
+    is_alike = True
+    """All of it are commands for the machine, none under a session."""
+    membership: StoredMembership | None = None
+    memberships: Mapping[int, Membership] = MappingProxyType({})
+    """Every membership entry of the batch, by index; ``membership`` is the last of them."""
+    refused: Mapping[int, Any] = MappingProxyType({})
+    """Results of entries that never reach the machine, by index."""
+    positions: Mapping[int, int] = MappingProxyType({})
+    """Where in ``entries`` a write under a session is, by index."""
+    is_sealed = False
 
-    def __init__(self, log: Sequence[Entry], system: SystemMachine) -> None:
+    def __init__(self, log: Sequence[Entry], entries: Sequence[AppliedEntry], system: SystemMachine) -> None:
         self.log = log
-        self.listed: list[AppliedEntry] = []
-        """What ``entries`` is, unless all of the batch is."""
-        self.entries: Sequence[AppliedEntry] = self.listed
-        self.membership: StoredMembership | None = None
-        self.memberships: dict[int, Membership] = {}
-        """Every membership entry of the batch, by index; ``membership`` is the last of them."""
+        self.entries = entries
         self.last_log_id = log[-1].log_id
-        self.refused: dict[int, Any] = {}
-        """Results of entries that never reach the machine, by index."""
-        self.positions: dict[int, int] = {}
-        """Where in ``entries`` a write under a session is, by index."""
-        self.is_sealed = False
         self._system = system
 
     def commands(self) -> Sequence[Entry]:
         """The entries of the log that ``entries`` were made of."""
-        if len(self.entries) == len(self.log):
+        if self.is_alike:
             return self.log
         indexes = {entry.log_id.index for entry in self.entries}
         return [entry for entry in self.log if entry.log_id.index in indexes]
@@ -123,6 +111,19 @@ class Batch:
         self._system.sessions.settle(
             lambda index: results[self.positions[index]] if index in self.positions else self.refused[index]
         )
+
+
+class _MixedBatch(Batch):
+    """Any entries, looked at one by one."""
+
+    is_alike = False
+
+    def __init__(self, log: Sequence[Entry], system: SystemMachine) -> None:
+        self.listed: list[AppliedEntry] = []
+        super().__init__(log, self.listed, system)
+        self.memberships: dict[int, Membership] = {}
+        self.refused: dict[int, Any] = {}
+        self.positions: dict[int, int] = {}
 
 
 class _Busy:
@@ -163,6 +164,8 @@ class StateMachineWorker:
         self.system = system
         self.applied = applied
         self.applied_index = index_of(applied)
+        self._codec: object = None
+        self._decode_commands: Callable[[list[bytes]], list[Any]] = list
         self.membership = membership
         self._is_durable = machine.durable
         self._now = self._stalls.now
@@ -346,31 +349,35 @@ class StateMachineWorker:
         all the same is refused alike on every node rather than stopping all of them."""
         first = entries[0].log_id
         assert first.index == self.applied_index + 1, f"{first} does not follow {self.applied}"
-        batch = Batch(entries, self.system)
-        if len(entries) == 1 or not self._prepare_alike(batch, entries):
-            for entry in entries:
-                self._prepare_one(batch, entry)
+        commands = self._decode_alike(entries)
+        if commands is not None:
+            self.system.observe(max(map(_time_ms, entries)))
+            return Batch(entries, AppliedEntries(entries, commands), self.system)
+        batch = _MixedBatch(entries, self.system)
+        for entry in entries:
+            self._prepare_one(batch, entry)
         return batch
 
-    def _prepare_alike(self, batch: Batch, entries: Sequence[Entry]) -> bool:
-        """Commands for the machine, none of them under a session, are decoded together. False, and nothing has changed,
-        if one entry is anything else or unreadable: then each is looked at by itself."""
-        if not are_normal(entries):
-            return False
-        name = self.machine.name
+    def _decode_alike(self, entries: Sequence[Entry]) -> list[Any] | None:
+        """What commands for the machine, none of them under a session, are: decoded together. None if one entry is
+        anything else, or unreadable: then each is looked at by itself."""
+        machine = self.machine
+        name = machine.name
         try:
-            envelopes = decode_envelopes(payloads_of(entries))
+            envelopes = list(map(decode_plain, map(_payload, entries)))
             for envelope in envelopes:
                 if envelope.session or envelope.machine != name:
-                    return False
-            commands = decode_commands(self.machine.codec, map(_body, envelopes))
-        except (BadCommand, ValueError):
-            return False
-        batch.entries = AppliedEntries(entries, commands)
-        self.system.observe(max(map(_time_ms, entries)))
-        return True
+                    return None
+            if not _ALL_NORMAL.issuperset(map(_kind, entries)):
+                return None
+            codec = machine.codec
+            if codec is not self._codec:
+                self._codec, self._decode_commands = codec, decoder_of(codec)
+            return self._decode_commands([envelope.body for envelope in envelopes])
+        except (*DECODE_ERRORS, BadCommand):
+            return None
 
-    def _prepare_one(self, batch: Batch, entry: Entry) -> None:
+    def _prepare_one(self, batch: _MixedBatch, entry: Entry) -> None:
         self.system.observe(entry.time_ms)
         if entry.kind == NORMAL:
             try:
@@ -391,7 +398,7 @@ class StateMachineWorker:
             batch.membership = StoredMembership(entry.log_id, membership)
             batch.memberships[entry.index] = membership
 
-    def _prepare_once(self, batch: Batch, entry: Entry, envelope: Envelope) -> None:
+    def _prepare_once(self, batch: _MixedBatch, entry: Entry, envelope: Envelope) -> None:
         """A write under a session: only a new one reaches its machine. Raises: BadCommand."""
         codec = self.machine.codec
         command: Any = None
@@ -427,7 +434,7 @@ class StateMachineWorker:
         )
 
     def _apply(self, batch: Batch) -> Sequence[Any] | Awaitable[Sequence[Any]]:
-        if not batch.entries and not self._is_durable:
+        if not batch.is_alike and not batch.entries and not self._is_durable:
             return ()
         machine = self.machine
         began = self._now()
@@ -458,12 +465,11 @@ class StateMachineWorker:
                 f"the state machine {self.machine.name} gave {len(results)} results for {count} entries"
                 f" up to {batch.last_log_id}"
             )
-        sessions = self.system.sessions
-        if sessions.awaits_results:
+        if not batch.is_alike:
             batch.settle(results)
-        if not self._is_durable:
-            sessions.drop_changes()
-        elif not batch.is_sealed:
+            if not self._is_durable:
+                self.system.sessions.drop_changes()
+        if self._is_durable and not batch.is_sealed:
             raise Fatal(
                 f"the durable state machine {self.machine.name} stored {batch.last_log_id} without batch.seal(results):"
                 " what sessions remember would be lost at its next start"
@@ -626,5 +632,7 @@ class StateMachineWorker:
         self._waits.clear()
 
 
-_body = attrgetter("body")
+_ALL_NORMAL = frozenset((NORMAL,))
+_kind = attrgetter("kind")
+_payload = attrgetter("payload")
 _time_ms = attrgetter("time_ms")

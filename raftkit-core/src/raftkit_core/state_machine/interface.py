@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, overload
 
 import msgspec
@@ -36,10 +36,10 @@ class Codec(Protocol):
     def decode_result(self, body: bytes) -> Any: ...
 
 
-def decode_commands(codec: Codec, bodies: Iterable[bytes]) -> list[Any]:
-    """Each of ``bodies`` by itself: a damaged one changes nothing for its neighbours. Raises: BadCommand if one is."""
-    together = getattr(codec, "decode_commands", None)
-    return together(bodies) if together is not None else list(map(codec.decode_command, bodies))
+def decoder_of(codec: Codec) -> Callable[[list[bytes]], list[Any]]:
+    """Decodes each of many bodies by itself: a damaged one changes nothing for its neighbours. It raises BadCommand."""
+    together: Callable[[list[bytes]], list[Any]] | None = getattr(codec, "decode_commands", None)
+    return together if together is not None else lambda bodies: list(map(codec.decode_command, bodies))
 
 
 class MsgspecCodec:
@@ -223,5 +223,5 @@ __all__ = [
     "CommandRejected",
     "MsgspecCodec",
     "RaftStateMachine",
-    "decode_commands",
+    "decoder_of",
 ]

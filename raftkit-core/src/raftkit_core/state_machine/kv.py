@@ -41,7 +41,7 @@ class KvStateMachine(RaftStateMachine):
         results: list[KvResult] = []
         entries = batch.entries
         commands: Iterable[tuple[int, KvCommand]]
-        if isinstance(entries, AppliedEntries):
+        if type(entries) is AppliedEntries:
             commands = enumerate(entries.commands, entries.first_index)
         else:
             commands = [(entry.log_id.index, entry.command) for entry in entries]

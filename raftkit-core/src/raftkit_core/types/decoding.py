@@ -9,6 +9,10 @@ import msgspec
 
 T = TypeVar("T")
 
+DECODE_ERRORS = (ValueError, RecursionError, OverflowError, MemoryError)
+"""Everything that a decoder of msgspec raises for bytes that are wrong: text that is no UTF-8, deep nesting, absurd
+sizes among it."""
+
 
 def strictly(decode: Callable[[Any], T]) -> Callable[[Any], T]:
     """``decode`` of a msgspec decoder, raising nothing but ``msgspec.DecodeError``.
@@ -21,7 +25,7 @@ def strictly(decode: Callable[[Any], T]) -> Callable[[Any], T]:
             return decode(data)
         except msgspec.DecodeError:
             raise
-        except (ValueError, RecursionError, OverflowError, MemoryError) as error:
+        except DECODE_ERRORS as error:
             raise msgspec.DecodeError(f"{type(error).__name__}: {error}") from None
 
     return decoded

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count, repeat
 from operator import attrgetter
 
@@ -65,20 +65,7 @@ def payload_bytes(entries: Sequence[Entry]) -> int:
     return sum(map(len, map(_payload, entries)))
 
 
-def payloads_of(entries: Sequence[Entry]) -> list[bytes]:
-    """The payload of each of ``entries``; not to be changed."""
-    return entries.payloads if type(entries) is Entries else list(map(_payload, entries))
-
-
-def are_normal(entries: Sequence[Entry]) -> bool:
-    """Whether every one of ``entries`` is a command."""
-    if type(entries) is Entries:
-        return not entries or entries[0].kind == NORMAL
-    return all(map(NORMAL.__eq__, map(_kind, entries)))
-
-
 _payload = attrgetter("payload")
-_kind = attrgetter("kind")
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -120,12 +107,8 @@ decode_envelope: Callable[[bytes], Envelope] = strictly(_envelope_decoder.decode
 """Raises: ``msgspec.DecodeError`` if the payload is not an envelope."""
 
 
-def _decode_all(payloads: Iterable[bytes]) -> list[Envelope]:
-    return list(map(_envelope_decoder.decode, payloads))
-
-
-decode_envelopes: Callable[[Iterable[bytes]], list[Envelope]] = strictly(_decode_all)
-"""Each payload by itself, without a Python call for each. Raises: as :data:`decode_envelope`, if one is no envelope."""
+decode_plain: Callable[[bytes], Envelope] = _envelope_decoder.decode
+"""As :data:`decode_envelope`, for who decodes many and deals with all ``DECODE_ERRORS``."""
 
 
 def encode_membership(membership: Membership) -> bytes:
