@@ -48,7 +48,7 @@ CHUNK_TIMEOUT = 60.0
 KEEPALIVE_INTERVAL = 0.1
 """Seconds between looks at an installation that goes on after the last chunk."""
 TICKETS_MAX = 64
-_NAMES = {kind: kind.name.lower() for kind in Kind}
+_NAMES = {int(kind): kind.name.lower() for kind in Kind}
 
 DROP = "drop"
 """Answer of a pre-hook: the message vanishes."""
@@ -79,6 +79,8 @@ class MemoryHub:
         self.serving: dict[NodeId, MemoryNetworkFactory] = {}
         self._cuts: dict[tuple[NodeId, NodeId], bool] = {}
         self._isolated: dict[NodeId, bool] = {}
+        self._due: list[_Pipe] = []
+        """What delivers in the next turn."""
 
     @classmethod
     def named(cls, name: str) -> MemoryHub:
@@ -121,10 +123,43 @@ class MemoryHub:
             silent = self._isolated.get(src, self._isolated.get(dst))
         return None if silent is None else "silent" if silent else "refused"
 
+    @property
+    def is_undisturbed(self) -> bool:
+        """Whether every message passes, and at once."""
+        return not (self._cuts or self._isolated or self.latency) and self.pre_hook is None and self.post_hook is None
+
+    def deliver_soon(self, pipe: _Pipe) -> None:
+        """Have ``pipe`` deliver in the next turn of the loop, together with all others that have something by then."""
+        self._due.append(pipe)
+        if len(self._due) == 1:
+            asyncio.get_running_loop().call_soon(self._deliver)
+
+    def _deliver(self) -> None:
+        """What goes to one node on several connections is dealt with in one go there, as what comes on one is."""
+        due, self._due = self._due, []
+        if len(due) == 1:
+            due[0].flush()
+            return
+        services = [pipe.find_service() for pipe in due]
+        corked = [service for at, service in enumerate(services) if service is not None and service in services[:at]]
+        for service in corked:
+            service.cork()
+        try:
+            for pipe in due:
+                try:
+                    pipe.flush()
+                except Exception as error:
+                    asyncio.get_running_loop().call_exception_handler(
+                        {"message": "a frame could not be delivered", "exception": error}
+                    )
+        finally:
+            for service in corked:
+                service.uncork()
+
     def judge(self, src: NodeId, dst: NodeId, frame: bytes) -> float | str | None:
         """Seconds of delay for a request, or :data:`DROP`. Raises: RPCError for the caller."""
         kind = request_kind(kind_of(frame))
-        name = _NAMES[kind]
+        name = _NAMES[int(kind)]
         self.counts[name] += 1
         fault = self.fault(src, dst)
         if fault == "refused":
@@ -141,65 +176,74 @@ class _Pipe:
     """One direction of one connection: delivers in order, in a later turn of the loop."""
 
     def __init__(
-        self, hub: MemoryHub, deliver: Callable[[Sequence[bytes]], None], loop: asyncio.AbstractEventLoop
+        self, hub: MemoryHub, deliver: Callable[[Sequence[bytes]], None], find_service: Callable[[], RaftService | None]
     ) -> None:
         self._hub = hub
         self._deliver = deliver
-        self._loop = loop
-        self._queue: deque[tuple[float, bytes]] = deque()
-        self._handle: asyncio.Handle | None = None
-        self._armed_for = 0.0
+        self.find_service = find_service
+        """Whose node is at the end of it."""
+        self._loop = asyncio.get_running_loop()
+        self._ready: list[bytes] = []
+        """To be delivered in the next turn."""
+        self._late: deque[tuple[float, bytes]] = deque()
+        """What is delayed, and what came after it; until when."""
+        self._timer: asyncio.TimerHandle | None = None
 
-    def push(self, frame: bytes, delay: float) -> None:
+    def push(self, frame: bytes, delay: float = 0.0) -> None:
         delay += self._hub.latency
-        self._queue.append((self._loop.time() + delay if delay else 0.0, frame))
-        if self._handle is None:
-            self._arm()
+        if delay or self._late:
+            self._late.append((self._loop.time() + delay, frame))
+            if self._timer is None:
+                self._timer = self._loop.call_at(self._late[0][0], self._come)
+            return
+        self._ready.append(frame)
+        if len(self._ready) == 1:
+            self._hub.deliver_soon(self)
 
     def close(self) -> None:
-        self._queue.clear()
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
+        self._ready.clear()
+        self._late.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def _arm(self) -> None:
-        self._armed_for = due = self._queue[0][0]
-        if not due or due <= self._loop.time():
-            self._handle = self._loop.call_soon(self._flush)
-        else:
-            self._handle = self._loop.call_at(due, self._flush)
+    def flush(self) -> None:
+        """Deliver what is ready; what is pushed meanwhile has its own turn."""
+        frames, self._ready = self._ready, []
+        if frames:
+            self._deliver(frames)
 
-    def _flush(self) -> None:
-        self._handle = None
-        queue = self._queue
-        frames: list[bytes] = []
-        # A timer may fire within the clock's resolution before its time: what it was set for is due all the same.
-        now = max(self._loop.time(), self._armed_for)
-        while queue:  # what is pushed meanwhile has its own turn
-            due, frame = queue[0]
-            if due > now:
-                break
-            queue.popleft()
-            frames.append(frame)
-        self._deliver(frames)
-        if queue and self._handle is None:
-            self._arm()
+    def _come(self) -> None:
+        """The time of what was delayed has come."""
+        self._timer = None
+        late, now = self._late, self._loop.time()
+        while late and late[0][0] <= now:
+            self._ready.append(late.popleft()[1])
+        if late:
+            self._timer = self._loop.call_at(late[0][0], self._come)
+        self.flush()
 
 
 class _MemoryLink(Link):
     """Both directions between a lane and a :class:`ServedConnection`."""
 
     def __init__(
-        self, hub: MemoryHub, src: NodeId, server: MemoryNetworkFactory, group: str, connection: Connection, lane: str
+        self,
+        hub: MemoryHub,
+        src: NodeId,
+        server: MemoryNetworkFactory,
+        group: str,
+        connection: Connection,
+        lane: str,
+        service: RaftService,
     ) -> None:
         self._hub = hub
         self._src = src
         self._dst = server.node_id
         self._server = server
         self._connection = connection
-        loop = asyncio.get_running_loop()
-        self._requests = _Pipe(hub, self._deliver, loop)
-        self._answers = _Pipe(hub, self._answer, loop)
+        self._requests = _Pipe(hub, self._deliver, lambda: server.services.get(group))
+        self._answers = _Pipe(hub, connection.received_many, lambda: service)
         self._closing: asyncio.Task[None] | None = None
         self._aborted = False
         self._answered_kinds: dict[int, str] = {}
@@ -215,6 +259,10 @@ class _MemoryLink(Link):
 
     def send(self, frame: bytes, request_id: int) -> None:
         if self._aborted:
+            return
+        if self._hub.is_undisturbed:
+            self._hub.counts[_NAMES[kind_of(frame)]] += 1
+            self._requests.push(frame)
             return
         try:
             verdict = self._hub.judge(self._src, self._dst, frame)
@@ -255,15 +303,17 @@ class _MemoryLink(Link):
             self.lose(NetworkError(f"{self._dst} closed the connection: {error}"))
 
     def _send_answer(self, frame: bytes) -> None:
-        if self._aborted or self._hub.fault(self._dst, self._src) is not None:
+        if self._aborted:
+            return
+        if self._hub.is_undisturbed:
+            self._answers.push(frame)
+            return
+        if self._hub.fault(self._dst, self._src) is not None:
             return
         kind = self._answered_kinds.pop(decode_frame(frame).request_id, None) if self._answered_kinds else None
         hook = self._hub.post_hook
         if kind is None or hook is None or hook(self._src, self._dst, kind) != DROP:
-            self._answers.push(frame, 0.0)
-
-    def _answer(self, frames: Sequence[bytes]) -> None:
-        self._connection.received_many(frames)
+            self._answers.push(frame)
 
     def _offer(self, request: InstallSnapshotRequest, peer: PeerIdentity) -> str:
         return self._server.make_ticket(self.served.group, request, peer)
@@ -316,6 +366,7 @@ class MemoryNetwork(LaneNetwork):
     def __init__(self, factory: MemoryNetworkFactory, target: NodeId, address: NodeId, service: RaftService) -> None:
         self._factory = factory
         self._address = address
+        self._service = service
         self._group = service.group
 
         def lane(name: str) -> CallLane:
@@ -327,7 +378,9 @@ class MemoryNetwork(LaneNetwork):
         super().__init__(lane("control"), lane("data"), factory.encoder)
 
     def _open(self, connection: Connection, lane: str) -> Link:
-        link = _MemoryLink(self._factory.hub, self._factory.node_id, self._server(), self._group, connection, lane)
+        link = _MemoryLink(
+            self._factory.hub, self._factory.node_id, self._server(), self._group, connection, lane, self._service
+        )
         link._server.links[link] = None
         return link
 

@@ -216,13 +216,17 @@ class RaftCore:
     def _begin_writes(self, payload: bytes, condition: WriteCondition | None) -> None:
         """Queue a message for ``payload`` and those that come after it. One with a condition is judged alone: its
         neighbours would change what it depends on."""
+        if _running_loop() is not self._loop:
+            self.check_running()
         self.send(ClientWrite([], condition, True))
         self._joining = self._inbox[-1].writes  # type: ignore[union-attr]
         if condition is None:
             self._room = max(0, self._max_write_bytes - len(payload))
 
     def _put(self, message: RaftMsg) -> None:
-        self._close_writes()  # order is kept: nothing joins what is before this
+        if self._joining:
+            self._close_writes()  # order is kept: nothing joins what is before this
+        self._room = -1
         self._inbox.append(message)
         if not self._turn_is_due:
             self._wake()
@@ -244,7 +248,7 @@ class RaftCore:
         return reply
 
     def _check_room(self) -> None:
-        if self.fatal is not None or _running_loop() is not self._loop:
+        if self.fatal is not None or get_ident() != self._thread:
             self.check_running()
         if len(self._inbox) + self._joined >= MAX_QUEUED:
             raise Overloaded(f"{MAX_QUEUED} requests wait for this node", hint="wait for earlier ones first")

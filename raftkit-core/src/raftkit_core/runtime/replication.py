@@ -168,12 +168,15 @@ class ReplicationStream:
             "append_entries",
             request,
             timeout,
-            lambda done: self._answered(done, command, size_bytes, len(entries)),
+            self._answered,
+            command,
+            size_bytes,
+            len(entries),
         )
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
-    def _answered(self, answer: Answer, command: Replicate, size_bytes: int, count: int) -> None:
+    def _answered(self, command: Replicate, size_bytes: int, count: int, answer: Answer) -> None:
         self._inflight_bytes -= size_bytes
         if self._closed:
             return

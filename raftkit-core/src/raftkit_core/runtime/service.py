@@ -297,8 +297,10 @@ class PeerService:
 
     def _check_sender(self, claimed: NodeId, peer: PeerIdentity, term: int = 0) -> RaftCore:
         """Only the store the membership names may speak for a node; a node without a cluster believes nobody."""
-        core = self.core
-        core.check_running()
+        core = self._core
+        if core is None or core.fatal is not None:
+            core = self.core
+            core.check_running()
         if claimed != peer.node_id:
             raise IdentityError(f"{peer.node_id} speaks for {claimed}")
         if term - core.engine.vote.term > TERM_JUMP_MAX:

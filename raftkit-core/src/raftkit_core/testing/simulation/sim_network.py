@@ -161,10 +161,16 @@ class SimLink(_MemoryLink):
     _server: SimNetworkFactory
 
     def __init__(
-        self, client: SimNetworkFactory, server: SimNetworkFactory, group: str, connection: Connection, lane: str
+        self,
+        client: SimNetworkFactory,
+        server: SimNetworkFactory,
+        group: str,
+        connection: Connection,
+        lane: str,
+        service: RaftService,
     ) -> None:
         hub = client.hub
-        super().__init__(hub, client.node_id, server, group, connection, lane)
+        super().__init__(hub, client.node_id, server, group, connection, lane, service)
         self._client = client
         self._lane = lane
         self._asked: dict[int, tuple[Kind, Any]] = {}
@@ -235,7 +241,7 @@ class SimLink(_MemoryLink):
         if frame.startswith(_GARBAGE):
             self._garbage_arrived(frame, self._connection.received)
             return
-        self._answer([frame])
+        self._connection.received_many([frame])
 
     def _garbage_arrived(self, frame: bytes, receive: Callable[[bytes], None]) -> None:
         """Damaged bytes meet the real decoder; whether it notices or a checksum would have, the connection is over."""
@@ -258,7 +264,7 @@ class SimNetwork(MemoryNetwork):
     _factory: SimNetworkFactory
 
     def _open(self, connection: Connection, lane: str) -> SimLink:
-        link = SimLink(self._factory, self._server(), self._group, connection, lane)
+        link = SimLink(self._factory, self._server(), self._group, connection, lane, self._service)
         link._server.links[link] = None
         return link
 
