@@ -33,7 +33,7 @@ from raftkit_core.types.entry import (
     Envelope,
     decode_envelope,
     decode_membership,
-    decode_plain,
+    plain_decoder,
 )
 from raftkit_core.types.ids import RequestId
 from raftkit_core.types.kv import KV_MACHINE
@@ -362,12 +362,8 @@ class StateMachineWorker:
         """What commands for the machine, none of them under a session, are: decoded together. None if one entry is
         anything else, or unreadable: then each is looked at by itself."""
         machine = self.machine
-        name = machine.name
         try:
-            envelopes = list(map(decode_plain, map(_payload, entries)))
-            for envelope in envelopes:
-                if envelope.session or envelope.machine != name:
-                    return None
+            envelopes = list(map(plain_decoder(machine.name), map(_payload, entries)))
             if not _ALL_NORMAL.issuperset(map(_kind, entries)):
                 return None
             codec = machine.codec

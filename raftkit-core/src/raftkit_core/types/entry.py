@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import count, repeat
 from operator import attrgetter
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -107,8 +109,20 @@ decode_envelope: Callable[[bytes], Envelope] = strictly(_envelope_decoder.decode
 """Raises: ``msgspec.DecodeError`` if the payload is not an envelope."""
 
 
-decode_plain: Callable[[bytes], Envelope] = _envelope_decoder.decode
-"""As :data:`decode_envelope`, for who decodes many and deals with all ``DECODE_ERRORS``."""
+@cache
+def plain_decoder(machine: str) -> Callable[[bytes], Envelope]:
+    """As :data:`decode_envelope`, for envelopes of ``machine`` without a session and for no others: to decode many. It
+    raises all of ``DECODE_ERRORS``."""
+    fields: list[tuple[str, Any]] = [(field.name, field.type) for field in msgspec.structs.fields(Envelope)]
+    known = {"machine": Literal[machine], "session": Literal[0]}  # which costs no text to be made
+    plain = msgspec.defstruct(
+        "PlainEnvelope",
+        [(name, known.get(name, type_)) for name, type_ in fields],
+        array_like=True,
+        frozen=True,
+        gc=False,
+    )
+    return cast(Callable[[bytes], Envelope], msgspec.msgpack.Decoder(plain).decode)
 
 
 def encode_membership(membership: Membership) -> bytes:
