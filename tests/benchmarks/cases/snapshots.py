@@ -9,6 +9,7 @@ purged behind it, and while the snapshot is sent to a new node that installs it.
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable
@@ -38,6 +39,7 @@ async def commits_beside(
         filled = await leader.ask({**order, "batch": FILL_BATCH}, timeout=400)
         progress(f"{storage}, {mib} MiB: {keys:,} keys written in {filled['seconds']:.1f} s")
         await all_applied(cluster, name)
+        await asyncio.to_thread(os.sync)  # what the filling left for the disk is no part of it
         await leader.ask({"do": "load", "rate": rate, "payload": 100, "keys": keys})
         await asyncio.sleep(2)
         phases: dict[str, dict[str, Any]] = {}

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 CURRENT = "current.snapshot"
 PIECE_BYTES = 1024 * 1024
-SYNC_BYTES = 8 * PIECE_BYTES
+SYNC_BYTES = 2 * PIECE_BYTES
 """A file that grows is synced as often. Synced once at its end, a gigabyte takes the disk a second or more, in which no
 other file of the node, its log above all, is synced."""
 
