@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from raftkit_core.network.client import ClusterClient
 
 PROGRESS_S = 1.0
+WHAT = {"put": "writes", "get": "linearizable reads", "lease": "lease reads", "stale": "stale reads"}
 
 
 @click.command("bench", cls=Verb)
@@ -31,7 +32,8 @@ def bench(invocation: Invocation, operation: str, callers: int, duration: float,
 
     Values go to keys under raftkit-bench/, which are removed afterwards; get reads one of them linearizably, lease and
     stale with less of a promise. What is measured is the cluster, the network and this client together: a client in
-    Python makes some thousand requests a second, whatever the cluster can take.
+    Python makes some thousand requests a second, whatever the cluster can take. Programs that send many writes or reads
+    in one frame of /v1/ws get more out of it (docs/performance.md says how much).
     """
     load = Load(callers, duration, rate)
     measured(invocation, load, operation, size)
@@ -75,7 +77,8 @@ def shown(invocation: Invocation, data: dict[str, Any]) -> None:
     out = invocation.out
     failed = sum(data["errors"].values())
     out.line(
-        f"{data['operations']:,} calls in {data['seconds']:.1f} s by {data['callers']} callers:"
+        f"{data['operations']:,} {WHAT[data['operation']]}, {data['size_bytes']} B each and each a request, in"
+        f" {data['seconds']:.1f} s by {data['callers']} callers:"
         f" {data['operations_per_second']:,.0f} a second"
         + (f"; {failed} failed ({', '.join(data['errors'])})" if failed else "")
     )
