@@ -15,6 +15,7 @@ MAY = {
     "raft.py": {"random"},  # the default of an argument
     "assembly.py": {"random"},
     "runtime/opening.py": {"random"},  # the type of an argument
+    "runtime/node_parts.py": {"random"},
 }
 SOURCES = {"time", "random", "secrets", "uuid", "datetime"}
 CALLS = {"urandom", "getrandom", "as_completed"}

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 from raftkit_core.clock import Clock, SystemClock
 from raftkit_core.config import Config, ReadPolicy
 from raftkit_core.engine.engine import Engine
-from raftkit_core.engine.engine_config import EngineConfig
 from raftkit_core.engine.raft_state import RaftState
 from raftkit_core.errors import (
     BadCommand,
@@ -31,51 +30,39 @@ from raftkit_core.network.client import NodeReport, NodeStatus
 from raftkit_core.network.client_session import ClientSession
 from raftkit_core.network.interface import RaftNetworkFactory
 from raftkit_core.network.repeating import Attempts
-from raftkit_core.runtime.command_runner import CommandRunner
 from raftkit_core.runtime.controls import RuntimeConfig, Trigger
-from raftkit_core.runtime.events import EVENTS_KEPT, EventLog
+from raftkit_core.runtime.events import EVENTS_KEPT
 from raftkit_core.runtime.figures import NodeFigures
 from raftkit_core.runtime.leadership import LeadershipTerm, hold_leadership
 from raftkit_core.runtime.limits import seconds_for_bytes, within
-from raftkit_core.runtime.log_writer import LogWriter
 from raftkit_core.runtime.membership_changes import CLOSE_SECONDS, MEMBERSHIP_TIMEOUT, MembershipChanges, new_cluster_id
 from raftkit_core.runtime.messages import (
     ClientWrite,
     ClientWriteResponse,
-    SnapshotBuilt,
-    SnapshotInstalled,
-    SnapshotRefused,
 )
 from raftkit_core.runtime.metrics import Watch
+from raftkit_core.runtime.node_parts import NodeParts, assemble
 from raftkit_core.runtime.opening import open_identity, opened
 from raftkit_core.runtime.operations import Forwarder
-from raftkit_core.runtime.peers import PeerTable
-from raftkit_core.runtime.raft_core import RaftCore, bounded
+from raftkit_core.runtime.raft_core import bounded
 from raftkit_core.runtime.reads import LinearizableReads
-from raftkit_core.runtime.recovery import recover
-from raftkit_core.runtime.service import Identity, PeerService
 from raftkit_core.runtime.session_service import OpeningSession, Session, SessionService
-from raftkit_core.runtime.stalls import StallDetector
-from raftkit_core.runtime.state_machine_worker import StateMachineWorker
 from raftkit_core.runtime.status import node_status
 from raftkit_core.runtime.survey import SURVEY_SECONDS, Surveyor
 from raftkit_core.runtime.view import NodeView
 from raftkit_core.runtime.wait import Wait
-from raftkit_core.runtime.waiting_clients import WaitingClients
 from raftkit_core.state_machine.interface import RaftStateMachine
 from raftkit_core.state_machine.kv_watch import KvWatch
-from raftkit_core.state_machine.system import SystemMachine
 from raftkit_core.storage.interface import RaftLogStorage, RaftSnapshotStorage
 from raftkit_core.types.adapter import AdapterContext
 from raftkit_core.types.condition import WriteCondition
 from raftkit_core.types.entry import ENVELOPE_VERSION, Envelope, encode_body, encode_envelope, envelope_head
-from raftkit_core.types.identity import PeerIdentity, StoreIdentity
+from raftkit_core.types.identity import PeerIdentity
 from raftkit_core.types.ids import DEFAULT_GROUP, NodeId, is_node_id
 from raftkit_core.types.log_id import LogId, index_of
 from raftkit_core.types.membership import (
     ChangeMembers,
     Node,
-    StoredMembership,
 )
 from raftkit_core.types.messages import (
     AppendEntriesRequest,
@@ -122,20 +109,17 @@ class Raft:
 
     def __init__(
         self,
+        parts: NodeParts,
         *,
-        core: RaftCore,
-        identity: Identity,
-        service: PeerService,
         storage: RaftLogStorage,
         snapshots: RaftSnapshotStorage,
         machine: RaftStateMachine,
         network: RaftNetworkFactory,
         owns_network: bool,
         data_dir: Path | None,
-        events: EventLog,
     ) -> None:
+        core, identity, service, self._events = parts
         self._core = core
-        self._events = events
         self._identity = identity
         self._service = service
         self._storage = storage
@@ -206,19 +190,31 @@ class Raft:
             await opened(snapshots, snapshots.open(context))
             closers.append(state_machine.close)
             await opened(state_machine, state_machine.open(context))
-            raft = await cls._assemble(
+            handle: list[Raft] = []
+            parts = await assemble(
                 identity=identity,
                 storage=storage,
                 snapshots=snapshots,
                 machine=state_machine,
                 network=network,
-                owns_network=owns_network,
                 config=config,
                 clock=clock,
                 entropy=entropy,
                 instruments=Instruments() if instruments is None else instruments,
+                read_index=lambda request: handle[0]._reads.serve_read_index(request),
+                forward=lambda request: handle[0]._forwarder.serve(request),
+                ended=lambda: handle[0]._ended(),
+            )
+            raft = cls(
+                parts,
+                storage=storage,
+                snapshots=snapshots,
+                machine=state_machine,
+                network=network,
+                owns_network=owns_network,
                 data_dir=data_dir,
             )
+            handle.append(raft)
             raft._core.prepare()
             network.attach(raft)
             await opened(network, network.serve(group, raft._service))
@@ -228,110 +224,6 @@ class Raft:
                     await bounded(close(), CLOSE_SECONDS, f"node {node_id}: what it had opened")
             raise
         raft._core.start()
-        return raft
-
-    @classmethod
-    async def _assemble(
-        cls,
-        *,
-        identity: StoreIdentity,
-        storage: RaftLogStorage,
-        snapshots: RaftSnapshotStorage,
-        machine: RaftStateMachine,
-        network: RaftNetworkFactory,
-        owns_network: bool,
-        config: Config,
-        clock: Clock,
-        entropy: Random,
-        instruments: Instruments,
-        data_dir: Path | None,
-    ) -> Raft:
-        """Tie the parts of one node together. The parts call back through ``late``, which is complete at the end."""
-        late: dict[str, Any] = {}
-        stalls = instruments.timer = StallDetector(identity.node_id, clock, instruments)
-        events = EventLog(identity.node_id, clock, lambda: core().engine.vote.term if "core" in late else 0)
-        instruments.add(events)
-        held = Identity(storage, identity)
-
-        def core() -> RaftCore:
-            found: RaftCore = late["core"]
-            return found
-
-        writer = LogWriter(
-            storage,
-            held.save_lease,
-            flushed=lambda io_id: core().log_flushed(io_id),
-            failed=lambda error: core().fail(error),
-            stalls=stalls,
-        )
-        worker = StateMachineWorker(
-            machine=machine,
-            system=SystemMachine(),
-            snapshots=snapshots,
-            writer=writer,
-            applied=None,
-            membership=StoredMembership(),
-            on_applied=lambda batch, results: late["core"].applied(batch, results) if "core" in late else None,
-            on_built=lambda meta: core().notify(SnapshotBuilt(meta)),
-            on_installed=lambda request_id, meta: core().notify(SnapshotInstalled(request_id, meta)),
-            on_refused=lambda request_id, error: core().notify(SnapshotRefused(request_id, error)),
-            failed=lambda error: core().fail(error),
-            new_snapshot_id=lambda applied: f"{applied.term:x}-{applied.index:x}-{entropy.getrandbits(64):016x}",
-            cluster_id=lambda: held.current.cluster_id,
-            stalls=stalls,
-        )
-        state: RaftState = await recover(storage, snapshots, worker, identity)
-        writer.start_at(state.log.first_index, state.log.last_index + 1)
-        engine_config = EngineConfig(identity.node_id, identity.store_id, config, machine_is_durable=machine.durable)
-        engine = Engine(engine_config, state, entropy)
-        service = PeerService(
-            identity=held,
-            snapshots=snapshots,
-            read_index=lambda request: late["raft"]._reads.serve_read_index(request),
-            forward=lambda request: late["raft"]._forwarder.serve(request),
-        )
-        peers = PeerTable(network, service)
-        waiting = WaitingClients()
-        runner = CommandRunner(
-            config=config,
-            engine=engine,
-            writer=writer,
-            worker=worker,
-            peers=peers,
-            snapshots=snapshots,
-            waiting=waiting,
-            instruments=instruments,
-            stalls=stalls,
-            notify=lambda notification: core().notify(notification),
-            failed=lambda error: core().fail(error),
-            retire=held.retire,
-        )
-        late["core"] = RaftCore(
-            config=config,
-            engine=engine,
-            clock=clock,
-            writer=writer,
-            worker=worker,
-            runner=runner,
-            peers=peers,
-            waiting=waiting,
-            instruments=instruments,
-            stalls=stalls,
-            ended=lambda: late["raft"]._ended(),
-        )
-        late["raft"] = raft = cls(
-            core=late["core"],
-            identity=held,
-            service=service,
-            storage=storage,
-            snapshots=snapshots,
-            machine=machine,
-            network=network,
-            owns_network=owns_network,
-            data_dir=data_dir,
-            events=events,
-        )
-        service.attach(late["core"])
         return raft
 
     def _ended(self) -> None:
