@@ -139,3 +139,10 @@ def test_a_ci_run_says_everything_that_is_no_pass() -> None:
     run.judge()
     assert run.problems == ["2 operations are undecided"]
     assert run.as_data()["seed_base"] == 0
+
+
+def test_a_fixed_seed_that_nobody_could_decide_is_no_pass() -> None:
+    run = CiRun(Invocation(), jobs=1, seed_base=0, scripts=Path())
+    report = SeedReport("runtime", 68, "mixed", None, "", {}, 1.0, 1, 1, operations=9, undecided=3)
+    run._judge_fixed([Done(1, report)], "regression seed")
+    assert run.problems == ["regression seed 68 of the runtime ring: 3 undecided"]

@@ -236,6 +236,15 @@ def test_an_acknowledged_write_that_is_not_in_the_final_log_is_lost() -> None:
     assert len(check_durability(operations, [])) == 2
 
 
+@pytest.mark.parametrize("operation", [put("a", "2", 2, 3), put("a", "2", 2, 3, if_revision=7, outcome="refused")])
+def test_an_answer_that_names_no_place_must_be_of_some_entry_too(operation: Operation) -> None:
+    known = put("b", "2", 0, 1, revision=1)
+    assert check_durability([known, operation], log((1, "2"), (2, "2"))) == []
+    for durable in (log((1, "2")), log((1, "2"), (2, "other"))):
+        (found,) = check_durability([known, operation], durable)
+        assert "no entry of the final log is left" in found.message
+
+
 def test_a_definite_failure_in_the_final_log_came_back_to_life() -> None:
     operations = [put("a", "1", 0, 1, outcome="failed")]
     assert check_durability(operations, []) == []

@@ -84,6 +84,10 @@ class CiRun:
                 self.problems.append(
                     f"{what} {each.report.seed} of the {each.report.ring} ring: {violation.message[:300]}"
                 )
+            elif not each.report.is_passed:
+                self.problems.append(
+                    f"{what} {each.report.seed} of the {each.report.ring} ring: {each.report.undecided} undecided"
+                )
 
     # --- seeds that failed once -------------------------------------------------------------------------------------
 

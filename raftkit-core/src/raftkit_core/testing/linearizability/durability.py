@@ -18,7 +18,7 @@ SESSIONS = "sessions"
 
 def check_durability(operations: Sequence[Operation], durable: Sequence[DurableWrite]) -> list[Finding]:
     """``durable`` is the whole committed log, from its beginning (what was purged included)."""
-    return [*_lost(operations, durable), *_unwanted(operations, durable)]
+    return [*_lost(operations, durable), *_missing(operations, durable), *_unwanted(operations, durable)]
 
 
 def _lost(operations: Sequence[Operation], durable: Sequence[DurableWrite]) -> list[Finding]:
@@ -33,6 +33,22 @@ def _lost(operations: Sequence[Operation], durable: Sequence[DurableWrite]) -> l
             findings.append(finding(CHECK, operation.key, message, operation))
         elif signature(entry) != signature(operation):
             message = f"an acknowledged write is lost: the final log has {_shown(entry)} at {operation.revision}"
+            findings.append(finding(CHECK, operation.key, message, operation))
+    return findings
+
+
+def _missing(operations: Sequence[Operation], durable: Sequence[DurableWrite]) -> list[Finding]:
+    """Answers that name no place, refusals among them: each must be of some entry, even if nobody knows which."""
+    answered = [o for o in operations if o.kind != "get" and o.outcome in ("ok", "refused")]
+    named = {o.revision for o in answered if o.revision is not UNSET and o.changed}
+    left = Counter(signature(entry) for entry in durable if entry.index not in named)
+    findings = []
+    for operation in answered:
+        if operation.revision is not UNSET:
+            continue
+        left[signature(operation)] -= 1
+        if left[signature(operation)] < 0:
+            message = "an acknowledged write is lost: no entry of the final log is left that could be its own"
             findings.append(finding(CHECK, operation.key, message, operation))
     return findings
 

@@ -1,4 +1,8 @@
-"""Seeds that once failed, and why: they are run with every change, whatever range of fresh seeds it gets."""
+"""Seeds that once failed, and why: they are run with every change, whatever range of fresh seeds it gets.
+
+What a seed draws changes with the plan of its ring. An entry from before such a change is one more fixed seed then, not
+the scenario that failed; what must be remembered for good is a test or a planted bug besides.
+"""
 
 from __future__ import annotations
 
