@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 import raftkit_core
+from raftkit_core.engine.commands import AppendInputEntries
+from raftkit_core.errors import Fatal
 from raftkit_core.instrument import Instrument
 from raftkit_core.testing.cluster import memory_cluster
 from raftkit_core.types.kv import Put
@@ -143,3 +145,54 @@ async def test_a_write_costs_no_task_and_no_storage_read_while_the_cluster_is_st
         loop.set_task_factory(None)
         assert made == []
         assert ("storage/memory.py", "MemoryLogStorage.read") not in calls.seen
+
+
+async def test_a_caller_that_writes_alone_waits_for_no_turn_of_the_loop() -> None:
+    """Nobody will join its write: it is in the log when the call returns."""
+    async with memory_cluster(3) as cluster:
+        core = (leader := await cluster.leader())._core
+        payload = leader._envelope(leader.machine.codec.encode_command(Put("a", b"1")))
+        for _ in range(3):
+            await core.propose(payload, 1.0)
+        before = core.engine.state.log.last_index
+        written = core.propose(payload, 1.0)
+        assert core.engine.state.log.last_index == before + 1
+        second = core.propose(payload, 1.0)  # somebody waits: this one is not alone, others may join it
+        third = core.propose(payload, 1.0)
+        assert core.engine.state.log.last_index == before + 1
+        assert [(await each).log_id.index for each in (written, second, third)] == [before + 1, before + 2, before + 3]
+
+
+async def test_callers_that_write_side_by_side_share_an_append_from_the_first_round_on() -> None:
+    async with memory_cluster(3) as cluster:
+        core = (leader := await cluster.leader())._core
+        payload = leader._envelope(leader.machine.codec.encode_command(Put("a", b"1")))
+        appends: list[int] = []
+        append = core.writer.append
+        core.runner._actions[AppendInputEntries] = lambda order: appends.append(len(order.entries)) or append(order)
+
+        async def write() -> None:
+            for _ in range(5):
+                await core.propose(payload, 1.0)
+
+        await asyncio.gather(*[write() for _ in range(4)])
+        assert sum(appends) == 20
+        assert appends == [4] * 5
+
+
+async def test_an_engine_that_breaks_on_a_write_of_its_own_turn_stops_the_node() -> None:
+    async with memory_cluster(3) as cluster:
+        core = (leader := await cluster.leader())._core
+        payload = leader._envelope(leader.machine.codec.encode_command(Put("a", b"1")))
+        for _ in range(3):
+            await core.propose(payload, 1.0)
+
+        def broken(*arguments: object) -> None:
+            raise AssertionError("a state that cannot be")
+
+        core.engine.handle_client_write = broken  # type: ignore[method-assign]
+        written = core.propose(payload, 1.0)
+        assert isinstance(core.fatal, AssertionError)
+        with pytest.raises(Fatal) as raised:
+            await written
+        assert raised.value.outcome == "unknown"

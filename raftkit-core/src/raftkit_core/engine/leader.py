@@ -43,6 +43,7 @@ class Leader:
         "base_time_ms",
         "epoch",
         "established_at",
+        "greatest_acked",
         "inflight_id",
         "membership_since",
         "next_heartbeat",
@@ -86,6 +87,8 @@ class Leader:
         """Grows with every message emitted; answers carry it back."""
         self.epoch = 0
         self.inflight_id = 0
+        self.greatest_acked = -1
+        """The greatest index that any peer has acknowledged."""
         self.acked_at: dict[NodeId, float] = {}
         """Send time of the last message a peer answered: a lease runs from the *send* time."""
         self.acked_seq: dict[NodeId, float] = {}

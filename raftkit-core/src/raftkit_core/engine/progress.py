@@ -88,7 +88,8 @@ class ProgressEntry:
 
     def ack(self, matching: LogId | None) -> bool:
         """The peer holds everything up to ``matching``. Says whether that is news."""
-        acked, end = index_of(matching), index_of(self.matching)
+        acked = -1 if matching is None else matching.index
+        end = -1 if self.matching is None else self.matching.index
         news = acked > end
         if news:
             self.matching = matching

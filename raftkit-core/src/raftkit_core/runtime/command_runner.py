@@ -99,6 +99,8 @@ class CommandRunner:
         self._notify = notify
         self._failed = failed
         self._parked: list[tuple[int, Command]] = []
+        self._flushed = 0
+        """Up to where the log is known to be flushed: it only grows."""
         self._requests = RequestCache()
         self._streams: dict[NodeId, ReplicationStream] = {}
         self._stalls = stalls
@@ -166,28 +168,29 @@ class CommandRunner:
             if self._halted:
                 return
             when = command.when
-            if when and when > self._engine.flushed_io:
+            if when > self._flushed and not self._is_flushed(when):
                 self._parked.append((when, command))
             else:
                 actions[type(command)](command)
         self._writer.kick()
 
+    def _is_flushed(self, io_id: int) -> bool:
+        self._flushed = self._engine.flushed_io
+        return io_id <= self._flushed
+
     def release(self) -> None:
         """More of the log is durable: carry out what waited for it, in the order of emission."""
         if not self._parked or self._halted:
             return
-        flushed = self._engine.flushed_io
+        flushed = self._flushed = self._engine.flushed_io
         parked, self._parked = self._parked, []
-        released: list[Command] = []
-        for each in parked:
-            if each[0] > flushed:
-                self._parked.append(each)
-            else:
-                released.append(each[1])
-        for command in released:
+        for when, command in parked:
             if self._halted:
                 return
-            self._actions[type(command)](command)
+            if when > flushed:
+                self._parked.append((when, command))
+            else:
+                self._actions[type(command)](command)
 
     def _append_entries(self, command: AppendInputEntries) -> None:
         if self._instruments.is_tracing:

@@ -6,23 +6,42 @@ One observation per flush, snapshot, call or read; nothing per entry. Read by wh
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable
 
 BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper bounds of the buckets, in seconds."""
 
 
 class Durations:
-    """A histogram. ``counts`` has one item per bound, and one for what is longer."""
+    """A histogram. What is observed is only noted, and counted by whoever looks, or by :meth:`count_new` now and then:
+    the observer is in a hurry."""
 
-    __slots__ = ("counts", "sum_seconds")
+    __slots__ = ("_counts", "_new", "_sum_seconds", "observe")
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(BOUNDS) + 1)
-        self.sum_seconds = 0.0
+        self._counts = [0] * (len(BOUNDS) + 1)
+        self._sum_seconds = 0.0
+        self._new: list[float] = []
+        self.observe: Callable[[float], None] = self._new.append
+        """Note one duration, in seconds."""
 
-    def observe(self, seconds: float) -> None:
-        self.counts[bisect_left(BOUNDS, seconds)] += 1
-        self.sum_seconds += seconds
+    def count_new(self) -> None:
+        """Count what was noted."""
+        for seconds in self._new:
+            self._counts[bisect_left(BOUNDS, seconds)] += 1
+            self._sum_seconds += seconds
+        self._new.clear()
+
+    @property
+    def counts(self) -> list[int]:
+        """One item per bound, and one for what is longer."""
+        self.count_new()
+        return self._counts
+
+    @property
+    def sum_seconds(self) -> float:
+        self.count_new()
+        return self._sum_seconds
 
     @property
     def count(self) -> int:
@@ -55,6 +74,14 @@ class NodeFigures:
         if found is None:
             found = self.calls[key] = Durations()
         found.observe(seconds)
+
+    def count_new(self) -> None:
+        """Count what was noted since the last time: without it the notes of a busy node would grow until somebody
+        looks."""
+        self.flush.count_new()
+        self.read_index.count_new()
+        for durations in self.calls.values():
+            durations.count_new()
 
 
 __all__ = ["BOUNDS", "Durations", "NodeFigures"]

@@ -303,7 +303,8 @@ class LogWriter:
             # Mostly: one append, and perhaps what is committed then.
             behind = queue[-1]
             entries = head.entries
-            if len(entries) <= MAX_BATCH_ENTRIES and payload_bytes(entries) <= MAX_BATCH_BYTES:
+            size_bytes = entries.size_bytes if type(entries) is Entries else payload_bytes(entries)
+            if size_bytes <= MAX_BATCH_BYTES and len(entries) <= MAX_BATCH_ENTRIES:
                 if isinstance(behind, SaveCommitted):
                     self._committed = behind.committed
                     queue.pop()

@@ -142,6 +142,8 @@ class RaftCore:
         self._joining: list[Write] = []
         """The writes of the last message, while single ones may join them: as long as there is ``_room`` for bytes."""
         self._room = -1
+        self._writes_alone = 0
+        """How many writes lately came one after the other, each when nobody waited for an earlier one."""
         self._joined = 0
         """Single writes in the inbox, without those in ``_joining``."""
         self._notifications: deque[Notification] = deque()
@@ -208,9 +210,30 @@ class RaftCore:
             self.check_running()
         self._room -= len(payload) + JOINED_BYTES
         if self._room < 0 or condition is not None:
+            if self._writes_alone > 1 and self._is_running and not self._turn_is_due and not self.waiting.has_writers:
+                return self._write_at_once(payload, timeout, condition)
             self._begin_writes(payload, condition)
         future: asyncio.Future[ClientWriteResponse] = self._create_future()
         self._joining.append((payload, future, self._now() + timeout))
+        return future
+
+    def _write_at_once(
+        self, payload: bytes, timeout: float, condition: WriteCondition | None
+    ) -> asyncio.Future[ClientWriteResponse]:
+        """Writes have come one after the other, each when the one before was answered: nobody will join this one."""
+        future: asyncio.Future[ClientWriteResponse] = self._create_future()
+        self._turn_is_due = True
+        try:
+            now = self._now()
+            self._write([ClientWrite([(payload, future, now + timeout)], condition)], now)
+            self._carry_out(now)
+            self._end_turn()
+        except BaseException as error:
+            self.fail(error)
+            if not future.done():
+                future.set_exception(self.stop_error())  # it may be in the log, or not
+            if not isinstance(error, Exception):
+                raise
         return future
 
     def _begin_writes(self, payload: bytes, condition: WriteCondition | None) -> None:
@@ -554,6 +577,7 @@ class RaftCore:
         if self.instruments.is_tracing:
             self.instruments.trace("RaftCore.write")
         writes = messages[0].writes if len(messages) == 1 else [each for part in messages for each in part.writes]
+        self._writes_alone = self._writes_alone + 1 if len(writes) == 1 and not self.waiting.has_writers else 0
         first = self.engine.handle_client_write([payload for payload, _, _ in writes], now, messages[0].condition)
         if isinstance(first, LogId):
             self.waiting.wait_for_all(first, writes)
@@ -638,6 +662,7 @@ class RaftCore:
                 self.waiting.sweep(now)
                 self.runner.sweep(now)
                 self._watch_storage(now)
+                self.stalls.figures.count_new()
                 self.worker.watch(now, self.config.storage_stall_timeout_ms / 1000)
             case ReplicationFailed():
                 engine.on_replication_failed(notification.session, notification.target, notification.epoch, now)

@@ -290,8 +290,10 @@ class ReplicationHandler:
             assert held is None or held == matching, f"{target} acknowledged {matching}, but here it is {held}"
             assert matching.index <= log.last_index, f"{target} acknowledged {matching}, but the log ends at {log.last}"
         if entry.ack(matching):
-            committed = state.committed
-            if committed is None or (matching is not None and matching.index > committed.index):
+            assert matching is not None, "only a log id is news"
+            if matching.index > leader.greatest_acked:
+                leader.greatest_acked = matching.index
+            if state.committed is None or matching.index > state.committed.index:
                 self.try_commit(leader, now)
             if leader.transfer is not None:
                 self._try_transfer(leader)
@@ -343,6 +345,7 @@ class ReplicationHandler:
         if entry is None or entry.epoch != epoch:
             return
         if entry.ack(installed):
+            leader.greatest_acked = max(leader.greatest_acked, index_of(installed))
             self.try_commit(leader, now)
             self._try_transfer(leader)
         self._after_answer(leader, target, entry, now)
@@ -390,17 +393,10 @@ class ReplicationHandler:
         state = parts.state
         membership = state.membership.effective.membership
         committed = index_of(state.committed)
-        matching: dict[NodeId, LogId | None] = {}
-        greatest = -1
-        for target, entry in leader.progress.items():
-            held = entry.matching
-            # What a reverted peer acknowledged it no longer holds.
-            if held is not None and entry.state is not REVERTED:
-                matching[target] = held
-                if held.index > greatest:
-                    greatest = held.index
-        if greatest <= committed and len(membership.voter_ids) > 1:
-            return  # mostly, when the own copy is durable first: nobody else holds more than what is committed
+        if leader.greatest_acked <= committed and len(membership.voter_ids) > 1:
+            return  # nobody else holds more than what is committed, and this node alone is no quorum
+        # What a reverted peer acknowledged it no longer holds.
+        matching = {target: entry.matching for target, entry in leader.progress.items() if entry.state is not REVERTED}
         if not parts.needs_rejoin:
             matching[parts.config.id] = state.io.flushed_log_id
         position = quorum_log_id(membership.configs, matching)
