@@ -180,6 +180,24 @@ async def test_callers_that_write_side_by_side_share_an_append_from_the_first_ro
         assert appends == [4] * 5
 
 
+async def test_a_single_voter_whose_writes_need_nobody_leaves_others_their_time() -> None:
+    async with memory_cluster(1) as cluster:
+        leader = await cluster.leader()
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                await asyncio.sleep(0)
+                turns += 1
+
+        running = asyncio.create_task(others())
+        for number in range(100):
+            await leader.client_write(Put("a", b"%d" % number))
+        running.cancel()
+        assert turns >= 90
+
+
 async def test_an_engine_that_breaks_on_a_write_of_its_own_turn_stops_the_node() -> None:
     async with memory_cluster(3) as cluster:
         core = (leader := await cluster.leader())._core

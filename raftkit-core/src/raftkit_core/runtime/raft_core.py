@@ -81,6 +81,8 @@ JOINED_BYTES = 4096
 """What a single write counts, besides its payload, where several are put together: so that they do not become too many
 for one turn."""
 TICKS_PER_HEARTBEAT = 5
+AFTER_ONE_AT_ONCE = -1000
+"""Writes after one that was answered within the call, until another may have its turn within the call."""
 SHUTDOWN_GRACE = 2.0
 
 
@@ -210,7 +212,7 @@ class RaftCore:
             self.check_running()
         self._room -= len(payload) + JOINED_BYTES
         if self._room < 0 or condition is not None:
-            if self._writes_alone > 1 and self._is_running and not self._turn_is_due and not self.waiting.has_writers:
+            if self._writes_alone > 1 and not self._turn_is_due and self._is_running and not self.waiting.has_writers:
                 return self._write_at_once(payload, timeout, condition)
             self._begin_writes(payload, condition)
         future: asyncio.Future[ClientWriteResponse] = self._create_future()
@@ -234,6 +236,9 @@ class RaftCore:
                 future.set_exception(self.stop_error())  # it may be in the log, or not
             if not isinstance(error, Exception):
                 raise
+        if future.done():
+            # It needed no peer. A caller that writes on without ever waiting would leave no time to anybody else.
+            self._writes_alone = AFTER_ONE_AT_ONCE
         return future
 
     def _begin_writes(self, payload: bytes, condition: WriteCondition | None) -> None:
