@@ -56,7 +56,8 @@ class LogTail:
         self._newest_start = -1
         self._newest_bytes = 0
 
-    def append(self, entries: list[Entry]) -> None:
+    def append(self, entries: list[Entry]) -> int:
+        """Gives how many bytes of payload they have."""
         start = self._first + len(self._entries)
         size_bytes = entries.size_bytes if type(entries) is Entries else payload_bytes(entries)
         self._starts.append(start)
@@ -66,6 +67,7 @@ class LogTail:
         self._newest = entries
         self._newest_start = start
         self._newest_bytes = size_bytes
+        return size_bytes
 
     def _forget_newest(self) -> None:
         self._newest = []
@@ -166,6 +168,8 @@ class LogWriter:
         self._flushed = flushed
         self._failed = failed
         self._queue: deque[LogCommand] = deque()
+        self._is_plain = False
+        """The queue is one append that is a batch by itself, and perhaps what is committed then."""
         self._committed: LogId | None = None
         """The last ``committed`` whose place in the lane has come: everything before it is written, or under way."""
         self._saved_committed: LogId | None = None
@@ -204,11 +208,15 @@ class LogWriter:
                 self._first_index = max(self._first_index, command.upto.index + 1)
             case _:
                 pass
+        self._is_plain = False
         self._queue.append(command)
 
     def append(self, command: AppendInputEntries) -> None:
-        self.tail.append(command.entries)
-        self._queue.append(command)
+        entries = command.entries
+        size_bytes = self.tail.append(entries)
+        queue = self._queue
+        self._is_plain = not queue and size_bytes <= MAX_BATCH_BYTES and len(entries) <= MAX_BATCH_ENTRIES
+        queue.append(command)
 
     def save_committed(self, command: SaveCommitted) -> None:
         """Keeps its place in the lane: saved before what precedes it, it would vouch for entries that are still to be
@@ -297,22 +305,18 @@ class LogWriter:
 
         Gives the io_id up to which all is done then (0: none is complete), the batch, and the log's end after it.
         """
+        if not self._is_plain:
+            return self._joined_batch()
         queue = self._queue
-        head = queue[0]
-        if isinstance(head, AppendInputEntries) and len(queue) <= 2:
-            # Mostly: one append, and perhaps what is committed then.
-            behind = queue[-1]
-            entries = head.entries
-            size_bytes = entries.size_bytes if type(entries) is Entries else payload_bytes(entries)
-            if size_bytes <= MAX_BATCH_BYTES and len(entries) <= MAX_BATCH_ENTRIES:
-                if isinstance(behind, SaveCommitted):
-                    self._committed = behind.committed
-                    queue.pop()
-                if len(queue) == 1:
-                    queue.clear()
-                    last_index = entries[-1].log_id.index
-                    return head.io_id, self._batch(None, None, None, entries, last_index), last_index
-        return self._joined_batch()
+        head, behind = queue[0], queue[-1]
+        assert isinstance(head, AppendInputEntries), "a plain queue begins with its append"
+        if isinstance(behind, SaveCommitted):
+            self._committed = behind.committed
+        queue.clear()
+        self._is_plain = False
+        entries = head.entries
+        last_index = entries[-1].log_id.index
+        return head.io_id, self._batch(None, None, None, entries, last_index), last_index
 
     def _joined_batch(self) -> tuple[IoId, LogBatch, int]:
         """As :meth:`_next_batch`, whatever is queued."""

@@ -441,12 +441,12 @@ class RaftCore:
 
     def append_arrived(self, request: AppendEntriesRequest, timeout: float) -> Reply[Any]:
         """A peer's append: as :meth:`ask`, but with nothing before it this is its turn."""
-        self._check_room()
+        if self._turn_is_due or not self._is_running:
+            return self.ask(timeout, lambda request_id: AppendEntriesArrived(request_id, request))
+        if self.fatal is not None or _running_loop() is not self._loop:
+            self.check_running()
         now = self._now()
         request_id, reply = self.waiting.new_request(now + timeout)
-        if self._turn_is_due or not self._is_running:
-            self._put(AppendEntriesArrived(request_id, request))
-            return reply
         self._turn_is_due = True
         try:
             self.engine.handle_append_entries(request, request_id, now)
