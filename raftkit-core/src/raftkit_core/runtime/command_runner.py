@@ -168,7 +168,7 @@ class CommandRunner:
             if self._halted:
                 return
             when = command.when
-            if when > self._flushed and not self._is_flushed(when):
+            if when and when > self._flushed and not self._is_flushed(when):
                 self._parked.append((when, command))
             else:
                 actions[type(command)](command)
