@@ -41,7 +41,7 @@ def served() -> list[tuple[str, str, str, str]]:
         storage=StorageStatus(adapter="sqlite"),
         replication={"n2": PeerStatus(matching=9, last_contact_ms=4)},
     )
-    text = metrics.expose(status, Measured(NodeCounters(), figures, False, 0)).decode()
+    text = metrics.expose(status, Measured(NodeCounters(), figures, False, 0, 0)).decode()
     found = []
     for family in text_string_to_metric_families(text):
         if family.name.endswith("_created"):

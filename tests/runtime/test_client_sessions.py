@@ -25,6 +25,7 @@ from raftkit_core.errors import (
 from raftkit_core.network.client_session import Serials
 from raftkit_core.network.memory import DROP
 from raftkit_core.raft import Raft
+from raftkit_core.runtime import session_service
 from raftkit_core.runtime.session_service import Session
 from raftkit_core.state_machine.simple import SimpleStateMachine
 from raftkit_core.testing.cluster import MemoryCluster, memory_cluster, outcome
@@ -695,3 +696,53 @@ async def test_many_writes_from_any_node_have_their_own_outcomes() -> None:
             assert [getattr(r, "data", type(r)) for r in await raft.write_many([Add(0), None])][1] is BadCommand
         assert await raft.write_many([]) == []
         assert await total(leader) == 2
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------
+
+
+async def test_an_opening_that_is_repeated_gives_the_same_session_and_leaves_no_orphan() -> None:
+    async with memory_cluster(3) as cluster:
+        leader = await cluster.leader()
+        opening = OpenSession(30_000, "of this opening")
+        first, second = await asyncio.gather(leader.call(opening, timeout=5), leader.call(opening, timeout=5))
+        third = await leader.call(opening, timeout=5)
+        assert first.session == second.session == third.session
+        others = [await leader.call(each, timeout=5) for each in (OpenSession(30_000, "x"), *[OpenSession(30_000)] * 2)]
+        assert len({first.session, *(each.session for each in others)}) == 4
+        assert len(leader._core.worker.system.sessions) == 4
+
+
+async def test_an_opening_whose_answer_a_follower_did_not_get_gives_the_same_session_again() -> None:
+    async with memory_cluster(3) as cluster:
+        leader = await cluster.leader()
+        follower = next(raft for raft in cluster.rafts.values() if raft is not leader)
+        opening = OpenSession(30_000, "n")
+        cluster.hub.post_hook = lambda _src, dst, kind: DROP if kind == "forward" and dst == leader.id else None
+        lost = await outcome(follower.call(opening, timeout=0.5))
+        assert isinstance(lost, OutcomeUnknown)
+        cluster.hub.post_hook = None
+        opened = await follower.call(opening, timeout=5)
+        assert opened.session.id in leader._core.worker.system.sessions
+        assert len(leader._core.worker.system.sessions) == 1
+
+
+async def test_an_opening_that_failed_or_whose_session_is_over_begins_anew() -> None:
+    async with memory_cluster(3) as cluster:
+        leader = await cluster.leader()
+        opening = OpenSession(1000, "n")
+        first = await leader.call(opening, timeout=5)
+        await leader.call(CloseSession(first.session), timeout=5)
+        again = await leader.call(opening, timeout=5)
+        assert again.session != first.session
+        with pytest.raises(BadRequest, match="nonce"):
+            await leader.call(OpenSession(1000, "n" * 65), timeout=5)
+
+
+async def test_no_more_openings_are_remembered_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_service, "OPENINGS_KEPT", 3)
+    async with memory_cluster(1) as cluster:
+        leader = await cluster.leader()
+        for number in range(6):
+            await leader.call(OpenSession(30_000, str(number)), timeout=5)
+        assert len(leader._sessions._openings) == 3

@@ -350,6 +350,11 @@ class Raft:
         since = self._core.engine.state.io.oldest_submitted_at()
         return since is not None and self._core.clock.monotonic() - since >= self.config.storage_stall_timeout_ms / 1000
 
+    @property
+    def session_count(self) -> int:
+        """Client sessions that are open, as far as this node has applied the log."""
+        return len(self._core.worker.system.sessions)
+
     async def report(self, events_after: int = 0) -> NodeReport:
         """Status and events of this node, as a survey shows them."""
         return NodeReport(id=self.id, status=await self.status(), events=self.events(events_after))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,9 @@ class Client(HttpClusterClient):
 
     async def _open_session(self, ttl: float) -> HttpSession:
         sent_at = SystemClock().monotonic()
-        opened = await self._call(json_post("/v1/sessions", {"ttl_ms": round(ttl * 1000)}), SessionAnswer)
+        opened = await self._call(
+            json_post("/v1/sessions", {"ttl_ms": round(ttl * 1000), "nonce": secrets.token_hex(16)}), SessionAnswer
+        )
         session = HttpSession(self, opened, sent_at)
         self._sessions = [held for held in self._sessions if not held.is_closed] + [session]
         return session

@@ -102,6 +102,7 @@ class FakeRaft:
         self.changes = ChangeRing()
         self.is_storage_stalled = False
         self.is_stopping = False
+        self.session_count = 2
         self.measured = NodeFigures()
         self.measured.flush.observe(0.003)
         self.measured.called("append_entries", "n2", 0.02, True)

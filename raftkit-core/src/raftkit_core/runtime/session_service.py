@@ -8,7 +8,7 @@ from typing import Any
 
 from raftkit_core.clock import Clock
 from raftkit_core.config import Config, ReadPolicy
-from raftkit_core.errors import BadRequest, ForwardToLeader, SessionExpired
+from raftkit_core.errors import BadRequest, ForwardToLeader, OutcomeUnknown, SessionExpired
 from raftkit_core.network.client_session import ClientSession
 from raftkit_core.runtime.messages import ClientWriteResponse
 from raftkit_core.runtime.raft_core import RaftCore
@@ -28,6 +28,9 @@ from raftkit_core.types.operations import (
 from raftkit_core.types.session import MAX_SERIAL, MAX_TTL_MS, MIN_TTL_MS, SessionRef, SessionSerial
 
 CLOSE_TIMEOUT = 2.0
+OPENINGS_KEPT = 1024
+"""Nonces of sessions opened lately: a repetition comes within moments."""
+NONCE_CHARS_MAX = 64
 
 
 class SessionService:
@@ -37,6 +40,7 @@ class SessionService:
         self._core = core
         self._reads = reads
         self._cluster_id = cluster_id
+        self._openings: dict[tuple[int, OpenSession], asyncio.Future[SessionOpened]] = {}
 
     def check(self, ref: SessionRef) -> None:
         """Raises: SessionExpired for a session of another cluster: its number may be somebody else's here."""
@@ -58,6 +62,42 @@ class SessionService:
         """Raises: BadRequest, TooManySessions, and what a write raises."""
         if not MIN_TTL_MS <= operation.ttl_ms <= MAX_TTL_MS:
             raise BadRequest(f"a session lives {MIN_TTL_MS} to {MAX_TTL_MS} ms, not {operation.ttl_ms}")
+        if len(operation.nonce) > NONCE_CHARS_MAX:
+            raise BadRequest(f"a nonce has {NONCE_CHARS_MAX} characters at most")
+        leadership = self._core.engine.session
+        if not operation.nonce or leadership == 0:
+            return await self._open(operation, timeout)
+        key = (leadership, operation)
+        former = self._openings.get(key)
+        if former is not None:
+            opened = await self._opened_before(former, timeout)
+            if opened is not None:
+                return opened
+        opening = self._openings[key] = asyncio.get_running_loop().create_future()
+        while len(self._openings) > OPENINGS_KEPT:
+            del self._openings[next(iter(self._openings))]
+        try:
+            opened = await self._open(operation, timeout)
+            opening.set_result(opened)
+            return opened
+        finally:
+            if not opening.done():
+                opening.cancel()
+                if self._openings.get(key) is opening:
+                    del self._openings[key]
+
+    async def _opened_before(self, former: asyncio.Future[SessionOpened], timeout: float) -> SessionOpened | None:
+        """What the same request led to before; None if that failed, or has expired since."""
+        if not former.done():
+            await asyncio.wait([former], timeout=timeout)
+        if not former.done():
+            raise OutcomeUnknown("the session is still being opened", hint="ask again")
+        if former.cancelled():
+            return None
+        opened = former.result()
+        return opened if opened.session.id in self._core.worker.system.sessions else None
+
+    async def _open(self, operation: OpenSession, timeout: float) -> SessionOpened:
         done = await self._write(SystemOpenSession(operation.ttl_ms), timeout)
         cluster_id = self._cluster_id()
         assert cluster_id is not None, "who commits an entry belongs to a cluster"

@@ -64,9 +64,14 @@ class TransferDone(msgspec.Struct, frozen=True, array_like=True):
 
 
 class OpenSession(msgspec.Struct, frozen=True, array_like=True, tag="open_session"):
-    """Begin a client session. Result: :class:`SessionOpened`. A lost answer leaves one that expires."""
+    """Begin a client session. Result: :class:`SessionOpened`.
+
+    ``nonce`` is the caller's own, of one opening: repeated after a lost answer it gives the same session while the same
+    node leads. Without it, or under another leader, a lost answer leaves a session that expires.
+    """
 
     ttl_ms: int = DEFAULT_TTL_MS
+    nonce: str = ""
 
 
 class KeepSession(msgspec.Struct, frozen=True, array_like=True, tag="keep_session"):

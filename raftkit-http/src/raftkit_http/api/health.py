@@ -59,5 +59,6 @@ async def get_metrics(call: Call) -> web.Response:
             status = await call.raft.status()
     except (RaftError, TimeoutError):
         status = None
-    own = Measured(call.raft.counters(), call.raft.figures(), call.raft.is_storage_stalled, len(call.api.watches))
+    raft = call.raft
+    own = Measured(raft.counters(), raft.figures(), raft.is_storage_stalled, len(call.api.watches), raft.session_count)
     return web.Response(body=call.api.metrics.expose(status, own), headers={"Content-Type": CONTENT_TYPE})

@@ -26,6 +26,7 @@ class Measured(NamedTuple):
     figures: NodeFigures
     is_storage_stalled: bool
     watches: int
+    sessions: int
 
 
 class ApiMetrics:
@@ -130,6 +131,7 @@ class NodeCollector(Collector):
         yield counter("proposals_committed", "Commands applied on this node.", figures.applied_commands)
         yield gauge("storage_stalled", "1 while a log write takes too long.", measured.is_storage_stalled)
         yield gauge("watches", "Watches served by this node.", measured.watches)
+        yield gauge("sessions", "Client sessions that are open, as this node has applied them.", measured.sessions)
         yield durations("storage_flush_seconds", "Durable writes of the log.", {(): figures.flush})
         yield durations("snapshot_seconds", "Building a snapshot.", {(): figures.snapshot})
         yield durations("read_index_seconds", "Confirming that a read is safe.", {(): figures.read_index})

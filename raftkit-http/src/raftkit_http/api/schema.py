@@ -230,6 +230,8 @@ class WriteAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 class OpenSessionRequest(Request):
     ttl_ms: Annotated[int, Meta(ge=MIN_TTL_MS, le=MAX_TTL_MS)] = DEFAULT_TTL_MS
+    nonce: Annotated[str, Meta(max_length=64)] = ""
+    """Of one opening: sent again after a lost answer it gives the same session."""
 
 
 class SessionRequest(Request):

@@ -20,7 +20,9 @@ from raftkit_http.api.write import session_ref
 
 async def post_session(call: Call) -> web.Response:
     body = await call.json(OpenSessionRequest)
-    opened: SessionOpened = await call.change(call.raft.call(OpenSession(body.ttl_ms), timeout=call.remaining))
+    opened: SessionOpened = await call.change(
+        call.raft.call(OpenSession(body.ttl_ms, body.nonce), timeout=call.remaining)
+    )
     return success(call.request, "session", _answer(call, opened.session.token, opened.ttl_ms))
 
 
