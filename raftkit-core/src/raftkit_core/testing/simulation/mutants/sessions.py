@@ -24,6 +24,24 @@ from raftkit_core.types.session import SessionRef, SessionSerial
 # --- one effect for each serial ---------------------------------------------------------------------------------------
 
 
+ELSE: Any = object()
+"""As the product has it."""
+
+
+def _judge_serials(patch: Patch, judge: Callable[[Any, int], Any]) -> None:
+    """Let ``judge`` say what becomes of a serial in an open session: what :meth:`Sessions.admit` gives, or ELSE."""
+    original = Sessions.admit
+
+    def admit(
+        self: Sessions, log_id: LogId, session_id: int, serial: int, *arguments: Any
+    ) -> Remembered | RaftError | None:
+        session = self._sessions.get(session_id)
+        said = ELSE if session is None else judge(session, serial)
+        return original(self, log_id, session_id, serial, *arguments) if said is ELSE else said
+
+    patch.set(Sessions, "admit", admit)
+
+
 @mutant(
     "sessions-forget-results",
     "safety",
@@ -41,17 +59,10 @@ def _(patch: Patch) -> None:
     "A session remembers its latest write only: one that was overtaken takes effect again when it is repeated.",
 )
 def _(patch: Patch) -> None:
-    original = Sessions.admit
+    def is_overtaken(session: Any, serial: int) -> Any:
+        return None if session.results and serial < max(session.results) else ELSE
 
-    def admit(
-        self: Sessions, log_id: LogId, session_id: int, serial: int, *arguments: Any
-    ) -> Remembered | RaftError | None:
-        session = self._sessions.get(session_id)
-        if session is not None and session.results and serial < max(session.results):
-            return None
-        return original(self, log_id, session_id, serial, *arguments)
-
-    patch.set(Sessions, "admit", admit)
+    _judge_serials(patch, is_overtaken)
 
 
 @mutant(
@@ -61,19 +72,11 @@ def _(patch: Patch) -> None:
     "A serial below the latest one counts as repeated, though it was only overtaken: it gets the other one's result.",
 )
 def _(patch: Patch) -> None:
-    original = Sessions.admit
+    def result_of_a_later_one(session: Any, serial: int) -> Any:
+        later = [each for each in session.results if each > serial > session.floor]
+        return session.results[later[0]] if later and serial not in session.results else ELSE
 
-    def admit(
-        self: Sessions, log_id: LogId, session_id: int, serial: int, *arguments: Any
-    ) -> Remembered | RaftError | None:
-        session = self._sessions.get(session_id)
-        if session is not None and serial > session.floor and serial not in session.results:
-            later = [each for each in session.results if each > serial]
-            if later:
-                return session.results[later[0]]
-        return original(self, log_id, session_id, serial, *arguments)
-
-    patch.set(Sessions, "admit", admit)
+    _judge_serials(patch, result_of_a_later_one)
 
 
 @mutant(
@@ -83,17 +86,7 @@ def _(patch: Patch) -> None:
     "A late copy of a write that the client has acknowledged is carried out again.",
 )
 def _(patch: Patch) -> None:
-    original = Sessions.admit
-
-    def admit(
-        self: Sessions, log_id: LogId, session_id: int, serial: int, *arguments: Any
-    ) -> Remembered | RaftError | None:
-        session = self._sessions.get(session_id)
-        if session is not None and 1 <= serial <= session.floor:
-            return None
-        return original(self, log_id, session_id, serial, *arguments)
-
-    patch.set(Sessions, "admit", admit)
+    _judge_serials(patch, lambda session, serial: None if 1 <= serial <= session.floor else ELSE)
 
 
 @mutant(
