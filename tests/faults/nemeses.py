@@ -164,6 +164,18 @@ async def repeats(links: Links, cluster: RealCluster, chance: random.Random) -> 
     cluster.counts["repeated frame"] += links.repeated
 
 
+async def garbles(links: Links, cluster: RealCluster, chance: random.Random) -> None:
+    """One frame in twenty arrives as garbage: its connection ends, and nothing else."""
+    for source in cluster.nodes:
+        for target in others(cluster, source):
+            links.link(source, target).garble = 0.05
+    for _ in range(3):
+        await asyncio.sleep(1.5)
+        links.cut(chance.choice(list(cluster.nodes)))
+    assert links.garbled > 20, "nothing was garbled: have peers another protocol now?"
+    cluster.counts["garbled frame"] += links.garbled
+
+
 def on(links: Links, nemesis: LinkNemesis) -> Callable[[RealCluster, random.Random], Awaitable[None]]:
     """``nemesis`` for ``trial``; the links are good again afterwards."""
 

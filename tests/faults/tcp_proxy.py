@@ -29,6 +29,8 @@ class Link:
     """Not set: nothing arrives until it is."""
     repeat: float = 0.0
     """How likely a whole frame arrives twice."""
+    garble: float = 0.0
+    """How likely a frame arrives as garbage of the same length."""
 
     def __post_init__(self) -> None:
         self.passage.set()
@@ -42,6 +44,7 @@ class Links:
     """The node whose process holds the local port, if it is one of ours."""
     links: dict[tuple[str | None, str | None], Link] = field(default_factory=dict)
     repeated: int = 0
+    garbled: int = 0
     connections: set[Connection] = field(default_factory=set)
     chance: random.Random = field(default_factory=lambda: random.Random(1))
 
@@ -66,7 +69,7 @@ class Links:
     def heal(self) -> None:
         """Held bytes arrive now."""
         for link in self.links.values():
-            link.delay_s, link.repeat = (0.0, 0.0), 0.0
+            link.delay_s, link.repeat, link.garble = (0.0, 0.0), 0.0, 0.0
             link.passage.set()
 
 
@@ -165,11 +168,21 @@ class Connection:
                     writer.write(data)
                 else:
                     for piece, is_frame in frames.feed(data):
+                        if is_frame and self._links.chance.random() < link.garble:
+                            writer.write(self._garbled(piece))
+                            continue
                         writer.write(piece)
                         if is_frame and self._links.chance.random() < link.repeat:
                             writer.write(piece)
                             self._links.repeated += 1
                 await writer.drain()
+
+    def _garbled(self, frame: bytes) -> bytes:
+        """The length stays, every byte behind it is another one. (A single byte of a command that changes on its way is
+        for the checksums of TCP and TLS: a frame has none of its own.)"""
+        self._links.garbled += 1
+        chance = self._links.chance
+        return frame[:LENGTH_BYTES] + bytes(each ^ chance.randrange(1, 256) for each in frame[LENGTH_BYTES:])
 
 
 class Frames:

@@ -1,4 +1,4 @@
-"""Real nodes whose links are slow, one-way, repeating and breaking: a proxy in user space stands on every link."""
+"""Real nodes whose links are slow, one-way, breaking, repeat or garble what passes: a proxy stands on every link."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from nemeses import LinkNemesis, on, one_way, partitions, proxied, repeats, slow
+from nemeses import LinkNemesis, garbles, on, one_way, partitions, proxied, repeats, slow
 from nodes import said, trial
 from tcp_proxy import Frames
 
@@ -24,6 +24,7 @@ pytestmark = [
         pytest.param(one_way, 32, id="one way"),
         pytest.param(partitions, 33, id="partitions"),
         pytest.param(repeats, 34, id="repeats"),
+        pytest.param(garbles, 35, id="garbage"),
     ],
 )
 async def test_bad_links_lose_nothing_and_show_nothing_stale(nemesis: LinkNemesis, seed: int, tmp_path: Path) -> None:
