@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from raftkit_core import Node, Raft, open_raft
+from raftkit_core.errors import StorageFull
 from raftkit_core.network.tokens import new_token
 from raftkit_core.types.kv import Put
 from raftkit_core.types.security import Security
@@ -171,11 +172,25 @@ async def test_the_page_shows_a_cluster_and_what_becomes_of_it() -> None:
         await page.colours("light")
         await picture(page, "degraded.png", small)
         assert await page.console() == []
-        # The serving node itself stops: the page says so and names the way to the others.
+        # The serving node itself fails: it can say so, and nothing on the page claims that it is well.
+        rafts["n1"].fail(StorageFull("no space is left"))
+        await page.until(
+            "return document.getElementById('health-state').innerText === 'n1 cannot answer'", "its failure"
+        )
+        assert "no space is left" in await page.text("#health-words")
+        assert "live" not in await page.text("#pulse-text")
+        assert await page.run("return 'stale' in document.querySelector('main').dataset")
+        own = "return document.querySelectorAll('.member')[0].innerText"
+        assert "cannot answer" in await page.run(own)
+        # Then it stops: the page says so and names the way to the others.
         await rafts["n1"].shutdown()
-        await page.until("return document.getElementById('health-state').innerText.includes('n1')", "the end of n1")
+        await page.until(
+            "return document.getElementById('health-state').innerText === 'n1 does not answer'", "the end of n1"
+        )
+        assert "no answer" in await page.run(own)
         links = await page.run("return [...document.querySelectorAll('#others a')].map(link => link.href)")
-        assert links == [urls["n2"] + "/ui", urls["n3"] + "/ui"]
+        still = next(name for name in ("n2", "n3") if name != gone)
+        assert links == [urls[still] + "/ui", urls[gone] + "/ui"], "who answered last comes first"
         await picture(page, "gone.png", small)
     check_pictures(small)
 

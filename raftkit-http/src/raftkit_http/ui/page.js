@@ -81,7 +81,7 @@ async function turn() {
       const {status, answer} = await ask();
       if (answer.ok) heard(answer.data);
       else if (status === 401 || status === 403) { refused(answer.error); pause = SLOW_MS; }
-      else { trouble("bad", "The node cannot answer", answer.error.message, answer.error.hint); pause = 2 * POLL_MS; }
+      else { unable(answer.error); pause = 2 * POLL_MS; }
     } catch (error) { silent(); pause = 2 * POLL_MS; }
   }
   again(pause);
@@ -116,15 +116,35 @@ function heard(cluster) {
 function refused(error) {
   trouble("wait", "A token is needed", error.message, "enter a token with the role read");
   pulse("bad", "no access");
+  if (known.cluster) $("main").dataset.stale = "";
   if (!$("token-dialog").open && known.wanted !== error.message) { known.wanted = error.message; openToken(); }
 }
 
 function silent() {
   const id = known.cluster ? known.cluster.asked : "This node";
   trouble("bad", `${id} does not answer`, `This page comes from ${id} and goes on asking it. The figures below are its last ones.`, null);
+  outdated(id, "no answer");
+}
+
+function unable(error) {
+  const id = known.cluster ? known.cluster.asked : "This node";
+  trouble("bad", `${id} cannot answer`, `${error.message}. The figures below are its last ones.`, error.hint);
+  outdated(id, "cannot answer");
+}
+
+// Nothing below is true any more by itself: it is dimmed, the node is not shown as one that answers, and the way to the
+// others is named, those first that did answer.
+function outdated(id, words) {
   $("main").dataset.stale = "";
-  pulse("bad", known.heardAt ? `no answer for ${age(performance.now() - known.heardAt)}` : "no answer");
+  pulse("bad", known.heardAt ? `${words} for ${age(performance.now() - known.heardAt)}` : words);
+  const parts = known.cards.get(id);
+  if (parts) {
+    parts.item.dataset.state = "down";
+    parts.reach.className = "badge poor";
+    say(parts.reach, words);
+  }
   const links = known.cluster ? known.cluster.nodes.filter((node) => node.id !== id && pageOf(node)) : [];
+  links.sort((one, other) => Number(!one.status) - Number(!other.status));
   $("others").replaceChildren(...links.map((node) => make("a", {href: pageOf(node), text: `Open ${node.id}`})));
   $("others").hidden = links.length === 0;
 }
