@@ -1,4 +1,5 @@
-"""The engine alone: three of them, a message from one is a call of the other, every write is durable at once.
+"""The engine alone: three of them, a message from one is a call of the other, every write is durable at once. Peers
+learn of a commit with the next append, as they mostly do.
 
     python tests/benchmarks/bench_engine.py                       the engine of this Python
     python tests/benchmarks/bench_engine.py --and PYTHON          and that of another one, in turns
@@ -25,7 +26,6 @@ from raftkit_core.engine.commands import (
     Command,
     Commit,
     Replicate,
-    ReplicateCommitted,
     Respond,
     SendHeartbeat,
 )
@@ -83,7 +83,7 @@ class Ring:
                 engine = self.engines[id]
                 self._timed(engine.on_applied, command.upto, self.now)
                 self.carry_out(id, self._timed(engine.take_commands))
-            elif kind is SendHeartbeat or kind is ReplicateCommitted:
+            elif kind is SendHeartbeat:
                 self._heartbeat(command)
 
     def _replicate(self, order: Replicate) -> None:
