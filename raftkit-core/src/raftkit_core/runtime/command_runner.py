@@ -129,7 +129,7 @@ class CommandRunner:
         self._halted = False
         self._swept_at = float("-inf")
         self._actions: dict[type, Callable[[Any], None]] = {
-            AppendInputEntries: self._append_entries,
+            AppendInputEntries: self._append_entries if instruments.is_tracing else writer.append,
             Replicate: self._replicate,
             Commit: self._commit,
             Respond: self._respond,
@@ -193,8 +193,7 @@ class CommandRunner:
                 self._actions[type(command)](command)
 
     def _append_entries(self, command: AppendInputEntries) -> None:
-        if self._instruments.is_tracing:
-            self._instruments.trace("CommandRunner.append_input_entries")
+        self._instruments.trace("CommandRunner.append_input_entries")
         self._writer.append(command)
 
     def _replicate(self, command: Replicate) -> None:

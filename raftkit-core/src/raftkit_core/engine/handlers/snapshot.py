@@ -28,6 +28,9 @@ class SnapshotHandler:
         """The write of a purge that is only a part of what is planned; 0: the last one was the whole."""
         self._step_at = 0.0
         self._due_when_applied = False
+        policy = parts.config.snapshot_policy
+        self._least_bytes = policy.minimum_bytes if isinstance(policy, LogBytesSinceLast) else 0
+        """No snapshot is due by policy before the log has grown by so much."""
         self._mark_before = 0
         """Where the bytes policy counted from before the build under way; it does again if that gives nothing."""
 
@@ -43,13 +46,12 @@ class SnapshotHandler:
         same again, endlessly. It waits until something more is applied.
         """
         state = self._parts.state
-        config = self._parts.config
-        policy = config.snapshot_policy
-        if config.machine_is_durable:
+        if state.log_bytes - state.snapshot_mark < self._least_bytes:
+            self._due_when_applied = False
             return
-        if isinstance(policy, LogBytesSinceLast) and state.log_bytes - state.snapshot_mark < policy.minimum_bytes:
-            self._due_when_applied = False  # mostly
+        if self._parts.config.machine_is_durable:
             return
+        policy = self._parts.config.snapshot_policy
         snapshot = state.snapshot
         if isinstance(policy, LogsSinceLast):
             last = -1 if snapshot is None else index_of(snapshot.last_log_id)
