@@ -19,7 +19,7 @@ def quorum_log_id(configs: Sequence[Sequence[str]], matching: Mapping[str, LogId
     lowest: LogId | None = None
     first = True
     for config in configs:
-        reached = [log_id for voter in config if (log_id := matching.get(voter)) is not None]
+        reached = list(filter(None, map(matching.get, config)))
         majority = len(config) // 2 + 1
         if len(reached) < majority:
             return None

@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from raftkit_core.errors import Compacted, RaftError, Stopped
 from raftkit_core.state_machine.kv_codec import KvCodec
 from raftkit_core.types.entry import Entry, decode_envelope, payload_bytes
@@ -28,17 +30,14 @@ SCAN_ENTRIES = 1024
 """Entries a reader looks at before others get their turn."""
 
 
-class _Part:
+class _Part(msgspec.Struct, eq=False):
     """Commands of one applied batch."""
 
-    __slots__ = ("_commands", "entries", "last", "results", "size_bytes")
-
-    def __init__(self, last: int, entries: Sequence[Entry], results: Sequence[Any], size_bytes: int) -> None:
-        self.last = last
-        self.entries = entries
-        self.results = results
-        self.size_bytes = size_bytes
-        self._commands: list[KvCommand] | None = None
+    last: int
+    entries: Sequence[Entry]
+    results: Sequence[Any]
+    size_bytes: int
+    _commands: list[KvCommand] | None = None
 
     def commands(self) -> list[KvCommand]:
         """Decoded for the first reader."""

@@ -158,7 +158,9 @@ class MemoryLogStorage(RaftLogStorage):
             last = max(min(last, batch.truncate_since - 1), index_of(disk.last_purged))
         if batch.purge_upto is not None and batch.purge_upto.index > last:
             last = batch.purge_upto.index
-        if entries:
+        if type(entries) is Entries and entries and entries[0].log_id.index == last + 1:
+            last += len(entries)  # made consecutive
+        elif entries:
             last = _end_of(entries, last + 1)
         if committed is not None and committed.index > last:
             raise StorageError(f"committed {committed} is ahead of the log, which ends at {last}", subject="log")
@@ -286,8 +288,6 @@ class _MemorySink(SnapshotSink):
 def _end_of(entries: Sequence[Entry], first: int) -> int:
     """The last index of ``entries``. Raises: StorageError unless they are consecutive from ``first`` on (L4)."""
     last = first + len(entries) - 1
-    if type(entries) is Entries and entries[0].log_id.index == first:
-        return last  # made consecutive
     indexes = list(map(_index, entries))
     if indexes != list(range(first, last + 1)):
         raise StorageError(

@@ -432,9 +432,12 @@ class ReplicationHandler:
             return
         submitted = state.submitted
         since = 0 if submitted is None else submitted.index + 1
-        if upto.index < since or flushed.index < since:
+        if flushed.index >= upto.index:
+            if upto.index < since:
+                return
+        elif flushed.index < since:
             return
-        if flushed.index < upto.index:
+        else:
             upto = state.log.get(flushed.index)
             assert upto is not None, f"entry {flushed} is committed but not in the log"
         state.submitted = upto
