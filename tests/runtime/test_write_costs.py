@@ -85,3 +85,30 @@ async def test_a_client_that_writes_on_causes_no_commit_notices(counted: Counter
         assert cluster.hub.counts["heartbeat"] == 0
         await asyncio.sleep(0.01)
         assert cluster.hub.counts["heartbeat"] == 2, "the last commit is told"
+
+
+async def test_a_follower_answers_an_append_before_it_applies_what_the_append_commits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The leader waits for the one, nobody for the other."""
+    async with memory_cluster(3) as cluster:
+        await settled(cluster)
+        leader = await cluster.leader()
+        follower = next(raft for raft in cluster.rafts.values() if raft is not leader)
+        seen: list[str] = []
+        waiting, machine = follower._core.waiting, follower.machine
+        respond, apply = waiting.respond, machine.apply
+
+        def answered(*arguments: Any) -> None:
+            seen.append("answer")
+            respond(*arguments)
+
+        def applied(*arguments: Any) -> Any:
+            seen.append("apply")
+            return apply(*arguments)
+
+        monkeypatch.setattr(waiting, "respond", answered)
+        monkeypatch.setattr(machine, "apply", applied)
+        for number in range(5):
+            await leader.client_write(Put("k", b"%d" % number))
+        assert seen[:7] == ["answer", *["answer", "apply"] * 3]

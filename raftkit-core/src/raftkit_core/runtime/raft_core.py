@@ -393,6 +393,7 @@ class RaftCore:
     async def _run(self) -> None:
         """Turns are steps of the event loop, scheduled when something is there; this task owns them and their end."""
         self.runner.run(self.engine.take_commands())
+        self.worker.go_on()
         self.ticker.start()
         self._show()
         self.watchers.wake()
@@ -550,7 +551,7 @@ class RaftCore:
         if self.lease_watchers:
             for check in list(self.lease_watchers):
                 check()
-        engine, runner = self.engine, self.runner
+        engine, runner, worker = self.engine, self.runner, self.worker
         commands = engine.take_commands()
         self._carrying = True
         while commands:
@@ -561,6 +562,8 @@ class RaftCore:
                 self._flushed_now = 0
                 engine.on_log_flushed(io_id, now)
                 runner.release()
+            if worker.is_ordered:
+                worker.go_on()  # after the answers to a leader, which wait for the log alone
             log_id = self._applied_now
             if log_id is not None:
                 self._applied_now = None
@@ -651,6 +654,8 @@ class RaftCore:
             case LogFlushed():
                 engine.on_log_flushed(notification.io_id, now)
                 self.runner.release()
+                if self.worker.is_ordered:
+                    self.worker.go_on()
             case Applied():
                 engine.on_applied(notification.log_id, now)
             case CommitNoticeDue():

@@ -174,6 +174,8 @@ class StateMachineWorker:
         self._snapshots = snapshots
         self._writer = writer
         self._upto = index_of(applied)
+        self.is_ordered = False
+        """More is committed than :meth:`go_on` was told to apply."""
         self._on_applied = on_applied
         self._on_built = on_built
         self._on_installed = on_installed
@@ -205,17 +207,24 @@ class StateMachineWorker:
     # --- orders -----------------------------------------------------------------------------------------------------
 
     def commit(self, upto: LogId) -> None:
-        """Apply everything up to ``upto``."""
+        """Apply everything up to ``upto``, from the next :meth:`go_on` on: who waits for the log comes first."""
         self._upto = upto.index
+        self.is_ordered = True
+
+    def go_on(self) -> None:
+        """Begin with what was ordered, unless something is under way."""
+        self.is_ordered = False
         self._pump()
 
     def build_snapshot(self) -> None:
         """Snapshot what is applied when it is this order's turn."""
+        self._pump()
         self._jobs.append(self._start_build)
         self._pump()
 
     def install_snapshot(self, request_id: RequestId, meta: SnapshotMeta, sink: SnapshotSink) -> None:
         """Publish the received bytes, then replace the machine's state by them."""
+        self._pump()
         self._received[request_id] = sink
         self._jobs.append(lambda: self._install(request_id, meta))
         self._pump()
