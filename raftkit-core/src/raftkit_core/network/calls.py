@@ -109,7 +109,9 @@ class Connection:
         self.heard_at = 0.0
         self.is_probed = False
         self.broken: RPCError | None = None
-        self.hello: asyncio.Future[bytes] | None = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.now = loop.time
+        self.hello: asyncio.Future[bytes] | None = loop.create_future()
 
     def is_wanted(self, request_id: int) -> bool:
         """Whether somebody still waits for the answer: a queued frame nobody waits for need not be sent."""
@@ -340,7 +342,7 @@ class CallLane:
 
     def _opened(self, connection: Connection, response: HelloResponse) -> None:
         connection.hello = None
-        connection.heard_at = asyncio.get_running_loop().time()
+        connection.heard_at = connection.now()
         self._connection = connection
         assert connection.link is not None, "an open connection has a link"
         unsent, self._unsent = self._unsent, []
@@ -369,7 +371,7 @@ class CallLane:
         return call is not None and not call.reply.done()
 
     def _received(self, connection: Connection, data: FrameBytes) -> None:
-        connection.heard_at = asyncio.get_running_loop().time()
+        connection.heard_at = connection.now()
         try:
             frame = decode_frame(data)
             call = self._calls.get(frame.request_id)
