@@ -2,8 +2,8 @@
 
 A peer connection is an HTTP request that is answered by ``101``; from then on each side sends frames, each behind its
 length in four bytes, big end first. No task, no queue and no timer per frame: what a read of the socket brings in is
-handed over at once, and what is sent is written at once. (A WebSocket in its place costs a mask over every byte, and in
-aiohttp a task on either side: measured, a write of one outstanding takes half as long again.)
+handed over at once, and what is sent is written at once. (A WebSocket in its place masks every byte that a client
+sends, and in aiohttp takes a task on either side.)
 """
 
 from __future__ import annotations
