@@ -24,6 +24,7 @@ from raftkit_core.types.kv import Get, Put
 
 from .drive import PacedWrites, closed_loop
 
+FILL_ATTEMPTS = 10
 _paced: list[PacedWrites] = []
 
 
@@ -87,26 +88,30 @@ async def carry_out(raft: Raft, order: dict[str, Any]) -> dict[str, Any]:
 
 
 async def fill(raft: Raft, first: int, count: int, payload: int, keys: int, batch: int) -> dict[str, Any]:
-    """``count`` writes to ``keys`` keys, many a call, two calls under way."""
+    """``count`` writes to ``keys`` keys, many a call, two calls under way. On a busy machine a leader may be deposed
+    meanwhile: a call that failed is made again, which changes nothing that counts."""
     value = os.urandom(max(payload - 12, 1))
     started = time.perf_counter()
     under_way: set[asyncio.Task[Any]] = set()
     for start in range(first, first + count, batch):
         commands = [Put(f"key{number % keys:08d}", value) for number in range(start, min(start + batch, first + count))]
-        under_way.add(asyncio.create_task(raft.client_write_many(commands, timeout=60)))
+        under_way.add(asyncio.create_task(_write_all(raft, commands)))
         if len(under_way) == 2:
             done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
-            _none_failed(done)
-    if under_way:
-        _none_failed((await asyncio.wait(under_way))[0])
+            for call in done:
+                call.result()
+    await asyncio.gather(*under_way)
     return {"seconds": time.perf_counter() - started}
 
 
-def _none_failed(calls: set[asyncio.Task[Any]]) -> None:
-    for call in calls:
-        for answer in call.result():
-            if isinstance(answer, RaftError):
-                raise answer
+async def _write_all(raft: Raft, commands: list[Put]) -> None:
+    for attempt in range(FILL_ATTEMPTS):
+        failed = [answer for answer in await raft.write_many(commands, timeout=20) if isinstance(answer, RaftError)]
+        if not failed:
+            return
+        if attempt + 1 == FILL_ATTEMPTS:
+            raise failed[0]
+        await asyncio.sleep(0.5)
 
 
 def resident_bytes() -> int:

@@ -33,11 +33,12 @@ async def commits_beside(
     keys = mib * 1024 * 1024 // (VALUE_BYTES + len("key00000000"))
     settings: dict[str, Any] = {"snapshot_policy": {"type": "Never"}, "max_in_snapshot_log_to_keep": 0}
     async with raftkit_cluster(storage, **settings) as cluster:
-        name = await cluster.leader()
-        leader = cluster.workers[name]
+        leader = cluster.workers[await cluster.leader()]
         order = {"do": "fill", "first": 0, "count": keys, "payload": VALUE_BYTES + 12, "keys": keys}
         filled = await leader.ask({**order, "batch": FILL_BATCH}, timeout=400)
         progress(f"{storage}, {mib} MiB: {keys:,} keys written in {filled['seconds']:.1f} s")
+        name = await cluster.leader(timeout=60)  # it may have changed
+        leader = cluster.workers[name]
         await all_applied(cluster, name)
         await asyncio.to_thread(os.sync)  # what the filling left for the disk is no part of it
         await leader.ask({"do": "load", "rate": rate, "payload": 100, "keys": keys})
