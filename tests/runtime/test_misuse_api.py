@@ -315,6 +315,42 @@ async def test_a7_a_call_from_another_loop_is_an_error_at_once() -> None:
         assert (await leader.write(Put("b", b"1"))).log_id.index == 2, "nothing of it arrived"
 
 
+def test_a7_a_call_from_another_loop_of_the_same_thread_is_an_error() -> None:
+    """The node's own loop stands still meanwhile: what was queued would be lost, or hang."""
+    own, other = asyncio.new_event_loop(), asyncio.new_event_loop()
+    try:
+        cluster = own.run_until_complete(_entered(manager := memory_cluster(1)))
+        raft = own.run_until_complete(cluster.leader())
+
+        async def everything() -> list[Any]:
+            found = []
+            for call in (
+                lambda: raft.client_write(Put("a", b"1")),
+                lambda: raft.client_write_many([Put("a", b"1")]),
+                lambda: raft.write(Put("a", b"1")),
+                lambda: raft.read(Get("a")),
+                lambda: raft.change_membership(["n1"]),
+            ):
+                try:
+                    found.append(await asyncio.wait_for(call(), 0.2))
+                except Exception as error:
+                    found.append(error)
+            return found
+
+        for _ in range(2):
+            assert [type(told) for told in other.run_until_complete(everything())] == [RuntimeError] * 5
+            for number in range(4):  # alone, each after the one before: such a write takes its turn at once
+                own.run_until_complete(raft.client_write(Put("b", str(number).encode())))
+        own.run_until_complete(manager.__aexit__(None, None, None))
+    finally:
+        own.close()
+        other.close()
+
+
+async def _entered(manager: Any) -> Any:
+    return await manager.__aenter__()
+
+
 async def test_a7_a_call_without_a_loop_is_an_error_at_once() -> None:
     async with memory_cluster(1, clock=VirtualClock(asyncio.get_running_loop())) as cluster:
         raft = cluster.raft("n1")

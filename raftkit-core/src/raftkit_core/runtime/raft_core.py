@@ -212,6 +212,8 @@ class RaftCore:
             self.check_running()
         self._room -= len(payload) + JOINED_BYTES
         if self._room < 0 or condition is not None:
+            if _running_loop() is not self._loop:
+                self.check_running()
             if self._writes_alone > 1 and not self._turn_is_due and self._is_running and not self.waiting.has_writers:
                 return self._write_at_once(payload, timeout, condition)
             self._begin_writes(payload, condition)
@@ -244,8 +246,6 @@ class RaftCore:
     def _begin_writes(self, payload: bytes, condition: WriteCondition | None) -> None:
         """Queue a message for ``payload`` and those that come after it. One with a condition is judged alone: its
         neighbours would change what it depends on."""
-        if _running_loop() is not self._loop:
-            self.check_running()
         self.send(ClientWrite([], condition, True))
         self._joining = self._inbox[-1].writes  # type: ignore[union-attr]
         if condition is None:
@@ -276,7 +276,7 @@ class RaftCore:
         return reply
 
     def _check_room(self) -> None:
-        if self.fatal is not None or get_ident() != self._thread:
+        if self.fatal is not None or _running_loop() is not self._loop:
             self.check_running()
         if len(self._inbox) + self._joined >= MAX_QUEUED:
             raise Overloaded(f"{MAX_QUEUED} requests wait for this node", hint="wait for earlier ones first")
