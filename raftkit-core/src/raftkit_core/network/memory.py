@@ -140,8 +140,10 @@ class MemoryHub:
         if len(due) == 1:
             due[0].flush()
             return
-        services = [pipe.find_service() for pipe in due]
-        corked = [service for at, service in enumerate(services) if service is not None and service in services[:at]]
+        corked: list[RaftService] = []
+        if len({pipe.end for pipe in due}) < len(due):
+            services = [pipe.find_service() for pipe in due]
+            corked = [each for at, each in enumerate(services) if each is not None and each in services[:at]]
         for service in corked:
             service.cork()
         try:
@@ -176,12 +178,17 @@ class _Pipe:
     """One direction of one connection: delivers in order, in a later turn of the loop."""
 
     def __init__(
-        self, hub: MemoryHub, deliver: Callable[[Sequence[bytes]], None], find_service: Callable[[], RaftService | None]
+        self,
+        hub: MemoryHub,
+        end: NodeId,
+        deliver: Callable[[Sequence[bytes]], None],
+        find_service: Callable[[], RaftService | None],
     ) -> None:
         self._hub = hub
-        self._deliver = deliver
+        self.end = end
+        """The node it leads to; ``find_service`` gives its service."""
         self.find_service = find_service
-        """Whose node is at the end of it."""
+        self._deliver = deliver
         self._loop = asyncio.get_running_loop()
         self._ready: list[bytes] = []
         """To be delivered in the next turn."""
@@ -189,16 +196,23 @@ class _Pipe:
         """What is delayed, and what came after it; until when."""
         self._timer: asyncio.TimerHandle | None = None
 
-    def push(self, frame: bytes, delay: float = 0.0) -> None:
-        delay += self._hub.latency
-        if delay or self._late:
-            self._late.append((self._loop.time() + delay, frame))
-            if self._timer is None:
-                self._timer = self._loop.call_at(self._late[0][0], self._come)
+    def push(self, frame: bytes) -> None:
+        if self._late:
+            self.push_late(frame, 0.0)
             return
-        self._ready.append(frame)
-        if len(self._ready) == 1:
+        if not self._ready:
             self._hub.deliver_soon(self)
+        self._ready.append(frame)
+
+    def push_late(self, frame: bytes, delay: float) -> None:
+        """``push`` in ``delay`` seconds, and what comes after it not before."""
+        delay += self._hub.latency
+        if not delay and not self._late:
+            self.push(frame)
+            return
+        self._late.append((self._loop.time() + delay, frame))
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._late[0][0], self._come)
 
     def close(self) -> None:
         self._ready.clear()
@@ -242,8 +256,8 @@ class _MemoryLink(Link):
         self._dst = server.node_id
         self._server = server
         self._connection = connection
-        self._requests = _Pipe(hub, self._deliver, lambda: server.services.get(group))
-        self._answers = _Pipe(hub, connection.received_many, lambda: service)
+        self._requests = _Pipe(hub, server.node_id, self._deliver, lambda: server.services.get(group))
+        self._answers = _Pipe(hub, src, connection.received_many, lambda: service)
         self._closing: asyncio.Task[None] | None = None
         self._aborted = False
         self._answered_kinds: dict[int, str] = {}
@@ -272,7 +286,7 @@ class _MemoryLink(Link):
         if not isinstance(verdict, str):
             if self._hub.post_hook is not None:
                 self._answered_kinds[request_id] = request_kind(decode_frame(frame).kind).name.lower()
-            self._requests.push(frame, verdict or 0.0)
+            self._requests.push_late(frame, verdict or 0.0)
 
     def abort(self) -> None:
         if self._aborted:
@@ -313,7 +327,7 @@ class _MemoryLink(Link):
         kind = self._answered_kinds.pop(decode_frame(frame).request_id, None) if self._answered_kinds else None
         hook = self._hub.post_hook
         if kind is None or hook is None or hook(self._src, self._dst, kind) != DROP:
-            self._answers.push(frame)
+            self._answers.push_late(frame, 0.0)
 
     def _offer(self, request: InstallSnapshotRequest, peer: PeerIdentity) -> str:
         return self._server.make_ticket(self.served.group, request, peer)
