@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from raftkit_core.engine.engine import Engine
 from raftkit_core.testing.builders import node
 from raftkit_core.testing.simulation.engine_node import AskedRead, RingNode
-from raftkit_core.testing.simulation.engine_scenario import LEADER, Action
+from raftkit_core.testing.simulation.engine_script import FOLLOWER, LEADER, Action
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import AddNodes, ReplaceAllVoters
 
@@ -20,20 +20,22 @@ def perform(ring: EngineRing, action: Action) -> None:
     """Do it now. What goes to a leader goes to everybody who thinks it is one; what cannot be done is left out."""
     until = ring.now + action.for_s
     node_id = action.node
-    if node_id == LEADER:
+    if node_id in (LEADER, FOLLOWER):
         leader = ring.leader()
-        node_id = leader.config.id if leader is not None else random.Random(action.pick).choice(sorted(ring.nodes))
+        others = [each for each in sorted(ring.nodes) if leader is None or each != leader.config.id]
+        if leader is not None and (node_id == LEADER or not others):
+            node_id = leader.config.id
+        else:
+            node_id = random.Random(action.pick).choice(others)
     match action.kind:
         case "write" | "read" | "lease_read" | "change" | "transfer":
             for each in list(ring.nodes.values()):
                 if each.engine is not None and each.engine.is_leader and each.paused_until <= ring.now:
                     _ask_leader(ring, each, each.engine, action)
         case "part":
-            draw = random.Random(action.pick)
-            ids = sorted(ring.nodes)
-            if len(ids) > 1:
-                ring.parted.append((frozenset(draw.sample(ids, draw.randint(1, len(ids) - 1))), until))
-                ring.seen["partition"] += 1
+            _part(ring, random.Random(action.pick), node_id, action.count, until)
+        case "ambush_winner" | "ambush_install":
+            ring.armed.append((action, until))
         case "crash":
             ring.crash(ring.nodes[node_id], action.for_s, action.pick)
         case "pause":
@@ -59,6 +61,35 @@ def perform(ring: EngineRing, action: Action) -> None:
                 index = random.Random(action.pick).randint(first, max(first, last))
                 each.engine.handle_trigger_purge(index, ring.clock(each))
             ring.carry_out(each)
+
+
+def _part(ring: EngineRing, draw: random.Random, node_id: str, count: int, until: float) -> None:
+    """``node_id``, if there is one, on a side of ``count``; otherwise any two sides."""
+    ids = sorted(ring.nodes)
+    if len(ids) < 2:
+        return
+    if node_id:
+        side = set(node_id.split("+")) & set(ids)
+        others = [each for each in ids if each not in side]
+        side.update(draw.sample(others, min(len(others), max(0, count - len(side)))))
+    else:
+        side = set(draw.sample(ids, draw.randint(1, len(ids) - 1)))
+    ring.parted.append((frozenset(side), until))
+    ring.seen["partition"] += 1
+
+
+def ambush(ring: EngineRing, action: Action, node_id: str) -> None:
+    """What ``action`` has waited for has happened to ``node_id``, this moment."""
+    draw = random.Random(action.pick)
+    ring.seen[action.kind] += 1
+    until = ring.now + draw.uniform(0.6, 2.0)
+    match draw.choice(("part", "part", "crash", "mute")):
+        case "crash":
+            ring.crash(ring.nodes[node_id], draw.uniform(0.02, 1.0), action.pick)
+        case "mute":
+            ring.mute[node_id] = until
+        case _:
+            _part(ring, draw, node_id, draw.randint(1, max(1, (len(ring.nodes) - 1) // 2)), until)
 
 
 def _ask_leader(ring: EngineRing, each: RingNode, engine: Engine, action: Action) -> None:

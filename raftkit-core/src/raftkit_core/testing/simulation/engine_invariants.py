@@ -53,6 +53,8 @@ class RingInvariants(Invariants):
         self.members: dict[int, Membership] = {}
         """Committed memberships by index."""
         self._positions: dict[NodeId, tuple[int, Vote, int, int]] = {}
+        self._needed_since: dict[NodeId, tuple[LeaderId, LogId | None, float]] = {}
+        """Since when a leader needs the quorum it needs."""
 
     def broken(self, name: str, node: Watched, detail: str) -> None:
         raise InvariantBroken(f"{name} at {node.id}: {detail}")
@@ -228,11 +230,24 @@ class RingInvariants(Invariants):
         if earlier and meta.membership.membership != self.members[max(earlier)]:
             self.broken("S18", node, f"publishes {last} with the membership of {meta.membership.log_id}")
 
-    def ticked(self, node: Watched) -> None:
-        """S20: a leader whose removal is committed and applied here no longer leads after its next tick."""
+    def ticked(self, node: Watched, now: float, patience: float) -> None:
+        """S20: a leader whose removal is committed and applied here no longer leads after its next tick. V13: nor does
+        one that no quorum has followed for its ``patience``, on whatever clock."""
         engine = node.engine
         if engine is None or not engine.is_leader:
             return
+        leader_id = engine.vote.leader_id
+        last = self._last_membership(node)
+        members = last.membership
+        needed = self._needed_since.get(node.id)
+        if needed is None or needed[:2] != (leader_id, last.log_id):
+            needed = self._needed_since[node.id] = (leader_id, last.log_id, now)
+        since = now - patience
+        followers = {
+            voter for voter in members.voter_ids if self.followed_at.get((voter, leader_id), -1.0) >= since
+        } | {node.id}
+        if needed[2] < since and not members.is_quorum(followers):
+            self.broken("V13", node, f"leads {patience:.2f} s after a quorum followed it; now {sorted(followers)} do")
         effective = engine.state.membership.effective
         if node.id not in effective.membership.nodes and index_of(engine.state.applied) >= index_of(effective.log_id):
             self.broken("S20", node, f"leads, but {effective.log_id} removed it")

@@ -47,10 +47,11 @@ from raftkit_core.engine.commands import (
 from raftkit_core.engine.engine import Engine
 from raftkit_core.engine.engine_config import EngineConfig
 from raftkit_core.testing.builders import membership, store_of
-from raftkit_core.testing.simulation.engine_actions import perform
+from raftkit_core.testing.simulation.engine_actions import ambush, perform
 from raftkit_core.testing.simulation.engine_invariants import RingInvariants
 from raftkit_core.testing.simulation.engine_node import Asked, RingNode, load_state
-from raftkit_core.testing.simulation.engine_scenario import NO_FAULTS, EngineScenario
+from raftkit_core.testing.simulation.engine_scenario import EngineScenario
+from raftkit_core.testing.simulation.engine_script import NO_FAULTS, Action, ActionKind
 from raftkit_core.testing.simulation.invariants import InvariantBroken
 from raftkit_core.types.entry import MEMBERSHIP, decode_membership
 from raftkit_core.types.ids import NodeId, RequestId
@@ -96,6 +97,8 @@ class EngineRing:
         """Until when a node hears nobody."""
         self.parted: list[tuple[frozenset[NodeId], float]] = []
         """Groups that hear nobody outside and are not heard there, each until its time."""
+        self.armed: list[tuple[Action, float]] = []
+        """Ambushes, each until its time."""
         self.invariants = RingInvariants(self.nodes, single_term_leader=scenario.single_term)
         self.seen = self.invariants.seen
         self._config = Config(
@@ -108,6 +111,9 @@ class EngineRing:
             pre_vote=scenario.pre_vote,
             storage_stall_timeout_ms=60_000,
         )
+        quits_after_s = (self._config.leader_lease_ms + self._config.election_timeout_max_ms) / 1000
+        self._patience = quits_after_s * (1 + scenario.clock_drift) + 2 * TICK
+        """V13: how long a leader may lead without a quorum."""
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
         self._request_id = 0
@@ -163,6 +169,7 @@ class EngineRing:
     def heal(self) -> None:
         """Nobody is parted, paused or down any more, but the dead."""
         self.parted.clear()
+        self.armed.clear()
         for each in self.nodes.values():
             each.paused_until = 0.0
             self._restart(each)
@@ -256,7 +263,15 @@ class EngineRing:
         if candidate is not None and not candidate.is_pre_vote and engine._parts.candidate is not candidate:
             self.seen["election timed out"] += 1
         self.carry_out(each)
-        self.invariants.ticked(each)
+        self.invariants.ticked(each, self.now, self._patience)
+
+    def _spring(self, kind: ActionKind, each: RingNode) -> None:
+        """What an ambush may wait for has happened to ``each``; it strikes when this step is over."""
+        for place, (action, until) in enumerate(self.armed):
+            if action.kind == kind and until > self.now:
+                del self.armed[place]
+                self.after(0.0, lambda: ambush(self, action, each.id))
+                return
 
     # --- wires ------------------------------------------------------------------------------------------------------
 
@@ -443,6 +458,7 @@ class EngineRing:
                 if others:
                     self.seen["two leaders at a time"] += 1
                 self.invariants.established(each, command.vote)
+                self._spring("ambush_winner", each)
             case Commit():
                 self._apply(each, command)
             case BuildSnapshot():
@@ -573,6 +589,7 @@ class EngineRing:
             case PurgeLog(upto=upto):
                 disk.purged = upto
                 disk.entries = {index: entry for index, entry in disk.entries.items() if index > upto.index}
+                self.invariants.purged(each)
             case SaveCommitted(committed=committed):
                 each.to_save = committed
         saved = each.to_save
@@ -746,6 +763,7 @@ class EngineRing:
             )
             self.seen["snapshot over a conflicting tail" if is_conflict else "snapshot over a shorter log"] += 1
         self.seen["snapshot installed"] += 1
+        self._spring("ambush_install", each)
         each.applied, each.digest = meta.last_log_id, int(meta.sha256, 16)
         self.invariants.applied(each, index_of(meta.last_log_id), each.digest)
         each.committed = max_log_id(each.committed, meta.last_log_id)

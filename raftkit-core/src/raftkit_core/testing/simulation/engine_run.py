@@ -6,7 +6,8 @@ import random
 
 from raftkit_core.testing.simulation.engine_actions import join, perform
 from raftkit_core.testing.simulation.engine_ring import EngineRing
-from raftkit_core.testing.simulation.engine_scenario import Action, EngineScenario, plan
+from raftkit_core.testing.simulation.engine_scenario import EngineScenario, plan
+from raftkit_core.testing.simulation.engine_script import Action
 from raftkit_core.testing.simulation.invariants import InvariantBroken
 from raftkit_core.testing.simulation.report import SeedReport, Violation
 from raftkit_core.types.ids import NodeId

@@ -11,44 +11,8 @@ from typing import Any, Literal
 
 import msgspec
 
-ActionKind = Literal[
-    "write", "read", "lease_read", "change", "transfer", "elect", "snapshot", "purge",
-    "crash", "pause", "cut", "mute", "deafen", "part",
-]  # fmt: skip
-
-
-class Faults(msgspec.Struct, frozen=True):
-    """How bad wires and disks are. Probabilities are per message; delays are the worst, in seconds."""
-
-    loss: float = 0.06
-    repeat: float = 0.04
-    delay: float = 0.04
-    disk_delay: float = 0.05
-    late_flush: float = 0.02
-    """An older completion of a flush is reported once more, after a newer one."""
-    late_answer: float = 0.01
-    """An answer comes (once more) when its caller has long given up."""
-    machine_delay: float = 0.04
-    """How long publishing or restoring a snapshot takes."""
-
-
-NO_FAULTS = Faults(loss=0.0, repeat=0.0, late_answer=0.0)
-
-
-LEADER = "@leader"
-"""Stands for whoever leads when the time has come."""
-
-
-class Action(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One thing done to the ring. ``pick`` decides what is open (which node, which voters), the same way each time."""
-
-    at_s: float
-    kind: ActionKind
-    node: str = ""
-    count: int = 0
-    for_s: float = 0.0
-    pick: int = 0
-
+from raftkit_core.testing.simulation.engine_scenes import faults_of, staged
+from raftkit_core.testing.simulation.engine_script import LEADER, Action, ActionKind, Faults
 
 class EngineScenario(msgspec.Struct, frozen=True):
     """A run of the engine ring: ``seconds`` of actions, then the faults end and the cluster must recover by itself.
@@ -121,8 +85,8 @@ _FAULTS = {
     "storm": Faults(loss=0.15, repeat=0.3, delay=0.3, disk_delay=0.05, late_answer=0.05, machine_delay=0.3),
 }
 _OF_THE_LEADER = {"write", "read", "lease_read", "change", "transfer"}
-PROFILES = ("mild", "harsh", "swarm", "storm", "lag", "members", "quiet", "mixed")
-"""``lag`` has nodes that fall behind and slow machines, ``quiet`` clocks and leases and hardly a write, ``storm`` one
+PROFILES = ("mild", "harsh", "swarm", "storm", "lag", "members", "quiet", "staged", "mixed")
+"""``staged`` plays scenes that make Raft hard (engine_scenes.py), the others take every fault at random: ``lag`` has nodes that fall behind and slow machines, ``quiet`` clocks and leases and hardly a write, ``storm`` one
 campaign after the other; ``swarm`` leaves out half of the kinds of faults and draws the rates of the others; ``mixed``
 takes turns."""
 _TURNS = ("harsh", "lag", "storm", "members", "quiet", "swarm", "lag", "members", "swarm", "mild")
@@ -132,8 +96,11 @@ def plan(seed: int, profile: str = "mixed", *, seconds: float = 15.0) -> EngineS
     """The scenario of ``seed``: one to five voters, sometimes with a spare; a quarter in single-term mode."""
     draw = random.Random(f"plan {profile} {seed}")
     kind = _TURNS[seed % len(_TURNS)] if profile == "mixed" else profile
+    rates: dict[str, float] = {}
     if kind == "swarm":
         rates, faults = _swarm(draw)
+    elif kind == "staged":
+        faults = faults_of(draw)
     else:
         rates, faults = _RATES[kind], _FAULTS[kind]
         if kind == "quiet" and draw.random() < 0.5:
@@ -145,6 +112,8 @@ def plan(seed: int, profile: str = "mixed", *, seconds: float = 15.0) -> EngineS
         for name, rate in rates.items()
         for _ in range(_count(draw, rate * seconds * (1 if name in _OF_THE_LEADER else len(ids))))
     ]
+    if kind == "staged":
+        actions = staged(draw, ids, seconds)
     actions.sort(key=lambda action: action.at_s)
     pre_vote = draw.random() < (0.3 if kind == "storm" else 0.7)
     in_step = draw.random() < 0.35
@@ -163,7 +132,7 @@ def plan(seed: int, profile: str = "mixed", *, seconds: float = 15.0) -> EngineS
         pre_vote=pre_vote,
         clock_drift=0.0 if in_step else draw.choice((0.0, 0.02, 0.045, 0.045)),
         ending=draw.choice(endings),
-        clock_extremes=kind == "quiet",
+        clock_extremes=kind == "quiet" or (kind == "staged" and draw.random() < 0.7),
         in_step=in_step,
         snapshot_every=draw.choice((8, 25, 25)),
         logs_to_keep=draw.choice((0, 4, 4)),

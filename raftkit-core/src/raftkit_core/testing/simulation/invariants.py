@@ -137,6 +137,16 @@ class Invariants:
             lost = index >= since and index > snapshot and known is not None and known[0] == entry.log_id
             self._require(not lost, "S11", node, f"truncates the committed {entry.log_id}")
 
+    def purged(self, node: Watched) -> None:
+        """The log begins anew behind a purge. S9: with what may follow it."""
+        disk = node.disk
+        upto = disk.purged
+        if upto is None or not disk.entries:
+            return
+        first = disk.entries[min(disk.entries)].log_id
+        follows = first.index == upto.index + 1 and first.leader_id >= upto.leader_id
+        self._require(follows, "S9", node, f"keeps {first} behind {upto}, up to which it purged")
+
     def acknowledged(self, node: Watched, vote: Vote, matching: LogId | None) -> None:
         """``node`` says that it holds everything up to ``matching`` under ``vote``. S15."""
         disk = node.disk

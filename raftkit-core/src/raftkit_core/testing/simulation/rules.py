@@ -85,6 +85,7 @@ _ALL = (
     _rule("V11", "without faults nobody is elected after the first", "tests/simulation/test_liveness_rules.py"),
     _rule("V12", "a quick restart causes at most one election", "tests/simulation/test_liveness_rules.py"),
     _rule("V13", "a session whose client is gone ends", "ending"),
+    _rule("V14", "a leader that no quorum follows any more gives up in time", "ring"),
 )
 RULES: dict[str, Rule] = {rule.id: rule for rule in _ALL}
 

@@ -1,0 +1,205 @@
+"""Hostile schedules for the engine ring, as short scenes that are played one after the other.
+
+Faults that come at random rarely meet: a bug that needs a tail nobody else has, a leader that is gone and a purge behind
+it waits for hundreds of seeds. A scene puts together what makes Raft hard, and draws everything else: who, when, how
+long, how much. ``@leader`` and ``@follower`` are found when the time has come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from raftkit_core.testing.simulation.engine_script import FOLLOWER, LEADER, Action, ActionKind, Faults
+
+
+class Stage:
+    """Where a scene writes its actions: times count from its beginning."""
+
+    def __init__(self, draw: Random, ids: list[str]) -> None:
+        self.draw = draw
+        self.ids = ids
+        self.begin = 0.0
+        self.actions: list[Action] = []
+
+    def do(self, at: float, kind: ActionKind, node: str = "", *, count: int = 0, for_s: float = 0.0) -> None:
+        pick = self.draw.randrange(1 << 30)
+        self.actions.append(Action(round(self.begin + at, 4), kind, node, count, round(for_s, 4), pick))
+
+    def some(self, times: int, begin: float, end: float, kind: ActionKind, node: str = "", *, most: int = 0) -> None:
+        """``times`` of it, at any time between ``begin`` and ``end``."""
+        for _ in range(times):
+            self.do(self.draw.uniform(begin, end), kind, node, count=self.draw.randint(1, most) if most else 0)
+
+    def chance(self, share: float) -> bool:
+        return self.draw.random() < share
+
+    @property
+    def minority(self) -> int:
+        """How many can be cut off without harm, at least one."""
+        return max(1, (len(self.ids) - 1) // 2)
+
+
+def staged(draw: Random, ids: list[str], seconds: float) -> list[Action]:
+    """``seconds`` of scenes: a few kinds, again and again, over a thin stream of writes and reads."""
+    stage = Stage(draw, ids)
+    kinds = draw.sample(SCENES, draw.choice((1, 2, 2, 3)))
+    stage.some(int(2 * seconds), 0.3, seconds, "write", most=5)
+    stage.some(int(seconds), 0.3, seconds, "read")
+    stage.begin = draw.uniform(1.2, 1.8)
+    while stage.begin < seconds:
+        lasts = draw.choice(kinds)(stage)
+        stage.begin += lasts + draw.choice((0.05, 0.4, 1.2))
+    return [action for action in stage.actions if action.at_s < seconds]
+
+
+def faults_of(draw: Random) -> Faults:
+    """Wires and disks between the scenes: often good, so that a scene comes about as it was meant."""
+    return Faults(
+        loss=draw.choice((0.0, 0.0, 0.05, 0.15)),
+        repeat=draw.choice((0.0, 0.05, 0.2)),
+        delay=draw.choice((0.002, 0.005, 0.04, 0.12, 0.3)),
+        disk_delay=draw.choice((0.005, 0.05, 0.15)),
+        late_flush=draw.choice((0.0, 0.05)),
+        late_answer=draw.choice((0.0, 0.03, 0.15)),
+        machine_delay=draw.choice((0.04, 0.3, 3.0)),
+    )
+
+
+# --- scenes: each gives how long it lasts -----------------------------------------------------------------------------
+
+
+def _deposed(stage: Stage) -> float:
+    """A leader loses its quorum with writes, and perhaps a change of the membership, that only its side holds; its
+    successor goes on, perhaps as far as a snapshot."""
+    draw = stage.draw
+    lasts = draw.uniform(0.9, 2.4)
+    deaf = draw.choice((0.0, 0.0, 0.05, 0.2))
+    if deaf:
+        stage.do(0.0, "deafen", LEADER, for_s=deaf + 0.02)  # what it sends arrives, what it is answered does not
+        stage.some(2, 0.0, deaf, "write", most=9)
+    stage.do(deaf, "part", LEADER, count=draw.randint(1, stage.minority), for_s=lasts)
+    stage.some(draw.randint(1, 6), deaf, deaf + 0.4, "write", most=9)
+    if stage.chance(0.6):
+        stage.some(draw.randint(1, 2), deaf + 0.002, deaf + 0.25, "change")
+    if stage.chance(0.4):
+        stage.do(deaf + draw.uniform(0.3, 0.8), "ambush_winner", for_s=2.0)
+    stage.some(draw.randint(0, 2), deaf + 0.9, deaf + lasts + 0.2, "write", most=3)
+    if stage.chance(0.5):
+        _purge(stage, deaf + draw.uniform(1.0, lasts + 0.2))
+    if stage.chance(0.3):
+        stage.do(deaf + lasts + draw.uniform(0.0, 0.2), "crash", draw.choice((LEADER, FOLLOWER)), for_s=0.3)
+    return deaf + lasts
+
+
+def _moving_sides(stage: Stage) -> float:
+    """One partition after the other, each with the leader of its time on the lesser side."""
+    draw = stage.draw
+    at = 0.0
+    for _ in range(draw.randint(2, 4)):
+        lasts = draw.uniform(0.7, 1.5)
+        stage.do(at, "part", LEADER, count=draw.randint(1, stage.minority), for_s=lasts)
+        stage.some(draw.randint(1, 3), at, at + 0.4, "write", most=4)
+        if stage.chance(0.3):
+            stage.do(at + draw.uniform(0.0, 0.3), "change")
+        if stage.chance(0.5):
+            stage.do(at + 0.2, "ambush_winner", for_s=lasts)
+        if stage.chance(0.4):
+            stage.some(2, at + 0.5, at + lasts, "elect", FOLLOWER)
+        at += lasts + draw.choice((-0.1, 0.0, 0.15))
+    return at
+
+
+def _left_behind(stage: Stage) -> float:
+    """Voters that were away come back behind a purge: they install, slowly, and are disturbed while they do."""
+    draw = stage.draw
+    behind = draw.sample(stage.ids, min(len(stage.ids), draw.choice((1, 1, 2))))
+    if stage.chance(0.6):
+        stage.some(draw.randint(1, 3), 0.0, 0.6, "change")
+    lasts = draw.uniform(0.9, 2.5)
+    how: ActionKind = draw.choice(("crash", "cut", "pause", "deafen"))
+    begin = draw.uniform(0.2, 0.9)
+    for node in behind:
+        stage.do(begin + draw.uniform(0.0, 0.1), how, node, for_s=lasts)
+    stage.some(draw.randint(3, 7), begin, begin + lasts, "write", most=9)
+    _purge(stage, begin + lasts * draw.uniform(0.6, 0.95))
+    back = begin + lasts + 0.1
+    if stage.chance(0.5):
+        stage.do(back - 0.15, "ambush_install", for_s=3.0)
+    if len(behind) > 1 and stage.chance(0.7):
+        # One of them installs, the other hears nothing, and then the two are alone.
+        stage.do(back - 0.1, "deafen", behind[1], for_s=0.6)
+        stage.do(back + draw.uniform(0.1, 0.5), "part", "+".join(behind), count=2, for_s=2.0)
+        stage.some(draw.randint(2, 5), back + 0.6, back + 2.4, "elect", behind[1])
+        return back + 2.4
+    if stage.chance(0.4):
+        stage.do(back + draw.uniform(0.0, 0.5), "crash", draw.choice((behind[0], LEADER)), for_s=draw.uniform(0.02, 0.6))
+    if stage.chance(0.3):
+        stage.some(2, back, back + 1.0, "elect", FOLLOWER)
+    return back + draw.uniform(0.2, 1.2)
+
+
+def _duel(stage: Stage) -> float:
+    """Nobody leads, and a few nodes campaign at nearly the same time, some of them twice, with unequal logs."""
+    draw = stage.draw
+    begin = 0.0
+    if stage.chance(0.6):
+        begin = draw.uniform(0.1, 0.4)
+        stage.do(0.0, "deafen", FOLLOWER, for_s=begin + draw.choice((0.0, 0.6)))
+        stage.some(3, 0.0, begin, "write", most=4)
+    stage.do(begin, draw.choice(("cut", "mute", "crash")), LEADER, for_s=draw.uniform(0.9, 1.8))
+    rivals = draw.sample(stage.ids, min(len(stage.ids), draw.randint(1, 3)))
+    at = begin + draw.uniform(0.5, 0.75)
+    for _ in range(draw.randint(3, 8)):
+        stage.do(at, "elect", draw.choice(rivals))
+        at += draw.choice((0.0, 0.01, 0.05, 0.15))
+    if stage.chance(0.4):
+        stage.do(begin + 0.4, "ambush_winner", for_s=1.5)
+    stage.some(2, begin + 0.5, at + 0.3, "write", most=3)
+    return at + draw.uniform(0.1, 0.5)
+
+
+def _lease(stage: Stage) -> float:
+    """A leader is cut off, or hands over, and is asked to read just when its lease ends; voters come back from a crash
+    and are asked for their vote at once."""
+    draw = stage.draw
+    kind: ActionKind = draw.choice(("cut", "cut", "deafen", "mute", "pause", "transfer"))
+    lasts = draw.uniform(0.7, 1.3)
+    stage.do(0.0, kind, LEADER, for_s=lasts if kind != "pause" else draw.uniform(0.3, 0.8))
+    at = 0.0 if kind == "transfer" or stage.chance(0.3) else draw.uniform(0.25, 0.42)
+    for _ in range(30):
+        stage.do(at, "lease_read")
+        at += draw.uniform(0.004, 0.016)
+    if stage.chance(0.5):
+        for _ in range(draw.randint(1, 3)):
+            stage.do(draw.uniform(0.0, 0.2), "crash", FOLLOWER, for_s=draw.uniform(0.02, 0.1))
+        stage.some(draw.randint(2, 6), 0.1, 0.5, "elect", draw.choice((FOLLOWER, draw.choice(stage.ids))))
+    if stage.chance(0.5):
+        stage.some(2, 0.5, lasts, "elect", FOLLOWER)
+    stage.some(1, 0.5, lasts + 0.2, "write", most=2)
+    return lasts
+
+
+def _hand_over(stage: Stage) -> float:
+    """Leadership goes round, and answers to one leader come when it leads again."""
+    draw = stage.draw
+    at = 0.0
+    for _ in range(draw.randint(3, 7)):
+        stage.do(at, "transfer")
+        end = at + draw.uniform(0.1, 0.5)
+        stage.some(3, at, end, "read")
+        stage.some(3, at, end, "lease_read")
+        stage.some(1, at, end, "write", most=4)
+        at = end
+    if stage.chance(0.3):
+        stage.do(draw.uniform(0.0, at), "ambush_winner", for_s=1.0)
+    return at
+
+
+def _purge(stage: Stage, at: float) -> None:
+    for node in stage.ids:
+        stage.do(at, "snapshot", node)
+    stage.do(at + stage.draw.uniform(0.1, 0.4), "purge", LEADER)
+
+
+SCENES: tuple[Callable[[Stage], float], ...] = (_deposed, _moving_sides, _left_behind, _duel, _lease, _hand_over)
