@@ -117,6 +117,11 @@ class RingInvariants(Invariants):
         if request.transfer_of is None and local_now < self.holds.get(node.id, 0.0) - 1e-6:
             self.broken("S22", node, f"grants {request.vote} {self.holds[node.id] - local_now:.3f} s within a lease")
 
+    def willing(self, node: Watched, request: VoteRequest, held: LogId | None) -> None:
+        """A pre-vote is granted. S3: not to a shorter log either."""
+        if log_id_lt(request.last_log_id, held):
+            self.broken("S3", node, f"would vote for {request.vote} with {request.last_log_id}; it holds {held}")
+
     def campaigning(self, node: Watched, request: VoteRequest, local_now: float) -> None:
         """S19: only a voter asks for votes; S15: its own vote is durable; S22: not within a lease it acknowledged."""
         engine = node.engine

@@ -270,7 +270,7 @@ class EngineRing:
         for place, (action, until) in enumerate(self.armed):
             if action.kind == kind and until > self.now:
                 del self.armed[place]
-                self.after(0.0, lambda: ambush(self, action, each.id))
+                self.after(0.0, partial(ambush, self, action, each.id))
                 return
 
     # --- wires ------------------------------------------------------------------------------------------------------
@@ -502,6 +502,8 @@ class EngineRing:
             case VoteResponse(granted=granted):
                 if granted and not asked.is_pre_vote:
                     invariants.granting(each, request, asked.held, asked.arrived_at)
+                elif granted:
+                    invariants.willing(each, request, asked.held)
                 elif not granted:
                     invariants.refusing(each, request, asked)
                     self._count_refusal(engine, request, asked)

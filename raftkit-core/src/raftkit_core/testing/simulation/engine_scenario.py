@@ -14,6 +14,7 @@ import msgspec
 from raftkit_core.testing.simulation.engine_scenes import faults_of, staged
 from raftkit_core.testing.simulation.engine_script import LEADER, Action, ActionKind, Faults
 
+
 class EngineScenario(msgspec.Struct, frozen=True):
     """A run of the engine ring: ``seconds`` of actions, then the faults end and the cluster must recover by itself.
 
@@ -86,10 +87,13 @@ _FAULTS = {
 }
 _OF_THE_LEADER = {"write", "read", "lease_read", "change", "transfer"}
 PROFILES = ("mild", "harsh", "swarm", "storm", "lag", "members", "quiet", "staged", "mixed")
-"""``staged`` plays scenes that make Raft hard (engine_scenes.py), the others take every fault at random: ``lag`` has nodes that fall behind and slow machines, ``quiet`` clocks and leases and hardly a write, ``storm`` one
-campaign after the other; ``swarm`` leaves out half of the kinds of faults and draws the rates of the others; ``mixed``
-takes turns."""
-_TURNS = ("harsh", "lag", "storm", "members", "quiet", "swarm", "lag", "members", "swarm", "mild")
+"""``staged`` plays scenes that make Raft hard (engine_scenes.py); the others take every fault at random: ``lag`` has
+nodes that fall behind and slow machines, ``quiet`` clocks and leases and hardly a write, ``storm`` one campaign after the
+other; ``swarm`` leaves out half of the kinds of faults and draws the rates of the others; ``mixed`` takes turns."""
+_TURNS = (
+    "staged", "harsh", "staged", "lag", "staged", "storm", "staged", "members",
+    "staged", "quiet", "staged", "swarm", "staged", "swarm", "staged", "mild",
+)  # fmt: skip
 
 
 def plan(seed: int, profile: str = "mixed", *, seconds: float = 15.0) -> EngineScenario:
@@ -106,6 +110,8 @@ def plan(seed: int, profile: str = "mixed", *, seconds: float = 15.0) -> EngineS
         if kind == "quiet" and draw.random() < 0.5:
             faults = msgspec.structs.replace(faults, delay=0.005)
     voters, spares = draw.choice((1, 2, 3, 3, 3, 3, 4, 4, 5, 5, 5)), draw.randint(0, 1)
+    if kind == "staged":
+        voters = draw.choice((2, 3, 3, 3, 4, 5, 5, 5))
     ids = [f"n{number}" for number in range(1, voters + spares + 1)]
     actions = [
         _action(draw, name, ids, seconds)  # type: ignore[arg-type]
@@ -115,7 +121,7 @@ def plan(seed: int, profile: str = "mixed", *, seconds: float = 15.0) -> EngineS
     if kind == "staged":
         actions = staged(draw, ids, seconds)
     actions.sort(key=lambda action: action.at_s)
-    pre_vote = draw.random() < (0.3 if kind == "storm" else 0.7)
+    pre_vote = draw.random() < {"storm": 0.3, "staged": 0.4}.get(kind, 0.7)
     in_step = draw.random() < 0.35
     endings: list[Any] = ["all", "all", "core_dead", "core_mute"]
     if pre_vote:
@@ -128,7 +134,7 @@ def plan(seed: int, profile: str = "mixed", *, seconds: float = 15.0) -> EngineS
         actions=actions,
         seconds=seconds,
         faults=faults,
-        single_term=draw.random() < 0.3,
+        single_term=draw.random() < (0.45 if kind == "staged" else 0.3),
         pre_vote=pre_vote,
         clock_drift=0.0 if in_step else draw.choice((0.0, 0.02, 0.045, 0.045)),
         ending=draw.choice(endings),

@@ -1,8 +1,8 @@
 """Hostile schedules for the engine ring, as short scenes that are played one after the other.
 
-Faults that come at random rarely meet: a bug that needs a tail nobody else has, a leader that is gone and a purge behind
-it waits for hundreds of seeds. A scene puts together what makes Raft hard, and draws everything else: who, when, how
-long, how much. ``@leader`` and ``@follower`` are found when the time has come.
+Faults that come at random rarely meet: a bug that needs a tail nobody else has, a leader that is gone and a purge
+behind it waits for hundreds of seeds. A scene puts together what makes Raft hard, and draws everything else: who, when,
+how long, how much. ``@leader`` and ``@follower`` are found when the time has come.
 """
 
 from __future__ import annotations
@@ -133,10 +133,28 @@ def _left_behind(stage: Stage) -> float:
         stage.some(draw.randint(2, 5), back + 0.6, back + 2.4, "elect", behind[1])
         return back + 2.4
     if stage.chance(0.4):
-        stage.do(back + draw.uniform(0.0, 0.5), "crash", draw.choice((behind[0], LEADER)), for_s=draw.uniform(0.02, 0.6))
+        stage.do(
+            back + draw.uniform(0.0, 0.5), "crash", draw.choice((behind[0], LEADER)), for_s=draw.uniform(0.02, 0.6)
+        )
     if stage.chance(0.3):
         stage.some(2, back, back + 1.0, "elect", FOLLOWER)
     return back + draw.uniform(0.2, 1.2)
+
+
+def _changed_and_away(stage: Stage) -> float:
+    """A voter dies with changes of the membership in its log that it does not know to be committed, and comes back
+    behind a purge."""
+    draw = stage.draw
+    stage.some(draw.randint(2, 4), 0.0, 0.5, "change")
+    begin = draw.uniform(0.15, 0.6)
+    lasts = draw.uniform(0.9, 2.0)
+    for _ in range(draw.choice((1, 1, 2))):
+        stage.do(begin + draw.uniform(0.0, 0.1), "crash", draw.choice((FOLLOWER, FOLLOWER, LEADER)), for_s=lasts)
+    stage.some(draw.randint(3, 6), begin, begin + lasts, "write", most=9)
+    _purge(stage, begin + lasts * draw.uniform(0.5, 0.9))
+    if stage.chance(0.3):
+        stage.do(begin + lasts, "ambush_install", for_s=2.0)
+    return begin + lasts + draw.uniform(0.3, 1.0)
 
 
 def _duel(stage: Stage) -> float:
@@ -202,4 +220,12 @@ def _purge(stage: Stage, at: float) -> None:
     stage.do(at + stage.draw.uniform(0.1, 0.4), "purge", LEADER)
 
 
-SCENES: tuple[Callable[[Stage], float], ...] = (_deposed, _moving_sides, _left_behind, _duel, _lease, _hand_over)
+SCENES: tuple[Callable[[Stage], float], ...] = (
+    _deposed,
+    _moving_sides,
+    _left_behind,
+    _changed_and_away,
+    _duel,
+    _lease,
+    _hand_over,
+)

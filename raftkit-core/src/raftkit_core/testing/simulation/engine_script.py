@@ -39,8 +39,8 @@ FOLLOWER = "@follower"
 class Action(msgspec.Struct, frozen=True, omit_defaults=True):
     """One thing done to the ring. ``pick`` decides what is open (which node, which voters), the same way each time.
 
-    An ambush waits ``for_s`` for what it is named after, and then breaks something at that very moment. A ``part`` with a
-    ``node`` puts it on a side of ``count`` nodes.
+    An ambush waits ``for_s`` for what it is named after, and then breaks something at that very moment. A ``part`` with
+    a ``node`` puts it on a side of ``count`` nodes.
     """
 
     at_s: float

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from contextvars import copy_context
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from raftkit_core.errors import RaftError
-from raftkit_core.testing.simulation.runtime_scenario import LEADER, Action, Disks, Weather
+from raftkit_core.testing.simulation.runtime_script import LEADER, Action, Disks, Weather
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.log_id import index_of
 from raftkit_core.types.membership import RemoveNodes
@@ -32,6 +35,10 @@ class FaultPlayer:
         self.lost: dict[NodeId, None] = {}
         """Nodes whose store was wiped or is damaged, until an operator has let them rejoin."""
         self._delays = sim.stream("supervisor")
+        self._armed: list[tuple[Action, float]] = []
+        """Ambushes, each until its time."""
+        self._context = copy_context()
+        sim.oracle.on_moment = self._spring
         self.supervise()
 
     def supervise(self) -> None:
@@ -53,6 +60,7 @@ class FaultPlayer:
     async def stop(self) -> None:
         """Faults under way are not undone any more; nothing new is done."""
         self.sim.on_end = lambda node_id: None
+        self._armed.clear()
         for node in self.sim.ids:
             self.sim.resume(node)
         for task in list(self.tasks):
@@ -136,6 +144,15 @@ class FaultPlayer:
                     self._later(action, sim.heal)
                 else:
                     self.spawn(self._flap(src, dst, action.for_s), "flapping link")
+            case "depose":
+                self._depose(action, node, random)
+            case "deafen":
+                for other in sim.ids:
+                    if other != node:
+                        sim.cut(other, node)
+                self._later(action, sim.heal)
+            case "ambush_winner" | "ambush_install":
+                self._armed.append((action, sim.now + action.for_s))
             case "storm":
                 self._storm(action, random)
             case "slow_disk":
@@ -161,6 +178,39 @@ class FaultPlayer:
                 self.spawn(self._change(action, node, random), f"operator: {action.kind}")
             case _:
                 raise AssertionError(f"{action.kind} is no fault")
+
+    def _depose(self, action: Action, node: NodeId, random: Random) -> None:
+        """``node`` alone, or with companions on the lesser side, whose disks may hang a little longer than that."""
+        sim = self.sim
+        companions = random.sample([each for each in sim.ids if each != node], self._companions(random))
+        sim.partition([node, *companions], [each for each in sim.ids if each != node and each not in companions])
+        self._later(action, sim.heal)
+        if companions and random.random() < 0.4:
+            sim.disk(companions[0]).hung = True
+            longer = msgspec.structs.replace(action, for_s=action.for_s + random.uniform(0.2, 0.8))
+            self._later(longer, self.calm_disks)
+
+    def _companions(self, random: Random) -> int:
+        return random.randint(0, max(0, (len(self.sim.ids) - 1) // 2 - 1))
+
+    def _spring(self, moment: str, node: NodeId) -> None:
+        """What an ambush may wait for is happening to ``node``: called in the middle of it."""
+        sim = self.sim
+        for place, (action, until) in enumerate(self._armed):
+            if action.kind != f"ambush_{moment}" or until < sim.now:
+                continue
+            del self._armed[place]
+            random = Random(action.pick)
+            sim.trace.seen(f"action.{action.kind}.struck")
+            lasts = msgspec.structs.replace(action, for_s=random.uniform(0.1, 1.5))
+            if moment == "winner" and random.random() < 0.7:
+                others = [each for each in sim.ids if each != node]
+                side = [node, *random.sample(others, random.randint(0, len(others) // 2))]
+                sim.partition(side, [each for each in sim.ids if each not in side])
+                self._context.run(self._later, lasts, sim.heal)
+            else:
+                sim.loop.call_soon(self._kill, lasts, node, context=self._context)
+            return
 
     def _kill(self, action: Action, node: NodeId) -> None:
         if node in self.sim._lives:

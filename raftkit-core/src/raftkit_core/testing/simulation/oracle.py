@@ -12,7 +12,9 @@ from zlib import crc32
 
 import msgspec
 
+from raftkit_core.errors import RaftError
 from raftkit_core.network.wire import Kind
+from raftkit_core.state_machine.kv_codec import KvCodec
 from raftkit_core.state_machine.system import SYSTEM_MACHINE
 from raftkit_core.testing.simulation.rules import NOT_RULES, RULES
 from raftkit_core.testing.simulation.session_rules import SessionRules
@@ -21,6 +23,7 @@ from raftkit_core.testing.simulation.trace import Trace
 from raftkit_core.types.entry import MEMBERSHIP, NORMAL, Entry, decode_envelope, decode_membership
 from raftkit_core.types.identity import StoreIdentity
 from raftkit_core.types.ids import NodeId
+from raftkit_core.types.kv import KV_MACHINE, CompareAndSet, Put
 from raftkit_core.types.log_id import LogId, index_of, log_id_le, log_id_lt
 from raftkit_core.types.membership import Membership
 from raftkit_core.types.messages import Success, VoteRequest, VoteResponse
@@ -75,6 +78,8 @@ class Oracle:
         """Up to where it ever said so."""
         self._commit_told_last: tuple[NodeId, LogId] | None = None
         self.sessions = SessionRules(trace, self.breach)
+        self.on_moment: Callable[[str, NodeId], None] = lambda moment, node: None
+        """Is told when somebody becomes leader ("winner"), or has published a snapshot of others ("install")."""
 
     def breach(self, rule: str, node: NodeId, detail: str) -> None:
         assert rule in RULES or rule in NOT_RULES, f"{rule} is no rule"
@@ -239,8 +244,10 @@ class Oracle:
         held = disk.entry_at(index_of(last))
         if last is not None and held is None and last.index > index_of(disk.last_log_id):
             self._trace.seen("snapshot.beyond_the_log")
+            self.on_moment("install", disk.node_id)
         elif held is not None and held.log_id != last:
             self._trace.seen("snapshot.over_a_conflict")
+            self.on_moment("install", disk.node_id)
 
     def disk_overlap(self, disk: SimDisk) -> None:
         """S16: one write at a time."""
@@ -275,6 +282,7 @@ class Oracle:
         """S15: nothing leaves under a vote that is not durable. S28: nothing leaves after a failed write."""
         if vote.leader_id not in self.leaders:
             self._established(src, vote)
+            self.on_moment("winner", src)
         elif self.leaders[vote.leader_id] != src:
             self.breach("S1", src, f"speaks as {vote.leader_id}, which {self.leaders[vote.leader_id]} is")
         if not vote.committed or not vote_ge(disk.held_vote, vote.as_uncommitted(), self._single_term_leader):
@@ -341,13 +349,36 @@ class Oracle:
         self._check_alive(src, disk, "acknowledges")
         if matching is None:
             return
-        if durable.leader_id == vote.leader_id and not disk.holds(matching):
-            self.breach("S15", src, f"acknowledges {matching}, which is not on its disk")
+        if not disk.holds(matching):
+            self.breach("S15", src, f"acknowledges {matching} to {vote}, which is not on its disk")
         acks = self.acks.setdefault(src, {})
         if matching.index > acks.get(vote.leader_id, -1):
             acks[vote.leader_id] = matching.index
         said = (src, vote.leader_id)
         self.said[said] = max(matching.index, self.said.get(said, -1))
+
+    # --- clients ----------------------------------------------------------------------------------------------------
+
+    def failed_for_certain(self, node: NodeId, key: str, value: bytes) -> None:
+        """A client is told that ``value``, which is written once only, never takes effect. S23: no disk holds its
+        entry, or another one is committed in its place."""
+        for disk in self._disks.values():
+            for entry in disk.entries:
+                if entry.kind != NORMAL or value not in entry.payload or not _writes(entry, key, value):
+                    continue
+                known = self.committed.get(entry.index)
+                if known is None or known.log_id == entry.log_id:
+                    what = "which may still be committed" if known is None else "which is committed"
+                    detail = f"says that {key}={value.decode()} failed; {disk.node_id} holds {entry.log_id}, {what}"
+                    self.breach("S23", node, detail)
+                    return
+
+    def succeeded(self, node: NodeId, key: str, value: bytes, revision: int | None) -> None:
+        """A client is told that ``value`` was written. S23: it is committed, at the index it was told."""
+        known = None if revision is None else self.committed.get(revision)
+        if known is None or not _writes(known, key, value):
+            at = None if known is None else known.log_id
+            self.breach("S23", node, f"says that {key}={value.decode()} was written at {revision}; committed is {at}")
 
     # --- commit and apply -------------------------------------------------------------------------------------------
 
@@ -484,6 +515,19 @@ class Oracle:
             self.breach("S13", node, f"purged {disk.last_purged} beyond its snapshot {disk.snapshot_last}")
         if not log_id_le(disk.last_purged, disk.last_log_id):
             self.breach("S13", node, f"purged {disk.last_purged} beyond its log {disk.last_log_id}")
+
+
+def _writes(entry: Entry, key: str, value: bytes) -> bool:
+    """Whether ``entry`` is a command of the key-value machine that writes ``value`` to ``key``."""
+    try:
+        envelope = decode_envelope(entry.payload)
+        command = _CODEC.decode_command(envelope.body) if envelope.machine == KV_MACHINE else None
+    except (msgspec.MsgspecError, ValueError, RaftError):
+        return False
+    return isinstance(command, Put | CompareAndSet) and command.key == key and bytes(command.value) == value
+
+
+_CODEC = KvCodec()
 
 
 def _may_skip(entry: Entry) -> bool:

@@ -17,7 +17,8 @@ from raftkit_core.errors import RaftError, WaitTimeout
 from raftkit_core.testing.linearizability import History
 from raftkit_core.testing.simulation.faults import FaultPlayer
 from raftkit_core.testing.simulation.report import SeedReport, Violation
-from raftkit_core.testing.simulation.runtime_scenario import Action, RuntimeScenario, Weather, plan
+from raftkit_core.testing.simulation.runtime_scenario import RuntimeScenario, plan
+from raftkit_core.testing.simulation.runtime_script import LEADER, Action, Weather
 from raftkit_core.testing.simulation.sim_machine import DurableKv
 from raftkit_core.testing.simulation.simulation import Simulation, rule_of
 from raftkit_core.testing.virtual_time import VirtualDeadlock, VirtualTimeLoop
@@ -130,7 +131,7 @@ class RuntimeRun:
             await self._call(client, action)
 
     async def _call(self, client: Any, action: Action) -> None:
-        node = self.sim.ids[action.pick % len(self.sim.ids)]
+        node = self._asked(action)
         options: dict[str, Any] = {"node": node, "timeout": self.scenario.patience_s}
         with suppress(RaftError):
             if action.kind == "put":
@@ -147,6 +148,13 @@ class RuntimeRun:
                 policy = ReadPolicy.LEASE if action.kind == "lease_get" else ReadPolicy.READ_INDEX
                 found = await client.get(action.key, policy, **options)
                 self._values[action.key] = None if found is None else found.decode()
+
+    def _asked(self, action: Action) -> NodeId:
+        """Whom a client asks: any node, or one that takes itself for the leader, whatever the others think."""
+        ids = self.sim.ids
+        if action.node == LEADER:
+            ids = [node for node in self.sim.running if self.sim.raft(node)._core.engine.is_leader] or ids
+        return ids[action.pick % len(ids)]
 
     # --- the end ----------------------------------------------------------------------------------------------------
 

@@ -12,52 +12,9 @@ from typing import Any, Literal
 import msgspec
 
 from raftkit_core.config import Config, LogsSinceLast
+from raftkit_core.testing.simulation.runtime_scenes import staged
+from raftkit_core.testing.simulation.runtime_script import LEADER, Action, Disks, Weather
 from raftkit_core.types.session import DEFAULT_TTL_MS
-
-ActionKind = Literal[
-    "put", "put_once", "get", "lease_get", "cas", "delete", "abandon",
-    "crash", "power_loss", "wipe", "pause", "partition", "isolate", "cut", "hold", "flap",
-    "storm", "slow_disk", "hang_disk", "full_disk", "failing_disk", "rot",
-    "transfer", "elect", "snapshot", "purge", "add", "remove", "swap",
-]  # fmt: skip
-
-LEADER = "@leader"
-"""Stands for whoever leads when the time has come."""
-
-
-class Action(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One thing done at ``at_s``, undone ``for_s`` later. ``node`` may be :data:`LEADER`; ``pick`` decides what is
-    open, the same way each time."""
-
-    at_s: float
-    kind: ActionKind
-    node: str = ""
-    for_s: float = 0.0
-    pick: int = 0
-    client: str = ""
-    key: str = ""
-    value: str = ""
-
-
-class Weather(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The network outside of storms: shares of frames, and times in seconds."""
-
-    latency: tuple[float, float] = (0.0005, 0.003)
-    tail: float = 0.0
-    loss: float = 0.0
-    answer_loss: float = 0.0
-    duplicate: float = 0.0
-    reorder: float = 0.0
-    corrupt: float = 0.0
-    resets: float = 0.0
-
-
-class Disks(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Disks outside of their faults. ``at_once`` is the share of writes that are finished when they return."""
-
-    at_once: float = 0.5
-    latency: tuple[float, float] = (0.0002, 0.01)
-    atomic: bool = False
 
 
 class RuntimeScenario(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -101,10 +58,11 @@ class RuntimeScenario(msgspec.Struct, frozen=True, omit_defaults=True):
         return Config(**{**settings, **keep})
 
 
-PROFILES = ("mixed", "swarm", "network", "disk", "members", "calm")
-"""``swarm`` leaves out half of the kinds of faults and draws the rates of the others; ``mixed`` takes turns."""
+PROFILES = ("mixed", "swarm", "staged", "network", "disk", "members", "calm")
+"""``swarm`` leaves out half of the kinds of faults and draws the rates of the others; ``staged`` plays scenes that make
+Raft hard (runtime_scenes.py); ``mixed`` takes turns."""
 
-_TURNS = ("swarm", "network", "swarm", "disk", "swarm", "members")
+_TURNS = ("swarm", "staged", "network", "staged", "disk", "staged", "swarm", "staged", "members")
 _OPERATIONS: dict[str, float] = {"put": 8.0, "put_once": 3.0, "get": 8.0, "lease_get": 2.0, "cas": 4.0, "delete": 1.0}
 """A second, over all clients."""
 ABANDONED = 0.1
@@ -120,6 +78,7 @@ _RATES: dict[str, dict[str, float]] = {
     "disk": {**_DISK, **_PROCESS, "crash": 0.4, "snapshot": 0.2, "cut": 0.05},
     "members": {**_MEMBERS, "add": 0.3, "remove": 0.2, "swap": 0.3, "crash": 0.1, "cut": 0.1, "transfer": 0.2},
     "calm": {},
+    "staged": {},
 }
 
 
@@ -131,6 +90,10 @@ def plan(seed: int, profile: str = "mixed", *, seconds: float = 10.0) -> Runtime
     spares = draw.randint(0, 2) if kind in ("swarm", "members") else 0
     ids = [f"n{number}" for number in range(1, voters + spares + 1)]
     actions, weather, disks = plan_faults(draw, kind, ids, seconds)
+    if kind == "staged":
+        voters = draw.choice((3, 4, 5, 5, 5))
+        ids = [f"n{number}" for number in range(1, voters + spares + 1)]
+        actions += staged(draw, ids, seconds)
     actions += _operations(draw, seconds, busy=draw.choice((1.0, 2.0, 2.5)))
     session_ttl_ms, abandoned = _sessions(Random(f"runtime sessions {profile} {seed}"), actions, seconds)
     actions += abandoned
@@ -158,7 +121,7 @@ def plan(seed: int, profile: str = "mixed", *, seconds: float = 10.0) -> Runtime
         machine="durable-kv" if draw.random() < 0.25 else "kv",
         config=config,
         ending=draw.choice(endings) if kind != "members" else "all",
-        patience_s=draw.choice((0.4, 0.8, 1.5)),
+        patience_s=draw.choice((0.4, 0.8, 1.5) if kind != "staged" else (1.5, 3.0, 5.0)),
         session_ttl_ms=session_ttl_ms,
         quiet=draw.random() < 0.5,
     )

@@ -160,10 +160,14 @@ class SimClient:
                 call.raised(sim.now, error)
             sim.trace.event("told", self.name, f"{kind} {key} {type(error).__name__}")
             sim.trace.seen(f"client.{error.outcome}")
+            if error.outcome == "not_applied" and isinstance(told.get("value"), bytes):
+                sim.oracle.failed_for_certain(asked or "", key, told["value"])
             raise
         call.ok(sim.now, result)
         sim.trace.event("told", self.name, f"{kind} {key} {result}")
         sim.trace.seen("client.ok")
+        if kind != "get" and isinstance(told.get("value"), bytes):
+            sim.oracle.succeeded(asked, key, told["value"], getattr(result, "revision", None))
         return result
 
     def _choose(self) -> NodeId | None:
