@@ -246,6 +246,18 @@ async def test_a_crash_between_publishing_over_a_conflicting_tail_and_truncating
     assert state.membership.effective.membership == NEW
 
 
+async def test_a_crash_between_publishing_and_saving_the_vote_of_who_sent_it_is_no_lost_vote() -> None:
+    """Runtime seed 37 of profile ``staged``: the snapshot is durable, the vote and the truncation are not."""
+    disk = MemoryDisk()
+    disk.vote = vote(2)
+    disk.entries = log_of(NONE, 5, conflicting=True)
+    disk.committed = true_id(2)
+    await put_snapshot(disk, 4)
+    for _ in range(2):  # the second start finds a log of term 3
+        state, _ = await run(disk, Remembering())
+        assert (state.vote.term, state.vote.committed, state.log.last) == (3, False, true_id(4))
+
+
 async def test_a_snapshot_whose_entry_is_in_the_log_leaves_the_tail_alone() -> None:
     disk = MemoryDisk()
     disk.vote = vote(3)

@@ -28,7 +28,7 @@ from raftkit_core.types.identity import StoreIdentity
 from raftkit_core.types.log_id import LogId, index_of, max_log_id, next_index
 from raftkit_core.types.membership import StoredMembership
 from raftkit_core.types.snapshot import SnapshotMeta
-from raftkit_core.types.vote import ZERO_VOTE
+from raftkit_core.types.vote import ZERO_VOTE, Vote
 
 SCAN_BYTES = 1024 * 1024
 
@@ -84,7 +84,10 @@ async def fit_log_to_snapshot(storage: RaftLogStorage, snapshot: SnapshotMeta | 
     truncate = next_index(log.committed) if index_of(log.last_log_id) > index_of(log.committed) else None
     if truncate is not None:
         truncate = max(truncate, next_index(log.last_purged))
-    await write_log(storage, LogBatch(truncate_since=truncate, purge_upto=last, committed=None))
+    # The vote of the leader that sent it may have been on its way to the disk: a log ahead of its vote would be taken
+    # for a store that lost one. Whoever led there was granted by a quorum: to have voted for it harms nobody.
+    vote = Vote(last.leader_id) if log.vote is None or log.vote.term < last.leader_id.term else None
+    await write_log(storage, LogBatch(vote=vote, truncate_since=truncate, purge_upto=last, committed=None))
     return await storage.read_state()
 
 

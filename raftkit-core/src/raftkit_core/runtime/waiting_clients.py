@@ -184,6 +184,14 @@ class WaitingClients:
             elif len(left) < len(queue):
                 self._writers[leader_id] = deque(left)
 
+    def overdue(self, now: float) -> int:
+        """How many should have been told before ``now`` that their time is over, and were not."""
+        late = sum(due < now and not reply.done() for reply, due in self._requests.values())
+        for queue in self._writers.values():
+            for writers in queue:
+                late += sum(due < now and not future.done() for _, future, due in writers.writes)
+        return late
+
     def _are_over(self, writers: _Writers, now: float) -> bool:
         """Expire those who are due; says whether none of them waits any more."""
         over = True

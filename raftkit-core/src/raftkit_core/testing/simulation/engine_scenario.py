@@ -88,8 +88,8 @@ _FAULTS = {
 _OF_THE_LEADER = {"write", "read", "lease_read", "change", "transfer"}
 PROFILES = ("mild", "harsh", "swarm", "storm", "lag", "members", "quiet", "staged", "mixed")
 """``staged`` plays scenes that make Raft hard (engine_scenes.py); the others take every fault at random: ``lag`` has
-nodes that fall behind and slow machines, ``quiet`` clocks and leases and hardly a write, ``storm`` one campaign after the
-other; ``swarm`` leaves out half of the kinds of faults and draws the rates of the others; ``mixed`` takes turns."""
+nodes that fall behind and slow machines, ``quiet`` clocks and leases and hardly a write, ``storm`` one campaign after
+the other; ``swarm`` leaves out half of the kinds of faults and draws the rates of the others; ``mixed`` takes turns."""
 _TURNS = (
     "staged", "harsh", "staged", "lag", "staged", "storm", "staged", "members",
     "staged", "quiet", "staged", "swarm", "staged", "swarm", "staged", "mild",
@@ -122,7 +122,7 @@ def plan(seed: int, profile: str = "mixed", *, seconds: float = 15.0) -> EngineS
         actions = staged(draw, ids, seconds)
     actions.sort(key=lambda action: action.at_s)
     pre_vote = draw.random() < {"storm": 0.3, "staged": 0.4}.get(kind, 0.7)
-    in_step = draw.random() < 0.35
+    in_step = draw.random() < (0.25 if kind == "staged" else 0.35)
     endings: list[Any] = ["all", "all", "core_dead", "core_mute"]
     if pre_vote:
         # Without it a node that only sends, and holds the longest log, can win every voter and never learn of it.
@@ -136,9 +136,9 @@ def plan(seed: int, profile: str = "mixed", *, seconds: float = 15.0) -> EngineS
         faults=faults,
         single_term=draw.random() < (0.45 if kind == "staged" else 0.3),
         pre_vote=pre_vote,
-        clock_drift=0.0 if in_step else draw.choice((0.0, 0.02, 0.045, 0.045)),
+        clock_drift=0.0 if in_step else draw.choice((0.045 if kind == "staged" else 0.0, 0.02, 0.045, 0.045)),
         ending=draw.choice(endings),
-        clock_extremes=kind == "quiet" or (kind == "staged" and draw.random() < 0.7),
+        clock_extremes=kind == "quiet" or (kind == "staged" and draw.random() < 0.8),
         in_step=in_step,
         snapshot_every=draw.choice((8, 25, 25)),
         logs_to_keep=draw.choice((0, 4, 4)),

@@ -34,6 +34,13 @@ class Stage:
     def chance(self, share: float) -> bool:
         return self.draw.random() < share
 
+    def read_at_lease_end(self, cut_at: float) -> None:
+        """Reads by lease, densely, about when the lease of a leader that was cut off at ``cut_at`` ends."""
+        at = cut_at + self.draw.uniform(0.36, 0.42)
+        for _ in range(16):
+            self.do(at, "lease_read")
+            at += self.draw.uniform(0.005, 0.015)
+
     @property
     def minority(self) -> int:
         """How many can be cut off without harm, at least one."""
@@ -43,7 +50,7 @@ class Stage:
 def staged(draw: Random, ids: list[str], seconds: float) -> list[Action]:
     """``seconds`` of scenes: a few kinds, again and again, over a thin stream of writes and reads."""
     stage = Stage(draw, ids)
-    kinds = draw.sample(SCENES, draw.choice((1, 2, 2, 3)))
+    kinds = draw.sample(SCENES, draw.choice((2, 3, 3, 4)))
     stage.some(int(2 * seconds), 0.3, seconds, "write", most=5)
     stage.some(int(seconds), 0.3, seconds, "read")
     stage.begin = draw.uniform(1.2, 1.8)
@@ -62,7 +69,7 @@ def faults_of(draw: Random) -> Faults:
         disk_delay=draw.choice((0.005, 0.05, 0.15)),
         late_flush=draw.choice((0.0, 0.05)),
         late_answer=draw.choice((0.0, 0.03, 0.15)),
-        machine_delay=draw.choice((0.04, 0.3, 3.0)),
+        machine_delay=draw.choice((0.04, 0.3, 2.0, 3.0)),
     )
 
 
@@ -78,7 +85,12 @@ def _deposed(stage: Stage) -> float:
     if deaf:
         stage.do(0.0, "deafen", LEADER, for_s=deaf + 0.02)  # what it sends arrives, what it is answered does not
         stage.some(2, 0.0, deaf, "write", most=9)
-    stage.do(deaf, "part", LEADER, count=draw.randint(1, stage.minority), for_s=lasts)
+    elif stage.chance(0.4):
+        deaf = 0.6
+        stage.some(draw.randint(2, 4), 0.0, 0.5, "change")
+    stage.do(deaf, "part", LEADER, count=draw.choice((1, stage.minority, stage.minority)), for_s=lasts)
+    if stage.chance(0.4):
+        stage.read_at_lease_end(deaf)
     stage.some(draw.randint(1, 6), deaf, deaf + 0.4, "write", most=9)
     if stage.chance(0.6):
         stage.some(draw.randint(1, 2), deaf + 0.002, deaf + 0.25, "change")
@@ -102,6 +114,8 @@ def _moving_sides(stage: Stage) -> float:
         stage.some(draw.randint(1, 3), at, at + 0.4, "write", most=4)
         if stage.chance(0.3):
             stage.do(at + draw.uniform(0.0, 0.3), "change")
+        if stage.chance(0.3):
+            stage.read_at_lease_end(at)
         if stage.chance(0.5):
             stage.do(at + 0.2, "ambush_winner", for_s=lasts)
         if stage.chance(0.4):
@@ -126,12 +140,6 @@ def _left_behind(stage: Stage) -> float:
     back = begin + lasts + 0.1
     if stage.chance(0.5):
         stage.do(back - 0.15, "ambush_install", for_s=3.0)
-    if len(behind) > 1 and stage.chance(0.7):
-        # One of them installs, the other hears nothing, and then the two are alone.
-        stage.do(back - 0.1, "deafen", behind[1], for_s=0.6)
-        stage.do(back + draw.uniform(0.1, 0.5), "part", "+".join(behind), count=2, for_s=2.0)
-        stage.some(draw.randint(2, 5), back + 0.6, back + 2.4, "elect", behind[1])
-        return back + 2.4
     if stage.chance(0.4):
         stage.do(
             back + draw.uniform(0.0, 0.5), "crash", draw.choice((behind[0], LEADER)), for_s=draw.uniform(0.02, 0.6)
@@ -139,6 +147,41 @@ def _left_behind(stage: Stage) -> float:
     if stage.chance(0.3):
         stage.some(2, back, back + 1.0, "elect", FOLLOWER)
     return back + draw.uniform(0.2, 1.2)
+
+
+def _two_behind(stage: Stage) -> float:
+    """Two voters come back behind a purge: one of them installs, the other hears nothing, and then the two are alone
+    and the other campaigns."""
+    draw = stage.draw
+    one, other = draw.sample(stage.ids, 2)
+    lasts = draw.uniform(0.9, 1.6)
+    stage.do(0.0, "cut", one, for_s=lasts + 0.3)
+    stage.some(1, 0.0, 0.25, "write", most=3)
+    stage.do(0.3, "cut", other, for_s=lasts + 0.6)
+    stage.some(4, 0.35, 0.3 + lasts, "write", most=9)
+    _purge(stage, 0.3 + lasts * draw.uniform(0.5, 0.8))
+    alone = lasts + 0.3 + draw.uniform(0.1, 0.5)
+    stage.do(alone, "part", f"{one}+{other}", count=2, for_s=2.2)
+    stage.some(draw.randint(2, 6), alone + 0.5, alone + 2.2, "elect", other)
+    return alone + 2.2
+
+
+def _one_term(stage: Stage) -> float:
+    """Two leaders of one term: who did not hear of the first campaigns when the first is gone with what it wrote."""
+    draw = stage.draw
+    first, second = sorted(draw.sample(stage.ids, 2))
+    stage.do(0.0, "part", LEADER, count=1, for_s=2.2)
+    stage.do(0.4, "deafen", second, for_s=draw.uniform(0.25, 0.4))
+    for at in (0.54, 0.6, 0.68):
+        stage.do(at, "elect", first)
+    stage.do(0.5, "ambush_winner", for_s=1.0)
+    stage.some(6, 0.56, 0.95, "write", most=4)
+    at = 0.72
+    for _ in range(5):
+        at += draw.uniform(0.02, 0.15)
+        stage.do(at, "elect", second)
+    stage.some(3, at, 2.2, "write", most=4)
+    return 2.3
 
 
 def _changed_and_away(stage: Stage) -> float:
@@ -224,6 +267,8 @@ SCENES: tuple[Callable[[Stage], float], ...] = (
     _deposed,
     _moving_sides,
     _left_behind,
+    _two_behind,
+    _one_term,
     _changed_and_away,
     _duel,
     _lease,

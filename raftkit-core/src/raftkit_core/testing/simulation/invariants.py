@@ -39,10 +39,12 @@ class Disk:
 
     def holds(self, log_id: LogId) -> bool:
         """Whether the entry itself is here, or a published snapshot or a purge stands for it."""
+        snapshot = None if self.snapshot is None else self.snapshot.last_log_id
+        if snapshot == log_id:
+            return True  # whatever the log has there: a restart goes by the snapshot
         entry = self.entries.get(log_id.index)
         if entry is not None:
             return entry.log_id == log_id
-        snapshot = None if self.snapshot is None else self.snapshot.last_log_id
         return log_id.index <= max(index_of(self.purged), index_of(snapshot))
 
 

@@ -63,6 +63,8 @@ class Oracle:
         self.on_breach: Callable[[], None] = lambda: None
         """Is told of every breach."""
         self.leaders: dict[LeaderId, NodeId] = {}
+        self._led_in: dict[LeaderId, int] = {}
+        """In which life of its disk a leader led: a node that was restarted does not lead."""
         self.grants: dict[LeaderId, dict[NodeId, None]] = {}
         self.chain: dict[LogId, tuple[LogId | None, int]] = {}
         self.committed: dict[int, Entry] = {}
@@ -93,6 +95,7 @@ class Oracle:
         """The first message under a granted vote leaves ``node``. S1, S2, S7."""
         leader_id = vote.leader_id
         self.leaders[leader_id] = node
+        self._led_in[leader_id] = self._disks[node].life
         self._trace.event("leads", node, leader_id)
         self._trace.seen("election.won")
         if leader_id.node_id != node:
@@ -147,7 +150,8 @@ class Oracle:
                 self.breach("S11", node, f"truncates the committed {held.log_id}")
                 break
         vote = disk.held_vote
-        if vote.committed and self.leaders.get(vote.leader_id) == node and since <= last:
+        leads = self.leaders.get(vote.leader_id) == node and self._led_in[vote.leader_id] == disk.life
+        if vote.committed and leads and since <= last:
             self.breach("S10", node, f"truncates {since} while it leads as {vote.leader_id}")
         acks = self.acks.get(node)
         for leader_id in list(acks or ()):

@@ -54,6 +54,8 @@ POLL_SECONDS = 0.02
 
 
 SAMPLE_SECONDS = 0.05
+OVERDUE_SECONDS = 1.0
+"""V10: how long after its deadline a call may still wait."""
 JOBS_BESIDES = 16
 """Jobs of a machine that are no callers': builds and restores."""
 
@@ -141,6 +143,8 @@ class Simulation:
         self._clocks: dict[NodeId, SimClock] = {}
         self._lives: dict[NodeId, _Life] = {}
         self._burials: list[asyncio.Task[None]] = []
+        self._paused_at: dict[NodeId, float] = {}
+        """When a node was last seen to stand still."""
         self._starts = 0
         self._is_closed = False
         self._starting: asyncio.Task[None] | None = None
@@ -258,6 +262,12 @@ class Simulation:
             self.oracle.sessions.look_at(core.worker.applied_index, core.worker.system.sessions.__contains__)
             if len(core._inbox) > MAX_QUEUED or len(core.worker._jobs) > JOBS_KEPT + JOBS_BESIDES:
                 self.oracle.breach("S29", node_id, "a queue is longer than its bound")
+            if self.is_paused(node_id):
+                self._paused_at[node_id] = self.now
+            elif core.fatal is None and self._paused_at.get(node_id, -1.0) < self.now - OVERDUE_SECONDS:
+                late = core.waiting.overdue(now - OVERDUE_SECONDS)
+                if late:
+                    self.oracle.breach("V10", node_id, f"{late} calls still wait, long after their deadlines")
         self.oracle.leases(holders)
 
     async def close(self) -> None:
