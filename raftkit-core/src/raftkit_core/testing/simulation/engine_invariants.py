@@ -236,7 +236,7 @@ class RingInvariants(Invariants):
             self.broken("S18", node, f"publishes {last} with the membership of {meta.membership.log_id}")
 
     def ticked(self, node: Watched, now: float, patience: float) -> None:
-        """S20: a leader whose removal is committed and applied here no longer leads after its next tick. V13: nor does
+        """S20: a leader whose removal is committed and applied here no longer leads after its next tick. V14: nor does
         one that no quorum has followed for its ``patience``, on whatever clock."""
         engine = node.engine
         if engine is None or not engine.is_leader:
@@ -252,7 +252,7 @@ class RingInvariants(Invariants):
             voter for voter in members.voter_ids if self.followed_at.get((voter, leader_id), -1.0) >= since
         } | {node.id}
         if needed[2] < since and not members.is_quorum(followers):
-            self.broken("V13", node, f"leads {patience:.2f} s after a quorum followed it; now {sorted(followers)} do")
+            self.broken("V14", node, f"leads {patience:.2f} s after a quorum followed it; now {sorted(followers)} do")
         effective = engine.state.membership.effective
         if node.id not in effective.membership.nodes and index_of(engine.state.applied) >= index_of(effective.log_id):
             self.broken("S20", node, f"leads, but {effective.log_id} removed it")

@@ -113,7 +113,7 @@ class EngineRing:
         )
         quits_after_s = (self._config.leader_lease_ms + self._config.election_timeout_max_ms) / 1000
         self._patience = quits_after_s * (1 + scenario.clock_drift) + 2 * TICK
-        """V13: how long a leader may lead without a quorum."""
+        """V14: how long a leader may lead without a quorum."""
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._number = 0
         self._request_id = 0
