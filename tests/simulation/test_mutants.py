@@ -12,22 +12,18 @@ from mutant_table import PAGE, page
 
 from raftkit_core.testing.simulation.engine_run import run_seed
 from raftkit_core.testing.simulation.mutants import MUTANTS, applied
-from raftkit_core.testing.simulation.mutants.score import SEEDS, countable, load
+from raftkit_core.testing.simulation.mutants.score import countable, load, soon_killed
 from raftkit_core.testing.simulation.rings import RINGS
 
 RECORDS = load()
 
 
-SURVIVORS = {"unknown-is-forgotten"}
-"""Against liveness only: a caller that waits for ever, which the simulator's own clients do not (they give up)."""
 TESTED = {mutant: record.test for mutant, record in RECORDS.items() if record.test}
 
 
-def test_there_are_sixty_and_every_one_against_safety_is_killed() -> None:
+def test_there_are_sixty_and_every_one_is_killed() -> None:
     assert len(countable()) >= 60
-    survivors = {each.id for each in countable() if not RECORDS[each.id].kills and not RECORDS[each.id].test}
-    assert survivors == SURVIVORS
-    assert all(MUTANTS[mutant].harm == "liveness" for mutant in survivors)
+    assert not {each.id for each in countable() if not RECORDS[each.id].kills and not RECORDS[each.id].test}
 
 
 @pytest.mark.process
@@ -52,9 +48,11 @@ def test_what_no_seed_notices_an_ordinary_test_does(mutant: str) -> None:
     assert ran.returncode == 1, ran.stdout + ran.stderr
 
 
-def test_most_die_within_fifty_seeds() -> None:
-    quick = [each for each in countable() if (kills := RECORDS[each.id].kills) and kills[0].seed < SEEDS]
-    assert len(quick) >= 0.85 * len(countable())
+def test_nine_of_ten_die_within_fifty_seeds() -> None:
+    soon = soon_killed(RECORDS)
+    safety = {each.id for each in countable() if each.harm == "safety"}
+    assert len(soon) >= 0.9 * len(countable())
+    assert len(soon & safety) >= 0.9 * len(safety)
 
 
 QUICK = [each.id for each in countable() if each.ring == "engine" and RECORDS[each.id].kills]

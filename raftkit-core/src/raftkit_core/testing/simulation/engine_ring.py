@@ -72,6 +72,8 @@ from raftkit_core.types.snapshot import SnapshotMeta
 
 TICK = 0.05
 TIMEOUT = 0.4
+MAX_STEPS = 100_000
+"""V10: some twenty times what a run takes. Messages that beget messages are found, rather than waited for."""
 MAX_ENTRIES = 6
 """How many entries one request carries: an order of more becomes several."""
 
@@ -164,6 +166,8 @@ class EngineRing:
             self.now, _, action = heappop(self._queue)
             self.steps += 1
             action()
+            if self.steps > MAX_STEPS:
+                raise InvariantBroken(f"V10: {MAX_STEPS} steps, and more to come: {self.describe()}")
         self.now = end
 
     def heal(self) -> None:

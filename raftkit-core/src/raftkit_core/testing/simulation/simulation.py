@@ -20,7 +20,7 @@ import msgspec
 
 from raftkit_core.config import Config
 from raftkit_core.errors import RaftError, Stopped, StorageError, WaitTimeout
-from raftkit_core.instrument import Instrument, Instruments
+from raftkit_core.instrument import Instrument
 from raftkit_core.raft import Raft
 from raftkit_core.runtime.raft_core import MAX_QUEUED
 from raftkit_core.runtime.state_machine_worker import JOBS_KEPT
@@ -35,9 +35,11 @@ from raftkit_core.testing.simulation.sim_client import SimClient
 from raftkit_core.testing.simulation.sim_disk import SimDisk, SimLogStorage, SimSnapshotStorage
 from raftkit_core.testing.simulation.sim_machine import WatchedMachine
 from raftkit_core.testing.simulation.sim_network import SimHub, SimNetworkFactory
+from raftkit_core.testing.simulation.sim_plugin import SCHEME, SimPlugin, plugins_of
 from raftkit_core.testing.simulation.sim_session import SimSession
 from raftkit_core.testing.simulation.trace import Trace
 from raftkit_core.testing.virtual_time import OWNER, WALL_START, VirtualTimeLoop
+from raftkit_core.types.adapter import AdapterContext
 from raftkit_core.types.entry import decode_envelope
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.kv import KV_MACHINE, Delete
@@ -135,6 +137,16 @@ class Simulation:
         )
         self._storage = storage
         self._machine = (lambda disk: machine()) if machine_on is None else machine_on
+        self._watched: dict[NodeId, WatchedMachine] = {}
+        self._plugins = plugins_of(
+            SimPlugin(
+                log=lambda node_id: self._storage(self.disk(node_id)),
+                snapshots=lambda node_id: SimSnapshotStorage(self.disk(node_id)),
+                network=lambda node_id: SimNetworkFactory(self.hub, node_id),
+                machine=self._make_machine,
+                instrument=lambda node_id: self._lives[node_id],
+            )
+        )
         self._faults = faults
         self._initialize = initialize
         self._loop: VirtualTimeLoop | None = None
@@ -319,6 +331,10 @@ class Simulation:
     def is_paused(self, node_id: NodeId) -> bool:
         return self.loop.is_frozen(node_id)
 
+    def _make_machine(self, node_id: NodeId) -> RaftStateMachine:
+        watched = self._watched[node_id] = WatchedMachine(node_id, self._machine(self.disk(node_id)), self.oracle)
+        return watched.machine
+
     async def _start(self, node_id: NodeId) -> Raft:
         """Start ``node_id`` on what its disk holds. Raises: what :meth:`Raft.start` does."""
         assert node_id not in self._lives, f"{node_id} runs already"
@@ -326,20 +342,24 @@ class Simulation:
         self.loop.thaw(node_id)
         disk = self.disk(node_id)
         clock = self.clock_of(node_id)
-        network = SimNetworkFactory(self.hub, node_id)
-        machine = WatchedMachine(node_id, self._machine(disk), self.oracle)
-        life = self._lives[node_id] = _Life(self, node_id, network, machine)
+        url, context = f"{SCHEME}:{node_id}", AdapterContext(node_id, clock=clock, cluster=self.config.cluster)
+        network = self._plugins.network(url, context)
+        assert isinstance(network, SimNetworkFactory)
+        machine = self._plugins.state_machine(url, context)
+        snapshots = self._plugins.paired_snapshot_storage(url, context)
+        assert snapshots is not None, "the plugin gives both"
+        life = self._lives[node_id] = _Life(self, node_id, network, self._watched[node_id])
         self.trace.event("start", node_id)
         starting = Raft.start(
             node_id,
-            storage=self._storage(disk),
-            snapshots=SimSnapshotStorage(disk),
-            state_machine=machine.machine,
+            storage=self._plugins.log_storage(url, context),
+            snapshots=snapshots,
+            state_machine=machine,
             network=network,
             config=self.config,
             clock=clock,
             entropy=self.stream(f"node/{node_id}/{self._starts}"),
-            instruments=Instruments([life]),
+            instruments=self._plugins.instruments(node_id, self.config),
         )
         life.starting = self.loop.create_task(starting, name=f"start {node_id}", context=self._context(node_id).copy())
         try:

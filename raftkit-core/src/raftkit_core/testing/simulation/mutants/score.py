@@ -44,18 +44,32 @@ def countable() -> list[Mutant]:
     return [each for each in MUTANTS.values() if not each.equivalent]
 
 
+def soon_killed(records: dict[str, Record]) -> set[str]:
+    """Those that one of the first seeds notices."""
+    return {
+        each.id
+        for each in countable()
+        if each.id in records and (kills := records[each.id].kills) and kills[0].seed < SEEDS
+    }
+
+
+def _share(ids: set[str], mutants: list[Mutant]) -> str:
+    count = sum(each.id in ids for each in mutants)
+    return f"{count} ({100 * count // max(1, len(mutants))} %)"
+
+
 def table(records: dict[str, Record]) -> str:
     """All mutants as a Markdown table, after a summary."""
     mutants = countable()
     killed = {each.id: records[each.id] for each in mutants if each.id in records and records[each.id].kills}
     safety = [each for each in mutants if each.harm == "safety"]
     tested = {each.id for each in mutants if each.id in records and records[each.id].test and each.id not in killed}
-    within = sum(each.id in killed and killed[each.id].kills[0].seed < SEEDS for each in mutants)
+    soon = soon_killed(records)
     lines = [
         f"{len(mutants)} planted bugs: {len(safety)} against safety, {len(mutants) - len(safety)} against liveness."
         f" Noticed by the simulator: {len(killed)}, by ordinary tests only: {len(tested)}; of those against safety"
         f" {sum(each.id in killed or each.id in tested for each in safety)}."
-        f" {within} ({100 * within // max(1, len(mutants))} %) within {SEEDS} seeds.",
+        f" Within {SEEDS} seeds {_share(soon, mutants)}, of those against safety {_share(soon, safety)}.",
         "",
         "| mutant | what is wrong | harm | ring | seeds to kill | check |",
         "|---|---|---|---|---|---|",
