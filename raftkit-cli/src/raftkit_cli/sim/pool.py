@@ -23,7 +23,7 @@ from raftkit_cli.failures import CliError
 if TYPE_CHECKING:
     from raftkit_core.testing.simulation.worker import Done, Job
 
-JOB_SECONDS = 180.0
+JOB_SECONDS = 90.0
 """A seed that takes longer hangs: its worker is ended, and that is a violation (V10)."""
 
 
