@@ -7,7 +7,8 @@ import pytest
 
 from raftkit_core.testing.simulation.engine_ring import EngineRing
 from raftkit_core.testing.simulation.engine_run import run, run_seed
-from raftkit_core.testing.simulation.engine_scenario import NO_FAULTS, PROFILES, Action, EngineScenario, plan
+from raftkit_core.testing.simulation.engine_scenario import PROFILES, EngineScenario, plan
+from raftkit_core.testing.simulation.engine_script import NO_FAULTS, Action
 from raftkit_core.types.log_id import index_of
 
 SEEDS_PER_TEST = 10
