@@ -12,7 +12,7 @@ from mutant_table import PAGE, page
 
 from raftkit_core.testing.simulation.engine_run import run_seed
 from raftkit_core.testing.simulation.mutants import MUTANTS, applied
-from raftkit_core.testing.simulation.mutants.score import countable, load, soon_killed
+from raftkit_core.testing.simulation.mutants.score import SEEDS, countable, load, soon_killed
 from raftkit_core.testing.simulation.rings import RINGS
 
 RECORDS = load()
@@ -64,7 +64,7 @@ def test_the_simulator_notices(mutant: str) -> None:
     first may change with the product, and so may the seed; then the first ones decide."""
     record = RECORDS[mutant]
     ring = RINGS[MUTANTS[mutant].ring]
-    seeds = [(kill.seed, record.profile) for kill in record.kills] + [(seed, "mixed") for seed in range(30)]
+    seeds = [(kill.seed, record.profile) for kill in record.kills] + [(seed, "mixed") for seed in range(SEEDS)]
     with applied(mutant):
         assert any(
             ring.run(ring.plan(seed, profile, seconds=ring.seconds)).violation is not None for seed, profile in seeds
