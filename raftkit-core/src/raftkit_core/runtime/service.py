@@ -161,12 +161,16 @@ class PeerService:
         self._read_index = read_index
         self._forward = forward
         self._core: RaftCore | None = None
+        self.cork: Callable[[], None] = _nothing
+        self.uncork: Callable[[], None] = _nothing
+        """The node's own, once there is one: they are called for whatever comes in."""
         self._receiving: _Reception | None = None
         self._alarmed: set[NodeId] = set()
 
     def attach(self, core: RaftCore) -> None:
         """From now on there is a node to ask."""
         self._core = core
+        self.cork, self.uncork = core.cork, core.uncork
         self._identity.failed = core.fail
 
     @property
@@ -174,14 +178,6 @@ class PeerService:
         if self._core is None:
             raise PeerBusy("this node is starting")
         return self._core
-
-    def cork(self) -> None:
-        if self._core is not None:
-            self._core.cork()
-
-    def uncork(self) -> None:
-        if self._core is not None:
-            self._core.uncork()
 
     # --- identity ---------------------------------------------------------------------------------------------------
 
@@ -431,3 +427,7 @@ class PeerService:
         if isinstance(response, Busy):
             raise PeerBusy("another snapshot is being installed")
         return response
+
+
+def _nothing() -> None:
+    """There is no node yet that could wait."""
