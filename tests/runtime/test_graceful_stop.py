@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from raftkit_core.errors import RaftError
+from raftkit_core.errors import RaftError, Stopped
 from raftkit_core.storage.interface import LogBatch
 from raftkit_core.storage.memory import MemoryLogStorage
 from raftkit_core.testing.cluster import memory_cluster, outcome
@@ -80,6 +80,25 @@ async def test_what_a_leader_has_taken_is_answered_before_its_connections_close_
         await cluster.stop(leader.id)
         told = await asyncio.gather(*waiting)
         assert [str(each) for each in told if isinstance(each, RaftError)] == []
+
+
+async def test_what_a_follower_has_forwarded_is_answered_before_its_connections_close() -> None:
+    """And what comes meanwhile is refused for certain: its own leader may be slow, other nodes are there."""
+    async with memory_cluster(3) as cluster:
+        leader = await cluster.leader()
+        follower = cluster.raft(next(node_id for node_id in ALL if node_id != leader.id))
+        cluster.hub.latency = 0.05
+        waiting = [
+            asyncio.ensure_future(outcome(follower.write(Put(f"k{number}", b"v"), timeout=20))) for number in range(10)
+        ]
+        await asyncio.sleep(0.01)
+        stopping = asyncio.ensure_future(cluster.stop(follower.id))
+        await asyncio.sleep(0.01)
+        late = await outcome(follower.write(Put("late", b"v"), timeout=20))
+        assert isinstance(late, Stopped)
+        assert (late.outcome, late.retryable) == ("not_applied", True)
+        assert [str(each) for each in await asyncio.gather(*waiting) if isinstance(each, RaftError)] == []
+        await stopping
 
 
 async def test_a_leader_that_stops_says_so_from_the_beginning() -> None:

@@ -782,6 +782,7 @@ class Raft:
                 others = [voter for voter in self._core.engine.effective.voter_ids if voter != self.id]
                 if others:
                     await self.transfer_leader(timeout=self.config.election_timeout_max_ms / 1000)
+        self._forwarder.stop()
         await self._answer_writers()
         seconds = CLOSE_SECONDS
         await bounded(self._network.stop_serving(self.group), seconds, f"node {self.id}: its listener")
@@ -796,15 +797,20 @@ class Raft:
 
     async def _answer_writers(self) -> None:
         """Before the connections close: what this node took as a leader is committed by the next one within moments,
-        and whoever waits for it, here or through another node, need not be left with an unknown outcome."""
+        what it forwarded is answered as soon, and whoever waits for it, here or through another node, need not be left
+        with an unknown outcome."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.config.election_timeout_max_ms / 1000
         waited = False
-        while len(self._core.waiting) and self._core.fatal is None and loop.time() < deadline:
+        while self._owes_answers and self._core.fatal is None and loop.time() < deadline:
             waited = True
             await asyncio.sleep(ANSWER_SECONDS)
         if waited and self._core.fatal is None:
             await asyncio.sleep(ANSWER_SECONDS)  # the answers leave
+
+    @property
+    def _owes_answers(self) -> bool:
+        return len(self._core.waiting) > 0 or self._forwarder.under_way > 0
 
 
 def _result_of(future: asyncio.Future[Any]) -> ClientWriteResponse | RaftError:

@@ -18,6 +18,7 @@ from raftkit_core.errors import (
     RemoteError,
     RPCError,
     RPCTimeout,
+    Stopped,
     Unreachable,
 )
 from raftkit_core.network.client import NodeReport
@@ -81,6 +82,13 @@ class Forwarder:
     def __init__(self, core: RaftCore, run: Callable[[Operation, float], Awaitable[Any]]) -> None:
         self._core = core
         self._run = run
+        self._is_stopping = False
+        self.under_way = 0
+        """Operations whose answer another node owes."""
+
+    def stop(self) -> None:
+        """From now on nothing is sent to others: whoever asks is told so for certain, and asks another node."""
+        self._is_stopping = True
 
     async def call(self, operation: Operation, timeout: float) -> Any:
         """The operation's result.
@@ -159,7 +167,21 @@ class Forwarder:
         )
 
     async def ask(self, leader: NodeId, operation: Operation, timeout: float) -> Any:
-        """``operation`` at another member, once. Raises: OutcomeUnknown; Unreachable; its own typed error."""
+        """``operation`` at another member, once. Raises: OutcomeUnknown; Unreachable; Stopped; its own typed error."""
+        if self._is_stopping:
+            raise Stopped(
+                f"{self._core.engine.config.id} is shutting down; nothing was sent",
+                hint="ask another node",
+                retryable=True,
+                outcome="not_applied",
+            )
+        self.under_way += 1
+        try:
+            return await self._ask(leader, operation, timeout)
+        finally:
+            self.under_way -= 1
+
+    async def _ask(self, leader: NodeId, operation: Operation, timeout: float) -> Any:
         node = self._core.engine.effective.nodes.get(leader)
         if node is None or leader == self._core.engine.config.id:
             raise ForwardToLeader("the leader is changing")
