@@ -18,7 +18,7 @@ def verbs() -> Iterator[str]:
     """Every command of the tree that is no group, as it is typed."""
 
     def walk(group: click.Group, path: tuple[str, ...]) -> Iterator[str]:
-        context = click.Context(group)
+        context = click.Context(group, **group.context_settings)
         for name in group.list_commands(context):
             command = group.get_command(context, name)
             assert command is not None

@@ -45,13 +45,15 @@ TYPED = [(page, line) for page in PAGES for line in command_lines(page)]
 def test_the_command_exists(page: Path, line: str) -> None:
     words = [word for word in shlex.split(line.replace("\\", "")) if word not in ("…", "raftkit")]
     command: click.Command = cli
-    context = click.Context(cli, info_name="raftkit")
+    context = click.Context(cli, info_name="raftkit", **cli.context_settings)
     known = {option for parameter in cli.params for option in (*parameter.opts, *parameter.secondary_opts)}
     position = 0
     while isinstance(command, click.Group) and position < len(words) and not words[position].startswith("-"):
         child = command.get_command(context, words[position])
         assert child is not None, f"{line}: there is no {words[position]}"
-        command, context = child, click.Context(child, info_name=words[position], parent=context)
+        # With its own settings: click keeps the help option that it makes, and with it whether -h is one.
+        context = click.Context(child, info_name=words[position], parent=context, **child.context_settings)
+        command = child
         known |= {option for parameter in child.get_params(context) for option in parameter.opts}
         position += 1
     options = {word.partition("=")[0] for word in words if word.startswith("-") and word not in ("-", "--")}
