@@ -198,19 +198,24 @@ async def test_a_single_voter_whose_writes_need_nobody_leaves_others_their_time(
         assert turns >= 90
 
 
-async def test_an_engine_that_breaks_on_a_write_of_its_own_turn_stops_the_node() -> None:
+@pytest.mark.parametrize("alone", [True, False])
+async def test_an_engine_that_breaks_on_a_write_stops_the_node_and_whoever_wrote_is_told(alone: bool) -> None:
     async with memory_cluster(3) as cluster:
         core = (leader := await cluster.leader())._core
         payload = leader._envelope(leader.machine.codec.encode_command(Put("a", b"1")))
         for _ in range(3):
             await core.propose(payload, 1.0)
+        if not alone:
+            await asyncio.gather(*(core.propose(payload, 1.0) for _ in range(3)))
 
         def broken(*arguments: object) -> None:
             raise AssertionError("a state that cannot be")
 
         core.engine.handle_client_write = broken  # type: ignore[method-assign]
-        written = core.propose(payload, 1.0)
+        written = [core.propose(payload, 1.0) for _ in range(1 if alone else 3)]
+        assert (core.fatal is not None) is alone, "its own turn, or the next one"
+        for each in written:
+            with pytest.raises(Fatal) as raised:
+                await asyncio.wait_for(each, 5)
+            assert raised.value.outcome == "unknown"
         assert isinstance(core.fatal, AssertionError)
-        with pytest.raises(Fatal) as raised:
-            await written
-        assert raised.value.outcome == "unknown"

@@ -586,16 +586,21 @@ class RaftCore:
             self.instruments.trace("RaftCore.write")
         writes = messages[0].writes if len(messages) == 1 else [each for part in messages for each in part.writes]
         self._writes_alone = self._writes_alone + 1 if len(writes) == 1 and not self.waiting.has_writers else 0
-        first = self.engine.handle_client_write([payload for payload, _, _ in writes], now, messages[0].condition)
+        try:
+            first = self.engine.handle_client_write([payload for payload, _, _ in writes], now, messages[0].condition)
+        except BaseException as error:
+            # Out of the inbox and not among those who wait: nobody else would tell them.
+            self.fail(error)
+            _refuse(writes, self.stop_error)
+            raise
         if isinstance(first, LogId):
             self.waiting.wait_for_all(first, writes)
         elif isinstance(first, Overloaded) and (parts := _parts(messages)):
             for part in parts:
                 self._write([part], now)
         else:
-            for _, future, _ in writes:
-                if not future.done():
-                    future.set_exception(first)
+            refusal = first
+            _refuse(writes, lambda: refusal)
 
     def _expire_sessions(self, now: float) -> None:
         """Propose the end of sessions whose clients were not heard for their time to live."""
@@ -839,6 +844,13 @@ async def bounded(step: Awaitable[None], seconds: float, what: str) -> None:
             task.add_done_callback(lambda late: late.cancelled() or late.exception())
     if task.done() and not task.cancelled() and (error := task.exception()) is not None:
         log.warning("%s: stopping was not clean: %s", what, error)
+
+
+def _refuse(writes: Sequence[Write], make_error: Callable[[], BaseException]) -> None:
+    """Tell everybody who waits for one of ``writes``."""
+    for _, future, _ in writes:
+        if not future.done():
+            future.set_exception(make_error())
 
 
 def _parts(messages: Sequence[ClientWrite]) -> list[ClientWrite]:
