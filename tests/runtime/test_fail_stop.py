@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from raftkit_core.config import Config, SnapshotPolicy
-from raftkit_core.errors import Fatal, OutcomeUnknown, StorageError
+from raftkit_core.errors import Fatal, OutcomeUnknown, Overloaded, RaftError, StorageError
 from raftkit_core.instrument import Instrument
 from raftkit_core.network.memory import DROP
 from raftkit_core.raft import Raft
@@ -222,6 +222,37 @@ async def test_calls_queued_when_the_node_fails_are_all_answered() -> None:
         results = await asyncio.gather(*calls)
         told = [*results[:5], *results[5]]
         assert all(isinstance(result, Fatal | OutcomeUnknown) for result in told), told
+
+
+async def test_calls_that_the_engine_breaks_on_are_answered() -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise AssertionError("a state that cannot be")
+
+    async with memory_cluster(3) as cluster:
+        leader = await cluster.leader()
+        leader._core.engine.handle_change_membership = broken  # type: ignore[method-assign]
+        with pytest.raises(Fatal, match="cannot be") as told:
+            await asyncio.wait_for(leader.change_membership(["n1", "n2"]), 5)
+        assert told.value.outcome == "unknown"
+
+
+async def test_of_writes_that_are_taken_one_by_one_those_after_the_one_that_breaks_the_engine_are_answered() -> None:
+    async with memory_cluster(1) as cluster:
+        core = cluster.raft("n1")._core
+        take, taken = core.engine.handle_client_write, []
+
+        def handle(payloads: list[bytes], *arguments: Any) -> Any:
+            if len(payloads) > 1:
+                return Overloaded("too much at once")
+            taken.append(payloads)
+            if len(taken) == 2:
+                raise AssertionError("a state that cannot be")
+            return take(payloads, *arguments)
+
+        core.engine.handle_client_write = handle  # type: ignore[method-assign]
+        written = [cluster.raft("n1").client_write_ff(Put("k", b"v")) for _ in range(4)]
+        told = await asyncio.wait_for(asyncio.gather(*written, return_exceptions=True), 5)
+        assert [each.outcome for each in told if isinstance(each, RaftError)] == ["unknown"] * 2 + ["not_applied"] * 2
 
 
 async def test_an_observer_is_told_why_the_node_stopped() -> None:

@@ -596,8 +596,12 @@ class RaftCore:
         if isinstance(first, LogId):
             self.waiting.wait_for_all(first, writes)
         elif isinstance(first, Overloaded) and (parts := _parts(messages)):
-            for part in parts:
-                self._write([part], now)
+            for at, part in enumerate(parts):
+                try:
+                    self._write([part], now)
+                except BaseException:
+                    self._inbox.extend(parts[at + 1 :])  # nobody looked at them: they are refused with what waits there
+                    raise
         else:
             refusal = first
             _refuse(writes, lambda: refusal)
@@ -640,9 +644,14 @@ class RaftCore:
                 assert_never(message)
 
     def _change_membership(self, message: ChangeMembershipRequest, now: float) -> None:
-        log_id = self.engine.handle_change_membership(
-            message.change, retain=message.retain, force=message.force, store_ids=message.store_ids, now=now
-        )
+        try:
+            log_id = self.engine.handle_change_membership(
+                message.change, retain=message.retain, force=message.force, store_ids=message.store_ids, now=now
+            )
+        except BaseException as error:
+            self.fail(error)  # as for a write
+            _refuse([(b"", message.future, message.deadline)], self.stop_error)
+            raise
         if isinstance(log_id, LogId):
             self.waiting.wait_for_all(log_id, [(b"", message.future, message.deadline)])
         elif not message.future.done():
