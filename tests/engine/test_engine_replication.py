@@ -259,6 +259,19 @@ def test_whoever_is_about_to_be_looked_at_is_told_at_once() -> None:
     assert notices(engine.take_commands()) == [("n2", log_id(1, "n1", 2))]  # n3 has an append in flight
 
 
+def test_a_heartbeat_tells_nothing_to_a_peer_whose_entries_are_still_on_their_way() -> None:
+    """It takes another lane and may overtake them: then it commits nothing there, and the append says too little."""
+    engine = quiet_leader()
+    write(engine)
+    flush(engine)
+    ack(engine, "n2", 2)
+    engine.handle_trigger_heartbeat(0.0)
+    engine.take_commands()
+    assert commit_notices(engine) == []  # n2 was idle and knows it
+    assert ack(engine, "n3", 2) == [ReplicateCommitted(1)]
+    assert commit_notices(engine) == [("n3", log_id(1, "n1", 2))]
+
+
 def test_who_does_not_lead_owes_no_notice() -> None:
     engine = engine_with("n1", membership("n1 n2 n3"), log=[ZERO], committed=ZERO)
     engine.on_commit_notice_due(0.0)

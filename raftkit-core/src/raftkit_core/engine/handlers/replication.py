@@ -189,8 +189,11 @@ class ReplicationHandler:
         peers = tuple((target, entry.matching) for target, entry in leader.progress.items())
         if not peers:
             return
+        committed = self._parts.state.committed
         for entry in leader.progress.values():
-            entry.sent_committed = self._parts.state.committed
+            if not entry.inflight and entry.state is PIPELINE:
+                # The others may get this before the entries that are committed: it tells them nothing of those.
+                entry.sent_committed = committed
         reverted = tuple(
             (target, store_id)
             for target, entry in leader.progress.items()
@@ -204,7 +207,7 @@ class ReplicationHandler:
                 leader.next_seq(),
                 now,
                 leader.vote,
-                self._parts.state.committed,
+                committed,
                 reverted,
             )
         )
