@@ -769,3 +769,36 @@ async def test_g12_a_snapshot_older_than_it_says_is_refused() -> None:
         await cluster.kill("n1")
         with pytest.raises(StorageError):
             await cluster.start("n1")
+
+
+async def test_a_machine_that_proposes_while_it_applies_is_not_called_within_itself() -> None:
+    """Nobody's turn is under way when a batch that had to be awaited is done and the next one is applied."""
+    applied: list[int] = []
+
+    class Proposing(KvStateMachine):
+        raft: Any = None
+
+        def apply(self, batch: ApplyBatch) -> Any:
+            applied.extend(entry.log_id.index for entry in batch.entries)
+            keys = [entry.command.key for entry in batch.entries]
+            if "slow" in keys:
+                return self._later(batch)
+            if "propose" in keys:
+                self.raft.client_write_ff(Put("proposed", b"1"))
+            return super().apply(batch)
+
+        async def _later(self, batch: ApplyBatch) -> Any:
+            await asyncio.sleep(1)
+            return super().apply(batch)
+
+    async with memory_cluster(1, machine=Proposing) as cluster:
+        raft = await cluster.leader()
+        raft.machine.raft = raft  # type: ignore[attr-defined]
+        calls = []
+        for key in ("slow", "propose"):
+            calls.append(raft.client_write_ff(Put(key, b"1"), timeout=0.1))
+            await asyncio.sleep(0.2)
+        assert all(isinstance(call.exception(), OutcomeUnknown) for call in calls)
+        raft._core._writes_alone = 2  # as after writes that came alone: the next one has its turn at once
+        done = await raft.wait(5).applied_index_at_least(4)
+        assert (done.running, applied) == (True, [2, 3, 4])

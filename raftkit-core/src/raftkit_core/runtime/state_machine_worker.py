@@ -196,6 +196,7 @@ class StateMachineWorker:
         self._building: _Busy | None = None
         """The build's last step, chunk by chunk."""
         self._dead = False
+        self._is_pumping = False
         self._waits: list[tuple[int, int, asyncio.Future[None]]] = []
         self._waits_kept = 64
         self._wait_number = 0
@@ -269,22 +270,26 @@ class StateMachineWorker:
     # --- one thing after the other ----------------------------------------------------------------------------------
 
     def _pump(self) -> None:
-        while self._task is None and not self._dead:
-            try:
+        if self._is_pumping:
+            return  # a machine that proposes while it applies: what that leads to is carried on when it is done
+        self._is_pumping = True
+        try:
+            while self._task is None and not self._dead:
                 if self._jobs:
                     work = self._jobs.popleft()()
                 elif self.applied_index < self._upto:
                     work = self._apply_next()
                 else:
                     return
-            except Exception as error:
-                self._fail(error)
-                return
-            if work is not None:
-                if self._busy is None:
-                    self._busy = self._begin("apply")
-                self._task = asyncio.ensure_future(work)
-                self._task.add_done_callback(self._task_done)
+                if work is not None:
+                    if self._busy is None:
+                        self._busy = self._begin("apply")
+                    self._task = asyncio.ensure_future(work)
+                    self._task.add_done_callback(self._task_done)
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._is_pumping = False
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
         self._task = self._busy = None
