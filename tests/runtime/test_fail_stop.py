@@ -203,6 +203,22 @@ async def test_d08_an_error_in_a_caller_s_function_is_the_caller_s_and_nobody_ha
         await raft.client_write(Put("a", b"1"))
 
 
+@pytest.mark.parametrize(("error", "told"), [(StopIteration, RuntimeError), (asyncio.CancelledError,) * 2])
+async def test_d08_an_error_that_no_future_takes_is_the_caller_s_too(error: Any, told: type[BaseException]) -> None:
+    """``next`` of what is empty, for one."""
+
+    def function(_state: Any) -> None:
+        raise error
+
+    async with memory_cluster(1) as cluster:
+        raft = await cluster.leader()
+        asked = asyncio.ensure_future(raft.with_raft_state(function))
+        await asyncio.wait([asked], timeout=5)
+        with pytest.raises(told):
+            asked.result()
+        await raft.client_write(Put("a", b"1"))
+
+
 async def test_calls_queued_when_the_node_fails_are_all_answered() -> None:
     async with memory_cluster(3) as cluster:
         leader = await cluster.leader()

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from threading import get_ident
-from typing import Any, TypeVar, assert_never
+from typing import Any, TypeVar, assert_never, cast
 
 from raftkit_core.clock import Clock
 from raftkit_core.config import Config
@@ -332,20 +332,23 @@ class RaftCore:
 
     async def external(self, function: Callable[[Engine, float], T]) -> T:
         """Run ``function`` in the loop. Raises what it raises; Fatal if the node ends first."""
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[tuple[T | None, BaseException | None]] = asyncio.get_running_loop().create_future()
 
         def run(engine: Engine, now: float) -> None:
+            result: T | None = None
+            failure: BaseException | None = None
             try:
                 result = self.stalls.run(function, engine, now)
-            except Exception as error:
-                if not future.done():
-                    future.set_exception(error)
-                return
+            except (Exception, asyncio.CancelledError) as error:
+                failure = error
             if not future.done():
-                future.set_result(result)
+                future.set_result((result, failure))  # as a value: a future takes no StopIteration
 
         self.send(ExternalRequest(run, future))
-        return await future
+        result, failure = await future
+        if failure is not None:
+            raise failure
+        return cast(T, result)
 
     def _tick(self) -> None:
         self.notify(_TICKED)
