@@ -388,6 +388,26 @@ def test_a_purge_below_what_is_purged_writes_nothing() -> None:
     assert engine.take_commands() == []
 
 
+def test_a_build_that_met_a_snapshot_under_installation_purges_nothing_of_this_log() -> None:
+    """What the storage holds then is the leader's; this log has entries of its own there that nobody committed. Found
+    by the simulator: the log was purged up to one of those, and the next append stopped the node."""
+    engine = following(settings={"max_in_snapshot_log_to_keep": 0, "purge_batch_size": 1})
+    engine.handle_trigger_snapshot()
+    assert BuildSnapshot() in engine.take_commands()
+    assert engine.log_id_at(4) == log_id(2, "n2", 4)
+    published = snapshot_meta(log_id(3, "n3", 4), THREE)
+    receive(engine, published)
+    engine.on_snapshot_built(published, 1.0)
+    assert engine.take_commands() == []
+    assert (engine.state.snapshot, engine.state.log.purged) == (None, None)
+    assert installed(engine, published) == [
+        DeleteConflictLog(1, 3),
+        PurgeLog(2, log_id(3, "n3", 4)),
+        Respond(2, 7, DONE, LEADER),
+    ]
+    assert engine.state.snapshot == published
+
+
 def long_log(last: int) -> Engine:
     """n1 follows n3 with ``last`` entries, all committed, and keeps none behind a snapshot."""
     return following(

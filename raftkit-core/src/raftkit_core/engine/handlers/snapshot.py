@@ -115,9 +115,12 @@ class SnapshotHandler:
 
     def on_built(self, meta: SnapshotMeta | None, now: float) -> None:
         """A build ended, with a published snapshot or without (nothing applied yet, or given up)."""
+        state = self._parts.state
         self._parts.building_snapshot = False
-        if meta is None:
-            self._parts.state.snapshot_mark = self._mark_before
+        if meta is None or index_of(meta.last_log_id) > index_of(state.committed):
+            # Beyond what is committed here nothing was built: a snapshot that is being installed was published
+            # meanwhile, and is newer. It counts when it is installed; until then this log may hold other entries there.
+            state.snapshot_mark = self._mark_before
             self.look_again()
             return
         self.adopt(meta)
@@ -133,7 +136,7 @@ class SnapshotHandler:
         covered = -1 if snapshot is None else index_of(snapshot.last_log_id)
         wanted, parts.snapshot_wanted = parts.snapshot_wanted, False
         if wanted and index_of(parts.state.committed) > covered:
-            self.build()
+            self.trigger()
 
     def adopt(self, meta: SnapshotMeta) -> None:
         """``meta`` is published; an older or equal one changes nothing (§6 item 53)."""
