@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,6 +15,7 @@ import pytest
 
 from raftkit_core.errors import RaftError
 from raftkit_core.testing.cluster import outcome
+from raftkit_core.testing.ports import free_urls
 from raftkit_core.types.kv import Put, WriteResult
 from raftkit_http import Client
 
@@ -24,17 +24,6 @@ pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
 WRITES = 1000
 WRITERS = 8
 STOP_SECONDS = 10.0
-
-
-def free_urls(count: int) -> list[str]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [f"http://127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 class Nodes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-import msgspec
 import pytest
 
 from raftkit_core.config import Config, SnapshotPolicy
@@ -27,8 +26,8 @@ from raftkit_core.network.memory import DROP
 from raftkit_core.raft import Raft
 from raftkit_core.runtime import session_service
 from raftkit_core.runtime.session_service import Session
-from raftkit_core.state_machine.simple import SimpleStateMachine
 from raftkit_core.testing.cluster import MemoryCluster, memory_cluster, outcome
+from raftkit_core.testing.counting import Add, Counter
 from raftkit_core.types.entry import NORMAL, decode_envelope
 from raftkit_core.types.kv import CompareAndSet, Get, Put
 from raftkit_core.types.log_id import index_of
@@ -38,34 +37,6 @@ from raftkit_core.types.session import SessionRef, SessionSerial
 pytestmark = pytest.mark.virtual_time
 
 ALL = ("n1", "n2", "n3")
-
-
-class Add(msgspec.Struct, frozen=True, tag="add"):
-    amount: int
-
-
-class Counter(SimpleStateMachine):
-    """Each effect shows in the total."""
-
-    name = "counter/1"
-    command_type = Add
-    result_type = int
-    state_type = int
-
-    def __init__(self) -> None:
-        self.value = 0
-
-    def apply(self, command: Add) -> int:
-        if command.amount < 0:
-            raise CommandRejected("it only grows")
-        self.value += command.amount
-        return self.value
-
-    def get_state(self) -> int:
-        return self.value
-
-    def set_state(self, state: int) -> None:
-        self.value = state
 
 
 def counters(**options: Any) -> Any:

@@ -11,7 +11,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from ..cluster import free_ports
+from raftkit_core.testing.ports import free_ports
+
 from ..drive import closed_loop
 from ..measure import Sample
 

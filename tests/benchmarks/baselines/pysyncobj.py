@@ -9,7 +9,9 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from ..cluster import Worker, free_ports
+from raftkit_core.testing.ports import free_ports
+
+from ..cluster import Worker
 from ..measure import Sample
 
 BATCHED = {"batch": True, "period": 0.005, "tick": 0.001}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ..cluster import free_ports
+from raftkit_core.testing.ports import free_ports
+
 from ..measure import Sample, sample
 
 TUNED = {"batch": True, "period": 0.005, "tick": 0.05}

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from contextlib import AsyncExitStack, aclosing
 
 import pytest
 
 from raftkit_core import Node, open_raft
 from raftkit_core.errors import NotAllowed, PreconditionFailed
+from raftkit_core.testing.ports import free_urls
 from raftkit_core.types.kv import KeyValue
 from raftkit_http.client import HttpClusterClient
-
-
-def free_urls(count: int) -> list[str]:
-    """Addresses nobody listens on; held together so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [f"http://127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 async def test_one_node_is_initialized_written_and_read_by_every_consistency() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,8 +24,9 @@ from raftkit_core.errors import (
     SessionExpired,
     Unreachable,
 )
-from raftkit_core.state_machine.simple import SimpleStateMachine
 from raftkit_core.testing.cluster import outcome
+from raftkit_core.testing.counting import Add, Counter
+from raftkit_core.testing.ports import free_urls
 from raftkit_core.types.kv import CompareAndSet, Put
 from raftkit_http import Client, SyncClient, pipeline
 from raftkit_http.api.schema import SessionAnswer
@@ -35,47 +35,8 @@ from raftkit_http.pipelined import HttpSession
 LOCAL = "127.0.0.1"
 
 
-class Add(msgspec.Struct, frozen=True, tag="add"):
-    amount: int
-
-
-class Counter(SimpleStateMachine):
-    """Each effect shows in the total."""
-
-    name = "counter/1"
-    command_type = Add
-    result_type = int
-    state_type = int
-
-    def __init__(self) -> None:
-        self.value = 0
-
-    def apply(self, command: Add) -> int:
-        if command.amount < 0:
-            raise CommandRejected("it only grows")
-        self.value += command.amount
-        return self.value
-
-    def get_state(self) -> int:
-        return self.value
-
-    def set_state(self, state: int) -> None:
-        self.value = state
-
-
-COUNTER = f"import:{__name__}:Counter"
+COUNTER = f"import:{Counter.__module__}:Counter"
 encode = msgspec.msgpack.encode
-
-
-def free_urls(count: int) -> list[str]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind((LOCAL, 0))
-        return [f"http://{LOCAL}:{each.getsockname()[1]}" for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 class Nodes:

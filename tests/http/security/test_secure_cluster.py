@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,22 +20,12 @@ import pytest
 from raftkit_core import Config, Node, open_raft
 from raftkit_core.errors import AccessDenied, ConfigError
 from raftkit_core.network.tokens import new_token, revoke_token
+from raftkit_core.testing.ports import free_ports
 from raftkit_core.types.kv import Put
 from raftkit_http import Client
 from raftkit_http import network as network_module
 
 NODES = ("n1", "n2", "n3")
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]
-    finally:
-        for sock in sockets:
-            sock.close()
 
 
 async def test_certificates_are_exchanged_under_writes_without_one_that_fails(

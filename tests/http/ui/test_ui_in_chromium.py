@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import socket
 import struct
 import sys
 import zlib
@@ -18,6 +17,7 @@ import pytest
 from raftkit_core import Node, Raft, open_raft
 from raftkit_core.errors import StorageFull
 from raftkit_core.network.tokens import new_token
+from raftkit_core.testing.ports import free_urls
 from raftkit_core.types.kv import Put
 from raftkit_core.types.security import Security
 
@@ -37,17 +37,6 @@ pytestmark = pytest.mark.skipif(ui.missing() is not None, reason=str(ui.missing(
 SHOTS = os.environ.get("RAFTKIT_UI_SHOTS")
 """A folder for whole screenshots: to look at."""
 SCALE = 0.25
-
-
-def free_urls(count: int) -> list[str]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [f"http://127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 def pixels(png: bytes) -> tuple[int, int, Counter[bytes]]:
