@@ -25,6 +25,7 @@ from raftkit_core.errors import ConfigError
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
+    """Stands for uvloop's in tests that choose a loop and start none: to call it is a mistake of the test."""
     raise NotImplementedError("only its name matters here")
 
 

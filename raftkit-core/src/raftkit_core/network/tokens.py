@@ -40,6 +40,7 @@ SECRET_CHARS_MAX = 512
 LOCK_SECONDS = 10.0
 """How long one who changes the file waits for others who do."""
 LOCK_POLL_SECONDS = 0.02
+"""Between looks at the lock: flock has no timeout of its own. Only commands wait here, never a node's event loop."""
 
 _LINE = re.compile(
     r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,62})\s+(?P<role>read|write|admin)\s+sha256:(?P<hash>[0-9a-f]{64})"
