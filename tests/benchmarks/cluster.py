@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from raftkit_core.testing.ports import free_ports
+from raftkit_cli.cluster.layout import free_ports
 
 TESTS = Path(__file__).resolve().parent.parent
 

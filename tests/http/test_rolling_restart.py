@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from raftkit_cli.cluster.layout import free_ports
 from raftkit_core.errors import RaftError
 from raftkit_core.testing.cluster import outcome
-from raftkit_core.testing.ports import free_urls
 from raftkit_core.types.kv import Put, WriteResult
 from raftkit_http import Client
 
@@ -31,7 +31,9 @@ class Nodes:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.urls = dict(zip(("n1", "n2", "n3"), free_urls(3), strict=True))
+        self.urls = {
+            name: f"http://127.0.0.1:{port}" for name, port in zip(("n1", "n2", "n3"), free_ports(3), strict=True)
+        }
         self.processes: dict[str, asyncio.subprocess.Process] = {}
 
     async def start(self, name: str) -> None:

@@ -1,4 +1,8 @@
-"""Ports for nodes of a test, on the loopback address."""
+"""Ports for nodes of a test, on the loopback address.
+
+They are of the range that systems give to outgoing connections: while a node is down its port may be taken. Tests that
+start a node again take ports of ``raftkit_cli.cluster.layout.free_ports``.
+"""
 
 from __future__ import annotations
 
