@@ -56,12 +56,12 @@ BLANK = log_id(1, "n1", 1)
 LEADING = vote(1, "n1", committed=True)
 
 
-def leading(**settings: object) -> Engine:
-    """n1 leads n2 and n3 in term 1 since 0.0; its blank entry 1 is durable and committed."""
+def leading(*answering: str, **settings: object) -> Engine:
+    """n1 leads n2 and n3 in term 1 since 0.0; its blank entry 1 is durable and committed, ``answering`` have it."""
     engine = engine_with("n1", THREE, log=[ZERO], committed=ZERO, settings=settings)
     elect(engine)
     flush(engine)
-    for peer in ("n2", "n3"):
+    for peer in answering or ("n2", "n3"):
         answer(engine, peer, Success(store_of(peer), BLANK))
     assert engine.state.committed == BLANK
     engine.on_applied(BLANK, 1.0)
@@ -700,6 +700,37 @@ def test_entries_a_request_in_flight_was_built_on_are_not_purged() -> None:
     commands = ack(engine, "n3", 4)
     assert PurgeLog(engine.state.io.last_io, log_id(1, "n1", 4)) in commands
     assert engine.state.log.purged == log_id(1, "n1", 4)
+
+
+def test_a_peer_whose_first_probe_is_answered_late_gets_the_entries_and_no_snapshot() -> None:
+    """A slow voter of a new cluster: the others had committed, and the purge waited for its probe alone."""
+    engine = leading("n2", max_in_snapshot_log_to_keep=0, purge_batch_size=1)
+    write(engine, 3)
+    flush(engine)
+    ack(engine, "n2", 4)
+    engine.on_applied(log_id(1, "n1", 4), 1.0)
+    engine.on_snapshot_built(snapshot_meta(log_id(1, "n1", 4), THREE), 0.0)
+    assert engine.take_commands() == []  # n3 has (-1, 1] in flight
+    commands = ack(engine, "n3", 1)
+    assert targets(commands) == {"n3": (BLANK, 4)}
+    assert not any(isinstance(command, PurgeLog | ReplicateSnapshot) for command in commands)
+    assert ack(engine, "n3", 4)[0] == PurgeLog(engine.state.io.last_io, log_id(1, "n1", 4))
+
+
+def test_a_peer_that_fails_does_not_hold_up_what_is_about_to_be_purged() -> None:
+    engine = leading("n2", max_in_snapshot_log_to_keep=0, purge_batch_size=1)
+    write(engine, 3)
+    flush(engine)
+    ack(engine, "n2", 4)
+    engine.on_applied(log_id(1, "n1", 4), 1.0)
+    engine.on_snapshot_built(snapshot_meta(log_id(1, "n1", 4), THREE), 0.0)
+    assert engine.take_commands() == []
+    progress = engine.progress
+    assert progress is not None
+    engine.on_replication_failed(engine.session, "n3", progress["n3"].epoch, 1.0)
+    sent, purge = engine.take_commands()
+    assert isinstance(sent, ReplicateSnapshot)
+    assert purge == PurgeLog(engine.state.io.last_io, log_id(1, "n1", 4))
 
 
 def test_an_answer_to_a_caller_that_waits_is_never_part_of_a_truncation() -> None:

@@ -379,9 +379,11 @@ class ReplicationHandler:
     def _after_answer(self, leader: Leader, target: NodeId, entry: ProgressEntry, now: float) -> None:
         if leader.reads:
             self.confirm_reads(now)
+        # Sent before anything is purged: a peer whose probe was just answered has nothing in flight that protects what
+        # it lacks, and would get a snapshot in its place.
+        self._send_next(leader, target, entry, now)
         if self._snapshot.purge_upto is not None:
             self._snapshot.try_purge(now)
-        self._send_next(leader, target, entry, now)
         if not leader.owes_notice and not entry.inflight and entry.state is PIPELINE:
             # A peer whose answer came after the commit may be idle now: it must not wait for a heartbeat to hear of it.
             committed = self._parts.state.committed
