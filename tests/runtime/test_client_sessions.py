@@ -25,7 +25,7 @@ from raftkit_core.network.client_session import Serials
 from raftkit_core.network.memory import DROP
 from raftkit_core.raft import Raft
 from raftkit_core.runtime import session_service
-from raftkit_core.runtime.session_service import Session
+from raftkit_core.runtime.held_sessions import Session
 from raftkit_core.testing.cluster import MemoryCluster, memory_cluster, outcome
 from raftkit_core.testing.counting import Add, Counter
 from raftkit_core.types.entry import NORMAL, decode_envelope
@@ -377,10 +377,10 @@ async def test_a_leader_that_is_cut_off_answers_no_keep_alive_and_expires_nothin
         ref = await opened(leader, ttl_ms=3000)
         cluster.hub.isolate(leader.id)
         await asyncio.sleep(0.3)
-        kept = await outcome(leader._run_operation(KeepSession(ref), 0.2))
+        kept = await outcome(leader._operations.run(KeepSession(ref), 0.2))
         assert not isinstance(kept, RaftError), "inside its read lease nobody else can lead"
         await asyncio.sleep(0.2)
-        told = await outcome(leader._run_operation(KeepSession(ref), 1.0))
+        told = await outcome(leader._operations.run(KeepSession(ref), 1.0))
         assert isinstance(told, QuorumNotEnough | ForwardToLeader), told
         new_leader = await cluster.leader(*others(leader))
         await asyncio.sleep(2.5)
@@ -413,7 +413,7 @@ async def test_an_expiry_that_never_commits_ends_with_its_leader() -> None:
         ref = await opened(leader, ttl_ms=2000)
         lose_requests(cluster, "append_entries", leader.id)
         await cluster.eventually(lambda: leader._core.sessions.expiry_of(ref.id), "the expiry is proposed")
-        pending = asyncio.ensure_future(outcome(leader._run_operation(KeepSession(ref), 20)))
+        pending = asyncio.ensure_future(outcome(leader._operations.run(KeepSession(ref), 20)))
         await asyncio.sleep(0.1)
         cluster.hub.isolate(leader.id)
         new_leader = await cluster.leader(*others(leader))
@@ -609,7 +609,7 @@ async def test_not_applied_is_no_answer_for_a_session() -> None:
         leader = await cluster.leader()
         ref = await opened(leader, ttl_ms=60_000)
         cluster.hub.isolate(leader.id)
-        pending = asyncio.ensure_future(leader._write_once(Add(3), lambda: SessionSerial(ref, 1), 60))
+        pending = asyncio.ensure_future(leader._writes.write_once(Add(3), lambda: SessionSerial(ref, 1), 60))
         plain = leader.client_write_ff(Add(1000), timeout=60)
         new_leader = await cluster.leader(*others(leader))
         await new_leader.write(Add(1))

@@ -13,7 +13,7 @@ from raftkit_core.config import Config, SnapshotPolicy
 from raftkit_core.errors import RaftError
 from raftkit_core.network.memory import DROP
 from raftkit_core.raft import Raft
-from raftkit_core.runtime.session_service import Session
+from raftkit_core.runtime.held_sessions import Session
 from raftkit_core.state_machine.simple import SimpleStateMachine
 from raftkit_core.testing.cluster import MemoryCluster, memory_cluster, outcome
 

@@ -26,7 +26,7 @@ ROOT = Path(raftkit_core.__file__).parent
 
 WRITE_PATH = [
     ("raft.py", "Raft.client_write"),
-    ("raft.py", "Raft._envelope"),
+    ("runtime/envelopes.py", "Envelopes.around"),
     ("runtime/raft_core.py", "RaftCore.propose"),
     ("runtime/raft_core.py", "RaftCore._drain_inbox"),
     ("runtime/raft_core.py", "RaftCore._write"),

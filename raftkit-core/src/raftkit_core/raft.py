@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -15,13 +15,8 @@ from raftkit_core.config import Config, ReadPolicy
 from raftkit_core.engine.engine import Engine
 from raftkit_core.engine.raft_state import RaftState
 from raftkit_core.errors import (
-    BadCommand,
     CommandRejected,
     ConfigError,
-    ForwardToLeader,
-    OutcomeUnknown,
-    Overloaded,
-    QuorumNotEnough,
     RaftError,
     WaitTimeout,
 )
@@ -29,34 +24,36 @@ from raftkit_core.instrument import Instruments
 from raftkit_core.network.client import NodeReport, NodeStatus
 from raftkit_core.network.client_session import ClientSession
 from raftkit_core.network.interface import RaftNetworkFactory
-from raftkit_core.network.repeating import Attempts
+from raftkit_core.runtime.closing import close_node
 from raftkit_core.runtime.controls import RuntimeConfig, Trigger
+from raftkit_core.runtime.envelopes import Envelopes
 from raftkit_core.runtime.events import EVENTS_KEPT
 from raftkit_core.runtime.figures import NodeFigures
+from raftkit_core.runtime.full_snapshots import FullSnapshots
+from raftkit_core.runtime.held_sessions import HeldSessions, OpeningSession
 from raftkit_core.runtime.leadership import LeadershipTerm, hold_leadership
-from raftkit_core.runtime.limits import seconds_for_bytes, within
-from raftkit_core.runtime.membership_changes import CLOSE_SECONDS, MEMBERSHIP_TIMEOUT, MembershipChanges, new_cluster_id
+from raftkit_core.runtime.limits import within
+from raftkit_core.runtime.membership_changes import MEMBERSHIP_TIMEOUT, MembershipChanges
 from raftkit_core.runtime.messages import (
-    ClientWrite,
     ClientWriteResponse,
 )
 from raftkit_core.runtime.metrics import Watch
 from raftkit_core.runtime.node_parts import NodeParts, assemble
-from raftkit_core.runtime.opening import open_identity, opened
+from raftkit_core.runtime.opening import Adapters, opened
+from raftkit_core.runtime.operation_runner import OperationRunner
 from raftkit_core.runtime.operations import Forwarder
-from raftkit_core.runtime.raft_core import bounded
 from raftkit_core.runtime.reads import LinearizableReads
-from raftkit_core.runtime.session_service import OpeningSession, Session, SessionService
+from raftkit_core.runtime.session_service import SessionService
 from raftkit_core.runtime.status import node_status
 from raftkit_core.runtime.survey import SURVEY_SECONDS, Surveyor
 from raftkit_core.runtime.view import NodeView
 from raftkit_core.runtime.wait import Wait
+from raftkit_core.runtime.writes import Writes
 from raftkit_core.state_machine.interface import RaftStateMachine
 from raftkit_core.state_machine.kv_watch import KvWatch
 from raftkit_core.storage.interface import RaftLogStorage, RaftSnapshotStorage
 from raftkit_core.types.adapter import AdapterContext
 from raftkit_core.types.condition import WriteCondition
-from raftkit_core.types.entry import ENVELOPE_VERSION, Envelope, encode_body, encode_envelope, envelope_head
 from raftkit_core.types.identity import PeerIdentity
 from raftkit_core.types.ids import DEFAULT_GROUP, NodeId, is_node_id
 from raftkit_core.types.log_id import LogId, index_of
@@ -67,26 +64,13 @@ from raftkit_core.types.membership import (
 from raftkit_core.types.messages import (
     AppendEntriesRequest,
     AppendEntriesResponse,
-    InstallSnapshotRequest,
     InstallSnapshotResponse,
     VoteRequest,
     VoteResponse,
 )
 from raftkit_core.types.metrics import NodeCounters, NodeEvent, RaftDataMetrics, RaftMetrics, RaftServerMetrics
 from raftkit_core.types.operations import (
-    AddLearner,
-    ChangeMembership,
-    CloseSession,
-    KeepSession,
-    LookAt,
-    MembershipDone,
-    OpenSession,
     Operation,
-    SessionOpened,
-    TransferDone,
-    TransferLeader,
-    Write,
-    WriteDone,
 )
 from raftkit_core.types.session import DEFAULT_TTL_MS, SessionSerial
 from raftkit_core.types.snapshot import SnapshotSource
@@ -97,8 +81,6 @@ log = logging.getLogger("raftkit")
 T = TypeVar("T")
 
 WRITE_TIMEOUT = 5.0
-ANSWER_SECONDS = 0.01
-"""How often a node that stops looks whether everybody was answered."""
 
 
 class Raft:
@@ -107,44 +89,33 @@ class Raft:
     Timeouts are in seconds. Every method may raise ``Fatal`` (``Stopped`` after a shutdown).
     """
 
-    def __init__(
-        self,
-        parts: NodeParts,
-        *,
-        storage: RaftLogStorage,
-        snapshots: RaftSnapshotStorage,
-        machine: RaftStateMachine,
-        network: RaftNetworkFactory,
-        owns_network: bool,
-        data_dir: Path | None,
-    ) -> None:
+    def __init__(self, parts: NodeParts, adapters: Adapters, data_dir: Path | None) -> None:
         core, identity, service, self._events = parts
         self._core = core
         self._identity = identity
         self._service = service
-        self._storage = storage
-        self._snapshots = snapshots
-        self._network = network
-        self._owns_network = owns_network
+        self._adapters = adapters
+        self.machine = adapters.machine
+        """The state machine; look at it through :meth:`read`."""
+        self.data_dir = data_dir
         self._started_at = core.clock.monotonic()
-        self._forwarder = Forwarder(core, self._run_operation)
-        self._reads = LinearizableReads(core)
-        self._surveyor = Surveyor(core, self._forwarder, self.report)
-        self._members = MembershipChanges(core, identity, service, network, self.wait)
-        self._sessions = SessionService(core, self._reads, lambda: identity.current.cluster_id)
-        self._held: list[Session] = []
-        """Sessions of this application."""
+        self._recovered_tail = core.engine.state.log.last_index
         self._view = NodeView(core, identity)
         self._metrics: Watch[RaftMetrics] = Watch(self._view.metrics, core.watchers)
         self._data_metrics: Watch[RaftDataMetrics] = Watch(self._view.data_metrics, core.watchers)
         self._server_metrics: Watch[RaftServerMetrics] = Watch(self._view.server_metrics, core.watchers)
+        self._reads = LinearizableReads(core)
+        self._members = MembershipChanges(core, identity, service, adapters.network, self.wait)
+        self._sessions = SessionService(core, self._reads, lambda: identity.current.cluster_id)
+        envelopes = Envelopes(self.machine, self._sessions, max_entry_bytes=core.config.max_entry_bytes)
+        self._envelope = envelopes.around
+        self._operations = OperationRunner(core, self.machine, envelopes, self._members, self._sessions, self.report)
+        self._forwarder = Forwarder(core, self._operations.run)
+        self._surveyor = Surveyor(core, self._forwarder, self.report)
+        self._writes = Writes(core, self.machine, envelopes, self._forwarder)
+        self._held_sessions = HeldSessions(core, self._forwarder, self._writes)
+        self._full_snapshots = FullSnapshots(core, adapters.snapshots, service)
         self._closing: asyncio.Task[None] | None = None
-        self._recovered_tail = core.engine.state.log.last_index
-        self.machine = machine
-        """The state machine; look at it through :meth:`read`."""
-        self._envelope_head = envelope_head(machine.name)
-        self._max_entry_bytes = core.config.max_entry_bytes
-        self.data_dir = data_dir
 
     # --- making one -------------------------------------------------------------------------------------------------
 
@@ -179,18 +150,10 @@ class Raft:
         clock = SystemClock() if clock is None else clock
         entropy = Random() if entropy is None else entropy
         context = AdapterContext(node_id, clock=clock, cluster=config.cluster, group=group, data_dir=data_dir)
-        closers: list[Callable[[], Any]] = []
-        if owns_network:
-            closers.append(network.close)
-        try:
-            closers.append(storage.close)
-            opening = open_identity(storage, context, config, state_machine, entropy)
-            identity = await opened(storage, opening)
-            closers.append(snapshots.close)
-            await opened(snapshots, snapshots.open(context))
-            closers.append(state_machine.close)
-            await opened(state_machine, state_machine.open(context))
-            handle: list[Raft] = []
+        adapters = Adapters(storage, snapshots, state_machine, network, owns_network)
+        handle: list[Raft] = []
+        async with AsyncExitStack() as closers:
+            identity = await adapters.open(context, config, entropy, closers)
             parts = await assemble(
                 identity=identity,
                 storage=storage,
@@ -205,24 +168,12 @@ class Raft:
                 forward=lambda request: handle[0]._forwarder.serve(request),
                 ended=lambda: handle[0]._ended(),
             )
-            raft = cls(
-                parts,
-                storage=storage,
-                snapshots=snapshots,
-                machine=state_machine,
-                network=network,
-                owns_network=owns_network,
-                data_dir=data_dir,
-            )
+            raft = cls(parts, adapters, data_dir)
             handle.append(raft)
             raft._core.prepare()
             network.attach(raft)
             await opened(network, network.serve(group, raft._service))
-        except BaseException:
-            for close in reversed(closers):
-                with suppress(Exception):
-                    await bounded(close(), CLOSE_SECONDS, f"node {node_id}: what it had opened")
-            raise
+            closers.pop_all()  # open, for as long as the node runs
         raft._core.start()
         return raft
 
@@ -325,8 +276,8 @@ class Raft:
             view=self._view,
             core=self._core,
             identity=self._identity.current,
-            storage=self._storage,
-            snapshots=self._snapshots,
+            storage=self._adapters.storage,
+            snapshots=self._adapters.snapshots,
             machine=self.machine,
             started_at=self._started_at,
             digest=digest,
@@ -396,26 +347,7 @@ class Raft:
         self, commands: Iterable[Any], *, timeout: float = WRITE_TIMEOUT
     ) -> list[ClientWriteResponse | RaftError]:
         """Propose ``commands`` in one append, in order; gives each one's result or error."""
-        payloads = [self._envelope(self.machine.codec.encode_command(command)) for command in commands]
-        return await self._append_many(payloads, timeout)
-
-    async def _append_many(self, payloads: Sequence[bytes], timeout: float) -> list[ClientWriteResponse | RaftError]:
-        if not payloads:
-            return []
-        loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[Any]] = [loop.create_future() for _ in payloads]
-        size_bytes = sum(len(payload) for payload in payloads)
-        if size_bytes > self.config.max_uncommitted_bytes and len(payloads) > 1:
-            raise Overloaded(
-                f"{len(payloads)} commands take {size_bytes} bytes, max_uncommitted_bytes is"
-                f" {self.config.max_uncommitted_bytes}",
-                hint="write them in several calls",
-            )
-        deadline = self._core.clock.monotonic() + timeout
-        writes = [(payload, future, deadline) for payload, future in zip(payloads, futures, strict=True)]
-        self._core.send(ClientWrite(writes))
-        await asyncio.gather(*futures, return_exceptions=True)
-        return [_result_of(future) for future in futures]
+        return await self._writes.append_commands(commands, timeout)
 
     async def write_many(
         self, commands: Sequence[Any], serials: Sequence[SessionSerial] | None = None, *, timeout: float = WRITE_TIMEOUT
@@ -423,57 +355,7 @@ class Raft:
         """Like :meth:`write` for several commands at once: one append where this node leads. Gives each one's result or
         error, in order. ``serials`` are those of the commands, under sessions of whoever calls; one whose outcome is
         unknown is not sent again here."""
-        self._core.check_running()
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
-        once: Sequence[SessionSerial | None] = [None] * len(commands) if serials is None else serials
-        results: list[ClientWriteResponse | RaftError | None] = [None] * len(commands)
-        payloads: dict[int, bytes] = {}
-        if self._core.engine.is_leader:
-            for number, (command, serial) in enumerate(zip(commands, once, strict=True)):
-                try:
-                    payloads[number] = self._envelope(self.machine.codec.encode_command(command), serial)
-                except RaftError as error:
-                    results[number] = error
-            try:
-                appended = await self._append_many(list(payloads.values()), timeout)
-            except RaftError as error:
-                appended = [error] * len(payloads)
-            for number, result in zip(payloads, appended, strict=True):
-                # Definite: no log has it, and another node may lead.
-                results[number] = None if isinstance(result, ForwardToLeader | QuorumNotEnough) else result
-        rest = [number for number, result in enumerate(results) if result is None]
-        left = max(deadline - loop.time(), 0.001)
-        done = await asyncio.gather(*(self._outcome(commands[number], once[number], left) for number in rest))
-        for number, result in zip(rest, done, strict=True):
-            results[number] = result
-        return [result for result in results if result is not None]
-
-    async def _outcome(
-        self, command: Any, once: SessionSerial | None, timeout: float
-    ) -> ClientWriteResponse | RaftError:
-        try:
-            return await self.write(command, session=once, timeout=timeout)
-        except RaftError as error:
-            return error
-
-    def _envelope(self, body: bytes, once: SessionSerial | None = None) -> bytes:
-        """The payload of an entry. Raises: BadCommand if that is more than one may be."""
-        if once is None:
-            payload = self._envelope_head + encode_body(body)
-        else:
-            self._sessions.heard(once)
-            session, floor = once.session.id, once.acknowledged_floor
-            payload = encode_envelope(Envelope(ENVELOPE_VERSION, self.machine.name, session, once.serial, floor, body))
-        if len(payload) > self._max_entry_bytes:
-            raise BadCommand(
-                f"the command takes {len(payload)} bytes, max_entry_bytes is {self._max_entry_bytes}",
-                hint="split it, or raise max_entry_bytes on every node",
-            )
-        return payload
-
-    def _propose(self, body: bytes, timeout: float, once: SessionSerial | None) -> asyncio.Future[ClientWriteResponse]:
-        return self._core.propose(self._envelope(body, once), timeout)
+        return await self._writes.write_many(commands, serials, timeout)
 
     async def write(
         self, command: Any, *, session: ClientSession | SessionSerial | None = None, timeout: float = WRITE_TIMEOUT
@@ -486,34 +368,7 @@ class Raft:
         Raises: as client_write; QuorumNotEnough if no leader was found in time; OutcomeUnknown if an answer was lost;
         SessionExpired, SerialReused, SessionFull, ResultForgotten under a session.
         """
-        self._core.check_running()
-        if isinstance(session, SessionSerial):
-            return await self._write_once(command, lambda: session, timeout)
-        if session is not None:
-            done: ClientWriteResponse = await session.write(command, timeout=timeout)
-            return done
-        if self._core.engine.is_leader:
-            with suppress(ForwardToLeader, QuorumNotEnough):
-                return await self.client_write(command, timeout=timeout)
-        body = self.machine.codec.encode_command(command)
-        return self._response(await self._forwarder.call(Write(body), timeout))
-
-    async def _write_once(self, command: Any, once: Callable[[], SessionSerial], timeout: float) -> ClientWriteResponse:
-        """Send until it is settled; each attempt carries what ``once`` gives."""
-        body = self.machine.codec.encode_command(command)
-
-        async def here(operation: Write, timeout: float) -> ClientWriteResponse:
-            return await self._propose(operation.body, timeout, operation.once)
-
-        serial = once()
-        attempts = Attempts(f"write {serial.serial} of the session {serial.session.id}")
-        done = await self._forwarder.call_again(lambda: Write(body, once()), timeout, here, attempts)
-        return self._response(done)
-
-    def _response(self, done: ClientWriteResponse | WriteDone) -> ClientWriteResponse:
-        if isinstance(done, WriteDone):
-            return ClientWriteResponse(done.log_id, self.machine.codec.decode_result(done.body))
-        return done
+        return await self._writes.write(command, session, timeout)
 
     def open_session(self, ttl: float = DEFAULT_TTL_MS / 1000, *, timeout: float = WRITE_TIMEOUT) -> OpeningSession:
         """A client session that lasts until it is closed, or ``ttl`` seconds after its last keep-alive.
@@ -522,14 +377,7 @@ class Raft:
 
         Raises: TooManySessions, BadRequest, and what a write raises.
         """
-        return OpeningSession(lambda: self._open_session(ttl, timeout))
-
-    async def _open_session(self, ttl: float, timeout: float) -> Session:
-        sent_at = self._core.clock.monotonic()
-        opened: SessionOpened = await self.call(OpenSession(round(ttl * 1000)), timeout=timeout)
-        session = Session(self.call, self._write_once, opened, self.config, self._core.clock, sent_at=sent_at)
-        self._held = [held for held in self._held if not held.is_closed] + [session]
-        return session
+        return self._held_sessions.open(ttl, timeout)
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
@@ -613,37 +461,6 @@ class Raft:
         """
         return await self._forwarder.call(operation, timeout)
 
-    async def _run_operation(self, operation: Operation, timeout: float) -> Any:
-        match operation:
-            case Write():
-                self.machine.codec.decode_command(operation.body)
-                done = await self._propose(operation.body, timeout, operation.once)
-                return WriteDone(done.log_id, self.machine.codec.encode_result(done.data))
-            case AddLearner():
-                added = await self.add_learner(
-                    operation.node_id,
-                    operation.node,
-                    blocking=operation.blocking,
-                    bind=operation.bind,
-                    timeout=timeout,
-                )
-                return _membership_done(added)
-            case ChangeMembership():
-                changed = await self.change_membership(
-                    operation.change, retain=operation.retain, force=operation.force, timeout=timeout
-                )
-                return _membership_done(changed)
-            case LookAt():
-                return await self.report(operation.events_after)
-            case TransferLeader():
-                return TransferDone(await self.transfer_leader(operation.to, timeout=timeout))
-            case OpenSession():
-                return await self._sessions.open(operation, timeout)
-            case KeepSession():
-                return await self._sessions.keep(operation, timeout)
-            case CloseSession():
-                return await self._sessions.close(operation, timeout)
-
     async def add_learner(
         self,
         node_id: NodeId,
@@ -718,13 +535,7 @@ class Raft:
 
     async def get_snapshot(self) -> SnapshotSource | None:
         """The published snapshot, readable until it is closed; None before there is one."""
-        self._core.check_running()
-        held = self._core.engine.state.snapshot
-        seconds = seconds_for_bytes(WRITE_TIMEOUT, 0 if held is None else held.size_bytes)  # it is read whole first
-        try:
-            return await within(self._snapshots.source(), seconds, "opening the snapshot")
-        except TimeoutError as error:
-            raise WaitTimeout(str(error), hint="look at the disk of the snapshots") from None
+        return await self._full_snapshots.published()
 
     async def install_full_snapshot(
         self, vote: Vote, snapshot: SnapshotSource, *, timeout: float = MEMBERSHIP_TIMEOUT
@@ -735,15 +546,7 @@ class Raft:
         Raises: StorageCorrupt if the bytes are not what they should be; PeerBusy while another one is installed;
         OutcomeUnknown after ``timeout`` seconds.
         """
-        self._core.check_running()
-        request = InstallSnapshotRequest(vote, snapshot.meta)
-        node = self._core.engine.effective.nodes.get(vote.node_id)
-        peer = PeerIdentity(vote.node_id, "" if node is None or node.store_id is None else node.store_id)
-        installing = self._service.install_snapshot(request, 0, snapshot.open(0), peer)
-        try:
-            return await within(installing, timeout, "installing the snapshot")
-        except TimeoutError as error:
-            raise OutcomeUnknown(str(error), hint="look at: raftkit status") from None
+        return await self._full_snapshots.install(vote, snapshot, timeout)
 
     # --- server side of the RPCs, for transports --------------------------------------------------------------------
 
@@ -760,7 +563,7 @@ class Raft:
 
     def reload(self) -> None:
         """Have the transport read its certificates and tokens again, as after SIGHUP. Connections stay open."""
-        self._network.reload()
+        self._adapters.network.reload()
 
     @property
     def is_stopping(self) -> bool:
@@ -771,61 +574,20 @@ class Raft:
         """Hand leadership over if there is somebody to take it, stop, close everything. Idempotent, bounded in time."""
         self._core.check_loop()
         if self._closing is None:
-            self._closing = asyncio.ensure_future(self._shutdown())
+            self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)
 
-    async def _shutdown(self) -> None:
-        for session in self._held:
-            await session.abandon()
-        with suppress(RaftError):
-            if self._core.fatal is None and self._core.engine.is_leader:
-                others = [voter for voter in self._core.engine.effective.voter_ids if voter != self.id]
-                if others:
-                    await self.transfer_leader(timeout=self.config.election_timeout_max_ms / 1000)
-        self._forwarder.stop()
-        await self._answer_writers()
-        seconds = CLOSE_SECONDS
-        await bounded(self._network.stop_serving(self.group), seconds, f"node {self.id}: its listener")
-        await self._core.shutdown()
-        await self._reads.close()
-        if self._owns_network:
-            await bounded(self._network.close(), seconds, f"node {self.id}: its network")
-        await bounded(self.machine.close(), seconds, f"node {self.id}: its state machine")
-        await bounded(self._snapshots.close(), seconds, f"node {self.id}: its snapshots")
-        await bounded(self._identity.close(), seconds, f"node {self.id}: its identity")
-        await bounded(self._storage.close(), seconds, f"node {self.id}: its log")
-
-    async def _answer_writers(self) -> None:
-        """Before the connections close: what this node took as a leader is committed by the next one within moments,
-        what it forwarded is answered as soon, and whoever waits for it, here or through another node, need not be left
-        with an unknown outcome."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.config.election_timeout_max_ms / 1000
-        waited = False
-        while self._owes_answers and self._core.fatal is None and loop.time() < deadline:
-            waited = True
-            await asyncio.sleep(ANSWER_SECONDS)
-        if waited and self._core.fatal is None:
-            await asyncio.sleep(ANSWER_SECONDS)  # the answers leave
-
-    @property
-    def _owes_answers(self) -> bool:
-        return len(self._core.waiting) > 0 or self._forwarder.under_way > 0
+    async def _close(self) -> None:
+        await self._held_sessions.abandon()
+        await close_node(
+            self._core,
+            group=self.group,
+            adapters=self._adapters,
+            identity=self._identity,
+            members=self._members,
+            forwarder=self._forwarder,
+            reads=self._reads,
+        )
 
 
-def _result_of(future: asyncio.Future[Any]) -> ClientWriteResponse | RaftError:
-    error = future.exception()
-    if error is None:
-        response: ClientWriteResponse = future.result()
-        return response
-    if isinstance(error, RaftError):
-        return error
-    raise error
-
-
-def _membership_done(response: ClientWriteResponse) -> MembershipDone:
-    assert response.membership is not None, "a membership entry answers with its membership"
-    return MembershipDone(response.log_id, response.membership)
-
-
-__all__ = ["Raft", "RuntimeConfig", "Trigger", "new_cluster_id", "open_identity"]
+__all__ = ["Raft", "RuntimeConfig", "Trigger"]

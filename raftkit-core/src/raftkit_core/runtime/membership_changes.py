@@ -26,6 +26,7 @@ from raftkit_core.errors import (
 from raftkit_core.network.interface import RaftNetworkFactory
 from raftkit_core.runtime.limits import within
 from raftkit_core.runtime.messages import ChangeMembershipRequest, ClientWriteResponse, Initialize, TransferLeaderTo
+from raftkit_core.runtime.opening import CLOSE_SECONDS
 from raftkit_core.runtime.operations import OVERDUE_SECONDS
 from raftkit_core.runtime.raft_core import RaftCore, bounded
 from raftkit_core.runtime.service import Identity, PeerService
@@ -47,8 +48,6 @@ from raftkit_core.types.metrics import RaftMetrics, ServerState
 
 MEMBERSHIP_TIMEOUT = 60.0
 HELLO_TIMEOUT = 2.0
-CLOSE_SECONDS = 5.0
-"""A plugin that does not close within this is left behind."""
 
 
 class MembershipChanges:

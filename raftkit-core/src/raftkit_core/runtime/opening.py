@@ -1,22 +1,66 @@
-"""Opening what a node is made of: each within a bound, and whose store it is."""
+"""What a node stands on: opening it, each part within a bound, and whose store it is. ``closing`` is the other end."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from raftkit_core.config import Config
 from raftkit_core.errors import IdentityError, NeedsRejoin, PluginError
+from raftkit_core.network.interface import RaftNetworkFactory
 from raftkit_core.runtime.limits import within
+from raftkit_core.runtime.raft_core import bounded
 from raftkit_core.state_machine.interface import RaftStateMachine
-from raftkit_core.storage.interface import RaftLogStorage
+from raftkit_core.storage.interface import RaftLogStorage, RaftSnapshotStorage
 from raftkit_core.types.adapter import AdapterContext
 from raftkit_core.types.identity import StoreIdentity
+from raftkit_core.types.ids import NodeId
 
 T = TypeVar("T")
 
 OPEN_SECONDS = 60.0
+CLOSE_SECONDS = 5.0
+"""A plugin that does not close within this is left behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapters:
+    """What a node is given to stand on."""
+
+    storage: RaftLogStorage
+    snapshots: RaftSnapshotStorage
+    machine: RaftStateMachine
+    network: RaftNetworkFactory
+    owns_network: bool
+
+    async def open(
+        self, context: AdapterContext, config: Config, entropy: Random, closers: AsyncExitStack
+    ) -> StoreIdentity:
+        """``closers`` gets what closes again whatever has begun to open: the network too, which opens when it serves.
+
+        Raises: as open_identity; PluginError.
+        """
+
+        def closing(close: Callable[[], Awaitable[Any]]) -> None:
+            closers.push_async_callback(_close, close, context.node_id)
+
+        if self.owns_network:
+            closing(self.network.close)
+        closing(self.storage.close)
+        identity = await opened(self.storage, open_identity(self.storage, context, config, self.machine, entropy))
+        closing(self.snapshots.close)
+        await opened(self.snapshots, self.snapshots.open(context))
+        closing(self.machine.close)
+        await opened(self.machine, self.machine.open(context))
+        return identity
+
+
+async def _close(close: Callable[[], Awaitable[Any]], node_id: NodeId) -> None:
+    with suppress(Exception):
+        await bounded(close(), CLOSE_SECONDS, f"node {node_id}: what it had opened")
 
 
 async def opened(plugin: object, opening: Awaitable[T]) -> T:

@@ -1,15 +1,12 @@
-"""Sessions on one node: what a leader does for a client's, and sessions an application holds through its node."""
+"""Client sessions on the leader: opened, kept alive, closed. ``held_sessions`` has those an application holds."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Generator
-from typing import Any
+from collections.abc import Callable
 
-from raftkit_core.clock import Clock
-from raftkit_core.config import Config, ReadPolicy
+from raftkit_core.config import ReadPolicy
 from raftkit_core.errors import BadRequest, ForwardToLeader, OutcomeUnknown, SessionExpired
-from raftkit_core.network.client_session import ClientSession
 from raftkit_core.runtime.messages import ClientWriteResponse
 from raftkit_core.runtime.raft_core import RaftCore
 from raftkit_core.runtime.reads import LinearizableReads
@@ -27,7 +24,6 @@ from raftkit_core.types.operations import (
 )
 from raftkit_core.types.session import MAX_SERIAL, MAX_TTL_MS, MIN_TTL_MS, SessionRef, SessionSerial
 
-CLOSE_TIMEOUT = 2.0
 OPENINGS_KEPT = 1024
 """Nonces of sessions opened lately: a repetition comes within moments."""
 NONCE_CHARS_MAX = 64
@@ -137,51 +133,3 @@ class SessionService:
 
     async def _write(self, command: SystemCommand, timeout: float) -> ClientWriteResponse:
         return await self._core.propose(system_payload(command), timeout)
-
-
-class Session(ClientSession):
-    """A session of an application that holds a node. Made by ``Raft.open_session``."""
-
-    def __init__(
-        self,
-        call: Callable[..., Awaitable[Any]],
-        write_once: Callable[[Any, Callable[[], SessionSerial], float], Awaitable[ClientWriteResponse]],
-        opened: SessionOpened,
-        config: Config,
-        clock: Clock,
-        *,
-        sent_at: float,
-    ) -> None:
-        self._call = call
-        self._write_once = write_once
-        super().__init__(
-            opened.session, opened.ttl_ms, sent_at=sent_at, max_clock_drift=config.max_clock_drift, clock=clock
-        )
-
-    async def _send_keep_alive(self, timeout: float) -> None:
-        await self._call(KeepSession(self.ref), timeout=timeout)
-
-    async def _send_write(self, command: Any, once: Callable[[], SessionSerial], timeout: float) -> ClientWriteResponse:
-        return await self._write_once(command, once, timeout)
-
-    async def _send_close(self, timeout: float) -> None:
-        await self._call(CloseSession(self.ref), timeout=min(timeout, CLOSE_TIMEOUT))
-
-
-class OpeningSession:
-    """What ``open_session`` gives: await it, or enter it with ``async with``."""
-
-    def __init__(self, opening: Callable[[], Coroutine[Any, Any, Session]]) -> None:
-        self._opening = opening
-        self._session: Session | None = None
-
-    def __await__(self) -> Generator[Any, None, Session]:
-        return self._opening().__await__()
-
-    async def __aenter__(self) -> Session:
-        self._session = await self._opening()
-        return self._session
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        if self._session is not None:
-            await self._session.close()

@@ -1,0 +1,34 @@
+"""Envelopes: what stands around a command in its entry."""
+
+from __future__ import annotations
+
+from raftkit_core.errors import BadCommand
+from raftkit_core.runtime.session_service import SessionService
+from raftkit_core.state_machine.interface import RaftStateMachine
+from raftkit_core.types.entry import ENVELOPE_VERSION, Envelope, encode_body, encode_envelope, envelope_head
+from raftkit_core.types.session import SessionSerial
+
+
+class Envelopes:
+    """Makes the payloads of commands for one machine."""
+
+    def __init__(self, machine: RaftStateMachine, sessions: SessionService, *, max_entry_bytes: int) -> None:
+        self._machine_name = machine.name
+        self._head = envelope_head(machine.name)
+        self._sessions = sessions
+        self._max_entry_bytes = max_entry_bytes
+
+    def around(self, body: bytes, once: SessionSerial | None = None) -> bytes:
+        """The payload of an entry. Raises: BadCommand if that is more than one may be; as ``SessionService.heard``."""
+        if once is None:
+            payload = self._head + encode_body(body)
+        else:
+            self._sessions.heard(once)
+            session, floor = once.session.id, once.acknowledged_floor
+            payload = encode_envelope(Envelope(ENVELOPE_VERSION, self._machine_name, session, once.serial, floor, body))
+        if len(payload) > self._max_entry_bytes:
+            raise BadCommand(
+                f"the command takes {len(payload)} bytes, max_entry_bytes is {self._max_entry_bytes}",
+                hint="split it, or raise max_entry_bytes on every node",
+            )
+        return payload
