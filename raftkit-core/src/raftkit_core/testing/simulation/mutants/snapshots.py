@@ -8,7 +8,7 @@ from raftkit_core.engine.handlers.following import FollowingHandler
 from raftkit_core.engine.handlers.log import LogHandler
 from raftkit_core.engine.handlers.snapshot import SnapshotHandler
 from raftkit_core.engine.raft_state import RaftState
-from raftkit_core.testing.simulation import engine_ring
+from raftkit_core.testing.simulation.engine_machines import RingMachines
 from raftkit_core.testing.simulation.engine_node import RingNode
 from raftkit_core.testing.simulation.mutants.mutant import Patch, mutant
 from raftkit_core.types.log_id import LogId, index_of
@@ -144,7 +144,7 @@ def _(patch: Patch) -> None:
     "A snapshot carries the membership in force, not the one at its last entry.",
 )
 def _(patch: Patch) -> None:
-    original = engine_ring.EngineRing._build
+    original = RingMachines.build
 
     def build(self: Any, each: RingNode) -> None:
         state = each.engine.state.membership  # type: ignore[union-attr]
@@ -159,7 +159,7 @@ def _(patch: Patch) -> None:
         finally:
             state.effective, state.committed = kept
 
-    patch.set(engine_ring.EngineRing, "_build", build)
+    patch.set(RingMachines, "build", build)
 
 
 @mutant(

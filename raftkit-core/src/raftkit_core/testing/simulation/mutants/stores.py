@@ -7,8 +7,12 @@ from zlib import crc32
 
 from raftkit_core.engine.commands import AppendInputEntries, DeleteConflictLog, PurgeLog, SaveVote
 from raftkit_core.testing.simulation import engine_node
+from raftkit_core.testing.simulation.engine_disks import RingDisks
+from raftkit_core.testing.simulation.engine_machines import RingMachines
 from raftkit_core.testing.simulation.engine_node import RingNode
+from raftkit_core.testing.simulation.engine_requests import RingRequests
 from raftkit_core.testing.simulation.engine_ring import EngineRing
+from raftkit_core.testing.simulation.engine_wires import RingWires
 from raftkit_core.testing.simulation.mutants.mutant import Patch, mutant
 from raftkit_core.types.log_id import index_of
 from raftkit_core.types.messages import Success
@@ -34,21 +38,21 @@ def _(patch: Patch) -> None:
             released = [command for _, command in each.parked]
             each.parked = []
             for command in released:
-                self._run(each, engine, command)
+                self.orders.run(each, engine, command)
             original(self, each)
 
     patch.set(EngineRing, "carry_out", carry_out)
 
 
 def _on_write(patch: Patch, change: Any) -> None:
-    original = EngineRing._write
+    original = RingDisks.write
 
-    def write(self: EngineRing, each: RingNode, command: Any) -> None:
-        replacement = change(self, each, command)
+    def write(self: RingDisks, each: RingNode, command: Any) -> None:
+        replacement = change(self.ring, each, command)
         if replacement is not None:
             original(self, each, replacement)
 
-    patch.set(EngineRing, "_write", write)
+    patch.set(RingDisks, "write", write)
 
 
 @mutant(
@@ -146,14 +150,14 @@ def _(patch: Patch) -> None:
     "A purge takes one entry too many.",
 )
 def _(patch: Patch) -> None:
-    original = EngineRing._write
+    original = RingDisks.write
 
-    def write(self: EngineRing, each: RingNode, command: Any) -> None:
+    def write(self: RingDisks, each: RingNode, command: Any) -> None:
         original(self, each, command)
         if isinstance(command, PurgeLog):
             each.disk.entries.pop(command.upto.index + 1, None)
 
-    patch.set(EngineRing, "_write", write)
+    patch.set(RingDisks, "write", write)
 
 
 @mutant(
@@ -210,13 +214,13 @@ def _(patch: Patch) -> None:
     "The committed position is saved as the end of the log.",
 )
 def _(patch: Patch) -> None:
-    original = EngineRing._write
+    original = RingDisks.write
 
-    def write(self: EngineRing, each: RingNode, command: Any) -> None:
+    def write(self: RingDisks, each: RingNode, command: Any) -> None:
         original(self, each, command)
         each.disk.committed = each.disk.last_log_id
 
-    patch.set(EngineRing, "_write", write)
+    patch.set(RingDisks, "write", write)
 
 
 # --- wires ----------------------------------------------------------------------------------------------------------
@@ -233,10 +237,10 @@ def _(patch: Patch) -> None:
 
     from raftkit_core.testing.builders import store_of
 
-    original = EngineRing._call
+    original = RingWires.call
 
     def call(
-        self: EngineRing,
+        self: RingWires,
         source: RingNode,
         target: str,
         request: Any,
@@ -250,14 +254,14 @@ def _(patch: Patch) -> None:
         def credited(engine: Any, response: Any) -> None:
             answered(engine, msgspec.structs.replace(response, store_id=claimed))
 
-        wire = self.stream(f"lie {source.id}")
-        others = [each for each in self.nodes if each != source.id]
+        wire = self.ring.stream(f"lie {source.id}")
+        others = [each for each in self.ring.nodes if each != source.id]
         if wire.random() < 0.1 and hasattr(request, "prev_log_id"):
             original(self, source, wire.choice(others), request, handle, credited, *rest, **options)
         else:
             original(self, source, target, request, handle, answered, *rest, **options)
 
-    patch.set(EngineRing, "_call", call)
+    patch.set(RingWires, "call", call)
 
 
 @mutant(
@@ -270,9 +274,9 @@ def _(patch: Patch) -> None:
     from raftkit_core.testing.builders import store_of
     from raftkit_core.types.messages import VoteResponse
 
-    original = EngineRing._send_vote
+    original = RingRequests.send_vote
 
-    def send_vote(self: EngineRing, each: RingNode, command: Any) -> None:
+    def send_vote(self: RingRequests, each: RingNode, command: Any) -> None:
         original(self, each, command)
         life = each.life
         for target in command.targets:
@@ -280,13 +284,13 @@ def _(patch: Patch) -> None:
             def granted(target: str = target) -> None:
                 if each.life == life and each.engine is not None:
                     answer = VoteResponse(store_of(target), command.request.vote, True, None)
-                    each.engine.on_vote_response(command.request.vote, target, answer, self.clock(each))
-                    self.carry_out(each)
+                    each.engine.on_vote_response(command.request.vote, target, answer, self.ring.clock(each))
+                    self.ring.carry_out(each)
 
-            if self.stream(f"lie {each.id}").random() < 0.3:
-                self.after(0.3, granted)
+            if self.ring.stream(f"lie {each.id}").random() < 0.3:
+                self.ring.after(0.3, granted)
 
-    patch.set(EngineRing, "_send_vote", send_vote)
+    patch.set(RingRequests, "send_vote", send_vote)
 
 
 @mutant(
@@ -355,14 +359,14 @@ def _(patch: Patch) -> None:
     "A machine's state depends on the node it runs on.",
 )
 def _(patch: Patch) -> None:
-    original = EngineRing._apply
+    original = RingMachines.apply
 
-    def apply(self: EngineRing, each: RingNode, command: Any) -> None:
+    def apply(self: RingMachines, each: RingNode, command: Any) -> None:
         if command.upto.index % 7 == 0:
             each.digest = crc32(each.id.encode(), each.digest)
         original(self, each, command)
 
-    patch.set(EngineRing, "_apply", apply)
+    patch.set(RingMachines, "apply", apply)
 
 
 @mutant(
@@ -372,17 +376,17 @@ def _(patch: Patch) -> None:
     "A machine leaves out an entry now and then.",
 )
 def _(patch: Patch) -> None:
-    original = EngineRing._apply
+    original = RingMachines.apply
 
-    def apply(self: EngineRing, each: RingNode, command: Any) -> None:
-        if self.stream(f"lie {each.id}").random() < 0.01:
+    def apply(self: RingMachines, each: RingNode, command: Any) -> None:
+        if self.ring.stream(f"lie {each.id}").random() < 0.01:
             each.applied = command.upto
             assert each.engine is not None
-            each.engine.on_applied(command.upto, self.clock(each))
+            each.engine.on_applied(command.upto, self.ring.clock(each))
             return
         original(self, each, command)
 
-    patch.set(EngineRing, "_apply", apply)
+    patch.set(RingMachines, "apply", apply)
 
 
 @mutant(
@@ -392,14 +396,14 @@ def _(patch: Patch) -> None:
     "A machine applies the entries after its snapshot once more.",
 )
 def _(patch: Patch) -> None:
-    original = EngineRing._apply
+    original = RingMachines.apply
 
-    def apply(self: EngineRing, each: RingNode, command: Any) -> None:
-        if each.applied is not None and self.stream(f"lie {each.id}").random() < 0.01:
+    def apply(self: RingMachines, each: RingNode, command: Any) -> None:
+        if each.applied is not None and self.ring.stream(f"lie {each.id}").random() < 0.01:
             each.digest = crc32(b"again", each.digest)
         original(self, each, command)
 
-    patch.set(EngineRing, "_apply", apply)
+    patch.set(RingMachines, "apply", apply)
 
 
 @mutant(
@@ -409,11 +413,11 @@ def _(patch: Patch) -> None:
     "A snapshot holds a state that is newer than it says.",
 )
 def _(patch: Patch) -> None:
-    original = EngineRing._build
+    original = RingMachines.build
 
-    def build(self: EngineRing, each: RingNode) -> None:
+    def build(self: RingMachines, each: RingNode) -> None:
         digest, each.digest = each.digest, crc32(b"later", each.digest)
         original(self, each)
         each.digest = digest
 
-    patch.set(EngineRing, "_build", build)
+    patch.set(RingMachines, "build", build)
