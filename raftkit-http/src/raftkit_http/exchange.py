@@ -22,8 +22,8 @@ from raftkit_http.api.schema import JSON_TYPE
 
 T = TypeVar("T")
 
-MAX_ANSWER_BYTES = 32 * 1024 * 1024
-"""The largest honest answer is one entry of 16 MiB in base64."""
+MAX_ANSWER_BYTES = 40 * 1024 * 1024
+"""The largest honest answer is one entry of 16 MiB, every byte of which JSON escapes."""
 STREAM_FROM_BYTES = 256 * 1024
 CONNECT_SECONDS = 2.0
 CALLS_MAX = 100

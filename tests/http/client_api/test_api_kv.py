@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -10,6 +11,8 @@ import pytest
 
 from raftkit_core.config import ReadPolicy
 from raftkit_core.types.kv import CompareAndSet, Delete, Get, ListKeys, Put
+from raftkit_http.api.schema import MAX_LIST_BYTES
+from raftkit_http.client import HttpClusterClient
 
 JSON = {"Content-Type": "application/json"}
 
@@ -156,3 +159,45 @@ async def test_a_list_is_cut_by_its_bytes_but_never_before_its_first_item(
     assert [item["key"] for item in first["data"]["items"]] == ["0", "1"]
     assert first["data"]["more"] is True
     assert len(big["data"]["items"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        (b"plain \xc3\xa4 \x7f", "value"),
+        (b'\t\n\r\x08\x0c"\\', "value"),
+        (b"", "value"),
+        (b"\x00", "value_b64"),
+        (b"a\x1fb", "value_b64"),
+        (b"\xff", "value_b64"),
+    ],
+)
+async def test_bytes_that_json_would_make_six_times_as_long_are_no_text(
+    value: bytes, field: str, api_node: Any
+) -> None:
+    async with api_node() as node:
+        await node.raft.write(Put("k", value))
+        _, answer = await node.ask("GET", "/v1/kv/k")
+        assert set(answer["data"]) == {"key", "revision", field}
+        async with HttpClusterClient([node.url]) as client, aclosing(client.watch(from_revision=1)) as changes:
+            found = await client.kv_get("k")
+            assert found is not None
+            assert found.value == (await anext(changes)).value == value
+
+
+@pytest.mark.parametrize("byte", [b"\x00", b'"'], ids=["zeros", "quotes"])
+async def test_a_list_of_large_values_is_no_larger_than_a_client_takes(byte: bytes, api_node: Any) -> None:
+    """Zeros are UTF-8; as text in JSON each is six bytes."""
+    async with api_node() as node, HttpClusterClient([node.url]) as client:
+        for number in range(9):
+            await node.raft.write(Put(f"k{number}", byte * 1024 * 1024))
+        assert len(await client.kv_list("k")) == 9
+
+
+async def test_keys_of_control_characters_count_as_what_they_are_in_json(api_node: Any) -> None:
+    async with api_node() as node:
+        for number in range(1000):
+            await node.raft.write(Put(f"{number:03}" + "\x01" * 4000, b""))
+        async with node.http.get(f"{node.url}/v1/kv") as response:
+            assert len(await response.read()) < 1.1 * MAX_LIST_BYTES
+            assert (await response.json())["data"]["more"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import socket
+from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 import pytest
@@ -12,6 +15,8 @@ from aiohttp import web
 from raftkit_core import Node, open_raft
 from raftkit_core.errors import NetworkError, NotFound, StorageCorrupt, Unreachable
 from raftkit_core.storage.snapshot_format import SnapshotDecoder
+from raftkit_core.types.membership import StoredMembership
+from raftkit_core.types.snapshot import SnapshotMeta, SnapshotSource
 from raftkit_http.client import HttpClusterClient
 
 
@@ -74,3 +79,72 @@ async def test_a_stream_that_is_not_what_was_announced_is_an_error(
                 [chunk async for chunk in client.read_snapshot()]
     finally:
         await runner.cleanup()
+
+
+class BrokenSource(SnapshotSource):
+    """Ends in the middle."""
+
+    def __init__(self, error: Exception) -> None:
+        self.meta = SnapshotMeta(None, StoredMembership(), "a1", 0, 1000, "0" * 64)
+        self._error = error
+
+    async def open(self, offset: int = 0, chunk_bytes: int = 1) -> AsyncIterator[bytes]:
+        yield b"x" * 100
+        raise self._error
+
+    async def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("error", [StorageCorrupt("short"), OSError("disk"), TimeoutError()], ids=["own", "os", "late"])
+async def test_a_stream_that_fails_in_the_middle_ends_there(error: Exception, api_node: Any, fake_raft: Any) -> None:
+    """An error document among the bytes would be taken for some of them, and the connection for one that is whole."""
+
+    async def get_snapshot() -> SnapshotSource:
+        return BrokenSource(error)
+
+    raft = fake_raft()
+    raft.get_snapshot = get_snapshot
+    async with api_node(raft) as node:
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.server.port)
+        writer.write(b"GET /v1/snapshot HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        try:
+            async with asyncio.timeout(5):
+                received = await reader.read()
+        except ConnectionResetError:
+            received = b""
+        finally:
+            writer.close()
+        assert received.count(b"HTTP/1.1") <= 1
+        assert b"raftkit.error" not in received
+
+
+async def test_a_reader_that_goes_away_is_not_an_error_of_the_node(
+    api_node: Any, fake_raft: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    left = asyncio.Event()
+
+    class Slow(BrokenSource):
+        async def open(self, offset: int = 0, chunk_bytes: int = 1) -> AsyncIterator[bytes]:
+            yield b"x" * 100
+            await left.wait()
+            for _ in range(8):
+                yield b"x" * 100
+
+    async def get_snapshot() -> SnapshotSource:
+        return Slow(OSError())
+
+    raft = fake_raft()
+    raft.get_snapshot = get_snapshot
+    async with api_node(raft) as node:
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.server.port)
+        writer.write(b"GET /v1/snapshot HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await reader.readuntil(b"x" * 100)
+        writer.transport.abort()
+        while node.server.listener.connections:  # noqa: ASYNC110 (what is waited for is plain data)
+            await asyncio.sleep(0.001)
+        left.set()
+        answered = "raftkit_http_requests_total", {"route": "/v1/snapshot", "status": "200"}
+        async with asyncio.timeout(5):
+            while not node.api.metrics.registry.get_sample_value(*answered):  # noqa: ASYNC110 (plain data)
+                await asyncio.sleep(0.001)
+    assert not [record for record in caplog.records if record.levelname in ("ERROR", "WARNING")]

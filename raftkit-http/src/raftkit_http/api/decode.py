@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from typing import Any, NoReturn, TypeVar
-from urllib.parse import unquote_to_bytes
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 import msgspec
 from aiohttp import web
@@ -22,6 +22,9 @@ T = TypeVar("T")
 
 MAX_DEPTH = 32
 """Nesting of arrays and objects in a body."""
+
+MAX_PARAMETERS = 32
+"""In a query."""
 
 BODY_SECONDS = 20.0
 """For the whole body, whatever deadline the caller asked for: a slow sender holds memory."""
@@ -88,7 +91,9 @@ def decode_json(body: bytes, into: type[T]) -> T:
         # msgspec keeps the last of two equal names, another parser the first: what was checked would not be what ran.
         document = json.loads(body, object_pairs_hook=_unique, parse_constant=_no_constant)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise BadRequest(f"the JSON body is not valid: {clean(str(error))}") from error
+        raise BadRequest(
+            f"the JSON body is not valid: {clean(str(error))}", hint="GET /openapi.json describes what each route takes"
+        ) from error
     check_depth(document)
     return value
 
@@ -125,7 +130,7 @@ class Query:
     def __init__(self, request: web.Request, *known: str) -> None:
         self._values: dict[str, str] = {}
         allowed = {*known, "timeout_ms"}
-        for name, value in request.query.items():
+        for name, value in _pairs(request.rel_url.raw_query_string):
             if name not in allowed:
                 raise BadRequest(
                     f"unknown query parameter {quoted(name)}", hint=f"known here: {', '.join(sorted(allowed))}"
@@ -168,20 +173,38 @@ class Query:
             raise BadRequest(f"consistency must be one of {known}, not {quoted(text)}") from None
 
 
+def _pairs(query: str) -> list[tuple[str, str]]:
+    """Read here, because aiohttp leaves what is not UTF-8 as it stands: ``%FF`` would be the text "%FF"."""
+    try:
+        return parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS)
+    except UnicodeDecodeError as error:
+        raise BadRequest("the query is not UTF-8", hint="percent-encode its UTF-8 bytes") from error
+    except ValueError as error:
+        raise BadRequest(f"the query has more than {MAX_PARAMETERS} parameters") from error
+
+
+def one_header(request: web.Request, name: str) -> str | None:
+    """Raises: BadRequest if it is given twice: who reads the first and who reads the last would not do the same."""
+    values = request.headers.getall(name, ())
+    if len(values) > 1:
+        raise BadRequest(f"{name} is given twice", hint="send it once")
+    return values[0] if values else None
+
+
 def precondition(request: web.Request, query: Query) -> int | None:
     """The revision a key must be at (0: absent): ``If-Match: "17"``, ``If-None-Match: *``, or ``?if_revision=17``.
 
     Raises: BadRequest for more than one of them, or another form.
     """
     given: list[int] = []
-    match = request.headers.get("If-Match")
+    match = one_header(request, "If-Match")
     if match is not None:
         digits = match.strip()
         digits = digits[1:-1] if len(digits) > 2 and digits[0] == digits[-1] == '"' else digits
         if not (digits.isascii() and digits.isdecimal() and len(digits) <= 16 and int(digits) < MAX_SAFE_INT):
             raise BadRequest(f"If-Match is a revision, not {quoted(match)}", hint="take the ETag of a GET")
         given.append(int(digits))
-    absent = request.headers.get("If-None-Match")
+    absent = one_header(request, "If-None-Match")
     if absent is not None:
         if absent.strip() != "*":
             raise BadRequest("If-None-Match may only be *: the key must not exist")
@@ -198,12 +221,17 @@ def has_precondition_header(request: web.Request) -> bool:
     return "If-Match" in request.headers or "If-None-Match" in request.headers
 
 
-def key_in_path(request: web.Request, prefix: str, suffix: str = "") -> str:
-    """The key after ``prefix``, percent-decoded once, slashes allowed. Raises: BadRequest if it is not UTF-8.
+def key_in_path(request: web.Request, *, before: str = "") -> str:
+    """The key in ``/v1/kv/{key}``, percent-decoded once, slashes allowed; or in ``/v1/kv/{key}/before``. Raises:
+    BadRequest if it is not UTF-8.
 
     Taken from the raw path, because aiohttp leaves an invalid escape as it stands: ``%FF`` would name the key "%FF".
+    It is what stands there that counts, not how: ``/v1/%6bv/a`` is routed here, too.
     """
-    raw = request.rel_url.raw_path.removeprefix(prefix).removesuffix(suffix)
+    raw = request.rel_url.raw_path.split("/", 3)[3]
+    if before:
+        raw, _, last = raw.rpartition("/")
+        assert unquote_to_bytes(last).decode() == before, "the route says so"
     try:
         return unquote_to_bytes(raw).decode()
     except UnicodeDecodeError as error:

@@ -97,6 +97,8 @@ class Call:
         self.caller = caller
         self.changing = False
         """Whether a change has been handed to the Raft: from then on a lost answer is an unknown outcome."""
+        self.begun: web.StreamResponse | None = None
+        """The answer, once its header went out: from then on no other can be given."""
         self._deadline = deadline
         self._owned = owned  # runs in a task of the API already
 
@@ -193,7 +195,7 @@ class ClientApi:
         try:
             call = self._call(route, request, caller)
             if route.long_lived:
-                return await route.handler(call)
+                return await self._stream(route, call)
             with self.admitted(count=route.role != "open" and not route.light):
                 async with asyncio.timeout(call.remaining + GRACE_SECONDS):
                     return await route.handler(call)
@@ -211,6 +213,21 @@ class ClientApi:
         except Exception as error:
             log.exception("%s %s failed", route.method, route.path)
             return failure(request, error, caller=caller, status=status_of(error))
+
+    async def _stream(self, route: Route, call: Call) -> web.StreamResponse:
+        """A long answer that fails on its way is cut off: an error document among its bytes would be taken for some."""
+        try:
+            return await route.handler(call)
+        except Exception as error:
+            if call.begun is None:
+                raise
+            if isinstance(error, ConnectionError | TimeoutError):
+                log.debug("%s %s: the reader is gone, or does not read", route.method, route.path)
+            else:
+                log.error("%s %s was cut off", route.method, route.path, exc_info=error)
+            if call.request.transport is not None:
+                call.request.transport.abort()
+            return call.begun
 
     def _call(self, route: Route, request: web.Request, caller: Caller) -> Call:
         query = Query(request, *route.query)

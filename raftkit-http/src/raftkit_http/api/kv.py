@@ -11,7 +11,7 @@ from aiohttp import hdrs, web
 from raftkit_core.config import ReadPolicy
 from raftkit_core.errors import BadRequest, NotFound, RequestTooLarge
 from raftkit_core.types.kv import Delete, Get, KeyValue, ListKeys, Put
-from raftkit_http.api.decode import decode_json, key_in_path, precondition, quoted, read_body, require_type
+from raftkit_http.api.decode import decode_json, key_in_path, precondition, quoted, read_body
 from raftkit_http.api.envelope import success
 from raftkit_http.api.guard import Call
 from raftkit_http.api.schema import (
@@ -26,11 +26,12 @@ from raftkit_http.api.schema import (
 )
 from raftkit_http.api.write import once_of_headers, propose, require_kv
 
-PREFIX = "/v1/kv/"
+KEY_CHARACTER_BYTES = 6
+"""What a character of a key takes at most in JSON."""
 
 
 async def get_key(call: Call) -> web.Response:
-    key = key_in_path(call.request, PREFIX)
+    key = key_in_path(call.request)
     answer = await read_key(call, key, call.query.consistency())
     if answer.item is None:
         raise NotFound(f"the key {quoted(key)} does not exist")
@@ -63,7 +64,7 @@ async def answer_read(call: Call, body: ReadRequest) -> tuple[str, Any]:
 async def put_key(call: Call) -> web.Response:
     """The body is the value as it is; with ``Content-Type: application/json`` it is ``{"value": …}``."""
     require_kv(call.raft)
-    key, if_revision = key_in_path(call.request, PREFIX), precondition(call.request, call.query)
+    key, if_revision = key_in_path(call.request), precondition(call.request, call.query)
     once = once_of_headers(call.request)
     body = await read_body(call.request, call.command_limit_bytes)
     if call.request.content_type == JSON_TYPE:
@@ -73,14 +74,13 @@ async def put_key(call: Call) -> web.Response:
 
 async def delete_key(call: Call) -> web.Response:
     require_kv(call.raft)
-    command = Delete(key_in_path(call.request, PREFIX), precondition(call.request, call.query))
+    command = Delete(key_in_path(call.request), precondition(call.request, call.query))
     return success(call.request, "write", await propose(call, command, once_of_headers(call.request)))
 
 
 async def cas_key(call: Call) -> web.Response:
     require_kv(call.raft)
-    key = key_in_path(call.request, PREFIX, "/cas")
-    require_type(call.request, JSON_TYPE)
+    key = key_in_path(call.request, before="cas")
     body = await call.json(CasValueRequest, limit_bytes=call.command_limit_bytes)
     return success(call.request, "write", await propose(call, body.command_for(key), once_of_headers(call.request)))
 
@@ -120,7 +120,7 @@ async def read_list(call: Call, query: ListKeys, policy: ReadPolicy) -> ListAnsw
     items: list[KeyValueBody] = []
     size = 0
     for item in found:
-        size += len(item.key) + len(item.value)
+        size += KEY_CHARACTER_BYTES * len(item.key) + len(item.value)
         if items and size > MAX_LIST_BYTES:
             break
         items.append(KeyValueBody.of(item))

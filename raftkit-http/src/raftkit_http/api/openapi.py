@@ -76,6 +76,7 @@ OPERATIONS: dict[Key, Operation] = {
         example={"expected": None, "value": "first"},
         path_example="/v1/kv/once/cas",
         answers={"write": schema.WriteAnswer},
+        headers=ONCE,
         about="`expected` null: the key must not exist.",
     ),
     ("GET", "/v1/kv/{key:.+}"): Operation(
@@ -297,7 +298,8 @@ def _operation(route: Route, operation: Operation, by_type: Mapping[Any, Json]) 
         content: Json = {JSON_TYPE: {"schema": by_type[operation.body], "example": operation.example}}
         if operation.raw_body is not None:
             content[operation.raw_body] = {"schema": {"type": "string", "format": "binary"}}
-        described["requestBody"] = {"content": content, "required": operation.example != {}}
+        # Where everything has a default `{}` is enough; but a request without a Content-Type may come from any page.
+        described["requestBody"] = {"content": content, "required": operation.raw_body != "*/*"}
     return described
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from raftkit_http.server import HttpServer
 
 
+EVERYTHING_ELSE = "/{tail:.*}"
+
+
 def routes() -> list[Route]:
     """Every route, in matching order. A key may hold slashes, so ``/cas`` stands before the plain key."""
     return [
@@ -244,19 +247,20 @@ async def no_such_route(call: Call) -> web.Response:
     """405 where the path exists with another method, else 404: both with an envelope."""
     allowed: set[str] = set()
     for resource in call.request.app.router.resources():
-        if not resource.canonical.startswith("/v1/{tail"):
+        if resource.canonical != "/{tail}":
             allowed |= (await resource.resolve(call.request))[1]
     if allowed:
-        error = BadRequest(f"{quoted(call.request.method)} is not offered here")
+        offered = ", ".join(sorted(allowed - {hdrs.METH_HEAD}))
+        error = BadRequest(f"{quoted(call.request.method)} is not offered here", hint=f"use {offered}")
         response = failure(call.request, error, caller=call.caller, status=405)
-        response.headers[hdrs.ALLOW] = ", ".join(sorted(allowed))
+        response.headers[hdrs.ALLOW] = offered
         return response
-    raise NotFound(f"there is no {quoted(call.request.path)}", hint="GET /v1 lists what there is")
+    raise NotFound(f"there is no {quoted(call.request.path)}", hint="GET /v1 lists what there is; /ui is the page")
 
 
 def route_defs(api: ClientApi) -> list[web.RouteDef]:
-    """What aiohttp registers. The last one catches every other path under ``/v1``."""
-    last = Route(method="*", path="/v1/{tail:.*}", role="open", summary="", handler=no_such_route)
+    """What aiohttp registers. The last one catches every other path."""
+    last = Route(method="*", path=EVERYTHING_ELSE, role="open", summary="", handler=no_such_route)
     return [web.route(route.method, route.path, api.guarded(route)) for route in [*routes(), last]]
 
 

@@ -1,11 +1,13 @@
 """What travels between a client and a node: request bodies, answers, and their limits. No behaviour but conversion.
 
 Requests refuse unknown fields and inexact types. Integers stay below 2**53, because JavaScript and jq round above it.
-Bytes are ``value`` when they are UTF-8 text and ``value_b64`` (standard base64, padded) when not.
+Bytes are ``value`` when they are UTF-8 text and ``value_b64`` (standard base64, padded) when not, or when JSON would
+make them six times as long: control characters are no text.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -161,10 +163,10 @@ class KeyValueBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     @classmethod
     def of(cls, item: KeyValue) -> KeyValueBody:
-        try:
-            return cls(key=item.key, revision=item.revision, value=item.value.decode())
-        except UnicodeDecodeError:
+        text = text_of(item.value)
+        if text is None:
             return cls(key=item.key, revision=item.revision, value_b64=item.value)
+        return cls(key=item.key, revision=item.revision, value=text)
 
     def to_key_value(self) -> KeyValue:
         return KeyValue(key=self.key, value=one_of_bytes("value", self.value, self.value_b64), revision=self.revision)
@@ -185,10 +187,8 @@ class KvEventBody(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
         value: str | UnsetType = UNSET
         value_b64: bytes | UnsetType = UNSET
         if event.value is not None:
-            try:
-                value = event.value.decode()
-            except UnicodeDecodeError:
-                value_b64 = event.value
+            text = text_of(event.value)
+            value, value_b64 = (UNSET, event.value) if text is None else (text, UNSET)
         return cls(
             type="delete" if event.value is None else "put",
             key=event.key,
@@ -414,6 +414,20 @@ class TransferAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # --- Conversions ----------------------------------------------------------------------------------------------------
+
+
+_NO_TEXT = re.compile(rb"[\x00-\x07\x0b\x0e-\x1f]")
+"""What JSON writes as six characters each. All else takes two at most."""
+
+
+def text_of(data: bytes) -> str | None:
+    """``data`` as text, if it is some."""
+    if _NO_TEXT.search(data) is not None:
+        return None
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def one_of_bytes(name: str, text: str | UnsetType, data: bytes | UnsetType) -> bytes:

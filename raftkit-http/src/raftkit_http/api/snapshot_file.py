@@ -34,6 +34,7 @@ async def get_snapshot(call: Call) -> web.StreamResponse:
         )
         response.content_length = meta.size_bytes
         await response.prepare(call.request)
+        call.begun = response
         async with aclosing(source.open(0)) as chunks:  # type: ignore[type-var]
             async for chunk in chunks:
                 async with asyncio.timeout(CHUNK_TIMEOUT):

@@ -99,6 +99,7 @@ async def get_socket(call: Call) -> web.WebSocketResponse:
     if not socket.can_prepare(call.request):
         raise BadRequest("/v1/ws takes WebSocket connections only", hint="use POST /v1/write and POST /v1/read")
     await socket.prepare(call.request)
+    call.begun = socket
     api.sockets.add(socket)
     try:
         await SocketSession(call, socket).run()

@@ -21,7 +21,7 @@ from aiohttp import web
 from raftkit_core.errors import BadRequest, Overloaded, RaftError, Stopped
 from raftkit_core.state_machine.kv_watch import KvWatch
 from raftkit_core.types.kv import KvEvent
-from raftkit_http.api.decode import quoted
+from raftkit_http.api.decode import one_header, quoted
 from raftkit_http.api.discretion import info_for
 from raftkit_http.api.envelope import ErrorBody
 from raftkit_http.api.guard import Call
@@ -54,6 +54,7 @@ async def get_watch(call: Call) -> web.StreamResponse:
     )
     response.content_length = None
     await response.prepare(call.request)
+    call.begun = response
     # A task of its own, so that closing the API can end it without ending the connection's task.
     stream = asyncio.get_running_loop().create_task(WatchStream(call, watch, response).run())
     api.watches.add(stream)
@@ -70,7 +71,7 @@ async def get_watch(call: Call) -> web.StreamResponse:
 
 def _start(call: Call) -> int | None:
     """The revision to begin with. Where a browser continues by itself, its header says more than the URL."""
-    last = call.request.headers.get("Last-Event-ID")
+    last = one_header(call.request, "Last-Event-ID")
     if last is None:
         return call.query.integer("from_revision", minimum=1, maximum=MAX_SAFE_INT - 1)
     if not (last.isascii() and last.isdecimal() and len(last) <= 16 and int(last) < MAX_SAFE_INT - 1):

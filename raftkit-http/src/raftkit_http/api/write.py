@@ -12,7 +12,7 @@ from aiohttp import web
 from raftkit_core.errors import BadCommand, BadRequest, NotFound, RaftError, RequestTooLarge
 from raftkit_core.types.kv import KV_MACHINE
 from raftkit_core.types.session import MAX_SERIAL, SessionRef, SessionSerial
-from raftkit_http.api.decode import check_depth, clean, decode_json, quoted, read_body, require_type
+from raftkit_http.api.decode import check_depth, clean, decode_json, one_header, quoted, read_body, require_type
 from raftkit_http.api.envelope import success
 from raftkit_http.api.guard import Call
 from raftkit_http.api.handle import RaftHandle, WriteOutcome
@@ -104,8 +104,8 @@ def once_of_headers(request: web.Request) -> SessionSerial | None:
 
     Raises: BadRequest.
     """
-    session, serial = request.headers.get(SESSION_HEADER), request.headers.get(SERIAL_HEADER)
-    floor = request.headers.get(FLOOR_HEADER)
+    session, serial = one_header(request, SESSION_HEADER), one_header(request, SERIAL_HEADER)
+    floor = one_header(request, FLOOR_HEADER)
     if session is None and serial is None and floor is None:
         return None
     if session is None or serial is None:
