@@ -20,6 +20,7 @@ from raftkit_core.errors import (
     RaftError,
     ResultForgotten,
     SessionExpired,
+    WaitTimeout,
 )
 from raftkit_core.network.client_session import Serials
 from raftkit_core.network.memory import DROP
@@ -708,6 +709,62 @@ async def test_an_opening_that_failed_or_whose_session_is_over_begins_anew() -> 
         assert again.session != first.session
         with pytest.raises(BadRequest, match="nonce"):
             await leader.call(OpenSession(1000, "n" * 65), timeout=5)
+
+
+async def test_who_is_told_of_a_session_again_has_its_whole_time_to_live_again() -> None:
+    """A client counts from the request that was answered: a session that ended by the first one would end under it."""
+    async with memory_cluster(3) as cluster:
+        leader = await cluster.leader()
+        opening = OpenSession(2000, "n")
+        first = await leader.call(opening, timeout=5)
+        for _ in range(4):
+            await asyncio.sleep(1.5)
+            assert (await leader.call(opening, timeout=5)).session == first.session
+        await asyncio.sleep(1.5)
+        assert first.session.id in sessions_of(leader)
+        await sessions_gone(cluster, leader, first.session.id)
+
+
+async def test_a_leader_that_is_cut_off_tells_nobody_of_a_session_again() -> None:
+    async with memory_cluster(3) as cluster:
+        leader = await cluster.leader()
+        opening = OpenSession(30_000, "n")
+        await leader.call(opening, timeout=5)
+        cluster.hub.isolate(leader.id)
+        await asyncio.sleep(0.6)  # longer than the lease, shorter than until it steps down
+        assert leader.metrics().value.current_leader == leader.id
+        told = await outcome(leader._sessions.open(opening, 0.2))
+        assert isinstance(told, QuorumNotEnough | ForwardToLeader | WaitTimeout), told
+
+
+async def test_an_opening_that_is_repeated_at_a_new_leader_leaves_a_session_that_expires() -> None:
+    """Which request opened what is in the memory of the leader that took it. The orphan costs a place for its time to
+    live, and nothing is written under it."""
+    async with memory_cluster(3) as cluster:
+        leader = await cluster.leader()
+        opening = OpenSession(2000, "n")
+        orphan = await leader.call(opening, timeout=5)
+        await leader.transfer_leader()
+        leader = await cluster.leader(*others(leader))
+        repeated = await leader.call(opening, timeout=5)
+        assert repeated.session != orphan.session
+        assert len(sessions_of(leader)) == 2
+        for _ in range(4):
+            await asyncio.sleep(1.0)
+            await leader.call(KeepSession(repeated.session), timeout=5)
+        assert orphan.session.id not in sessions_of(leader)
+        assert repeated.session.id in sessions_of(leader)
+
+
+async def test_openings_repeated_side_by_side_after_the_session_is_over_open_one() -> None:
+    async with memory_cluster(3) as cluster:
+        leader = await cluster.leader()
+        opening = OpenSession(30_000, "n")
+        first = await leader.call(opening, timeout=5)
+        await leader.call(CloseSession(first.session), timeout=5)
+        again = await asyncio.gather(*(leader.call(opening, timeout=5) for _ in range(5)))
+        assert len({each.session for each in again}) == 1
+        assert len(sessions_of(leader)) == 1
 
 
 async def test_no_more_openings_are_remembered_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:

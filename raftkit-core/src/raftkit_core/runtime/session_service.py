@@ -64,12 +64,16 @@ class SessionService:
         if not operation.nonce or leadership == 0:
             return await self._open(operation, timeout)
         key = (leadership, operation)
-        former = self._openings.get(key)
-        if former is not None:
-            opened = await self._opened_before(former, timeout)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        while (former := self._openings.get(key)) is not None:
+            opened = await self._opened_before(former, deadline)
             if opened is not None:
                 return opened
-        opening = self._openings[key] = asyncio.get_running_loop().create_future()
+            if self._openings.get(key) is former:
+                del self._openings[key]
+        timeout = max(deadline - loop.time(), 0.001)
+        opening = self._openings[key] = loop.create_future()
         while len(self._openings) > OPENINGS_KEPT:
             del self._openings[next(iter(self._openings))]
         try:
@@ -82,16 +86,25 @@ class SessionService:
                 if self._openings.get(key) is opening:
                     del self._openings[key]
 
-    async def _opened_before(self, former: asyncio.Future[SessionOpened], timeout: float) -> SessionOpened | None:
-        """What the same request led to before; None if that failed, or has expired since."""
+    async def _opened_before(self, former: asyncio.Future[SessionOpened], deadline: float) -> SessionOpened | None:
+        """What the same request led to before; None if that failed, or has expired since.
+
+        Whoever is told of a session may count its time to live from this request. So it is kept alive here, by the
+        rules of a keep-alive: a leader that was cut off could not know that it has expired.
+        """
+        loop = asyncio.get_running_loop()
         if not former.done():
-            await asyncio.wait([former], timeout=timeout)
+            await asyncio.wait([former], timeout=max(deadline - loop.time(), 0))
         if not former.done():
             raise OutcomeUnknown("the session is still being opened", hint="ask again")
         if former.cancelled():
             return None
         opened = former.result()
-        return opened if opened.session.id in self._core.worker.system.sessions else None
+        try:
+            await self.keep(KeepSession(opened.session), max(deadline - loop.time(), 0.001))
+        except SessionExpired:
+            return None
+        return opened
 
     async def _open(self, operation: OpenSession, timeout: float) -> SessionOpened:
         done = await self._write(SystemOpenSession(operation.ttl_ms), timeout)
