@@ -13,7 +13,7 @@ from raftkit_core.network.reply import Reply
 def test_the_listener_is_called_when_it_is_answered_and_once() -> None:
     reply: Reply[int] = Reply()
     told: list[int] = []
-    reply.then(lambda done: told.append(done.result()))
+    reply.then(lambda done, _: told.append(done.result()))
     assert not reply.done()
     reply.set_result(3)
     reply.set_result(4)
@@ -26,7 +26,7 @@ def test_a_listener_of_an_answered_one_is_called_at_once() -> None:
     reply: Reply[int] = Reply()
     reply.set_exception(ValueError("no"))
     told: list[BaseException | None] = []
-    reply.then(lambda done: told.append(done.exception()))
+    reply.then(lambda done, _: told.append(done.exception()))
     assert str(told[0]) == "no"
     with pytest.raises(ValueError, match="no"):
         reply.result()
@@ -34,7 +34,7 @@ def test_a_listener_of_an_answered_one_is_called_at_once() -> None:
 
 def test_a_cancelled_one_tells_nobody() -> None:
     reply: Reply[int] = Reply()
-    reply.then(lambda done: pytest.fail("told"))
+    reply.then(lambda _done, _: pytest.fail("told"))
     reply.cancel()
     reply.set_result(1)
     assert reply.cancelled()
@@ -72,7 +72,7 @@ async def test_what_a_listener_raises_stops_nobody_else() -> None:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: heard.append(context))
 
-    def fails(_: Reply[int]) -> None:
+    def fails(_: Reply[int], _argument: Any) -> None:
         raise RuntimeError("mine")
 
     reply: Reply[int] = Reply()

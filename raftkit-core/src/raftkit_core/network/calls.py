@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
+from math import ceil
 from typing import Any
-
-import msgspec
 
 from raftkit_core.errors import (
     Fatal,
@@ -113,17 +111,9 @@ class Connection:
         self.now = loop.time
         self.hello: asyncio.Future[bytes] | None = loop.create_future()
 
-    def is_wanted(self, request_id: int) -> bool:
-        """Whether somebody still waits for the answer: a queued frame nobody waits for need not be sent."""
-        return request_id == 0 or self._lane._is_pending(request_id)
-
     def received(self, data: FrameBytes) -> None:
         """A frame came in."""
-        if self.hello is not None:
-            if not self.hello.done():
-                self.hello.set_result(bytes(data))
-        elif self._lane._connection is self:
-            self._lane._received(self, data)
+        self.take((data,))
 
     def received_many(self, frames: Sequence[FrameBytes]) -> None:
         """Frames came in together: the node deals with their answers in one go, before this returns.
@@ -133,17 +123,25 @@ class Connection:
         service = self._lane._service
         service.cork()
         try:
-            for data in frames:
-                self.received(data)
+            self.take(frames)
         finally:
             service.uncork()
+
+    def take(self, frames: Sequence[FrameBytes]) -> None:
+        """As :meth:`received_many`, for who has corked the node already."""
+        lane = self._lane
+        for data in frames:
+            if lane._connection is self:
+                lane._received(self, data)
+            elif self.hello is not None and not self.hello.done():
+                self.hello.set_result(bytes(data))
 
     def fail(self, request_id: int, error: RPCError) -> None:
         """One request cannot be delivered; the connection is fine."""
         if self.hello is not None:
             self.lost(error)
         elif self._lane._connection is self and self._lane._is_pending(request_id):
-            self._lane._forget(request_id).reply.set_exception(error)
+            self._lane._forget(request_id).set_exception(error)
 
     def lost(self, error: RPCError) -> None:
         """The connection broke, or the peer closed it."""
@@ -160,11 +158,13 @@ Dial = Callable[[Connection], Awaitable[Link]]
 """Connects and gives a link whose reader calls ``received`` and ``lost``. Raises: RPCError."""
 
 
-class _Call(msgspec.Struct):
+class _Call(Reply[Any]):
+    """A call under way: its reply, and all that is known about it."""
+
     kind: Kind
-    reply: Reply[Any]
     size: int
     sent_at: float
+    due: float
 
 
 class CallLane:
@@ -185,7 +185,7 @@ class CallLane:
         self._service = service
         self._dial = dial
         self._dial_timeout = dial_timeout
-        self._max_frame_bytes = max_frame_bytes
+        self._body_bytes_max = max_frame_bytes - FRAME_OVERHEAD_BYTES
         self._calls: dict[int, _Call] = {}
         self._call_bytes = 0
         self._next_id = 1
@@ -206,37 +206,41 @@ class CallLane:
 
         An encoded message that is too large fails the reply too: nothing is raised here.
         """
-        reply: Reply[Any] = Reply()
+        call = _Call()
         size = len(body)
-        connection = self._connection
+        connection, calls = self._connection, self._calls
         link = None if connection is None else connection.link
-        refusal = self._refusal(size, link)
-        if refusal is not None:
-            reply.set_exception(refusal)
-            return reply
+        if (
+            self._closed
+            or size > self._body_bytes_max
+            or self._call_bytes + size > CALL_BYTES_MAX
+            or len(calls) >= CALLS_MAX
+            or (link is not None and link.unsent_bytes)
+        ) and (refusal := self._refusal(size, link)) is not None:
+            call.set_exception(refusal)
+            return call
         if not 0.0 <= timeout <= TIMEOUT_MAX:
             timeout = min(max(timeout, 0.0), TIMEOUT_MAX)
         request_id = self._next_id
         self._next_id = request_id + 1
-        timeout_ms = math.ceil(timeout * 1000)
-        head = None
-        if link is not None and size >= JOINED_BYTES_MIN:
-            head = frame_head(kind, request_id, timeout_ms)
-        else:
-            frame = encode_frame(kind, request_id, timeout_ms, body)
-        loop = asyncio.get_running_loop()
-        now = loop.time()
-        self._calls[request_id] = _Call(kind, reply, size, now)
+        now = asyncio.get_running_loop().time() if connection is None else connection.now()
+        call.kind = kind
+        call.size = size
+        call.sent_at = now
+        call.due = due = now + timeout
+        calls[request_id] = call
         self._call_bytes += size
-        self._deadlines.add(request_id, now + timeout, loop)
+        if due < self._deadlines.timer_at:
+            self._deadlines.arm(due, asyncio.get_running_loop())
+        timeout_ms = ceil(timeout * 1000)
         if link is None:
-            self._unsent.append((request_id, frame))
+            self._unsent.append((request_id, encode_frame(kind, request_id, timeout_ms, body)))
             self._start_dialling()
-        elif head is None:
-            link.send(frame, request_id)
+        elif size < JOINED_BYTES_MIN:
+            link.send(encode_frame(kind, request_id, timeout_ms, body), request_id)
         else:
-            link.send_parts(head, body, request_id)
-        return reply
+            link.send_parts(frame_head(kind, request_id, timeout_ms), body, request_id)
+        return call
 
     async def hello(self, timeout: float) -> HelloResponse:
         """Say hello, on a new connection if none is open, and give the answer. Raises: RPCError, IdentityError."""
@@ -331,7 +335,7 @@ class CallLane:
         assert connection.link is not None, "a dial gives a link"
         assert connection.hello is not None, "hello is said once"
         request = encode_request(Kind.HELLO, self._service.local_hello(self.target))
-        connection.link.send(encode_frame(Kind.HELLO, 0, math.ceil(self._dial_timeout * 1000), request), 0)
+        connection.link.send(encode_frame(Kind.HELLO, 0, ceil(self._dial_timeout * 1000), request), 0)
         frame = decode_frame(await connection.hello)
         if frame.kind == Kind.ERROR:
             raise from_info(decode_error(frame.body))
@@ -368,10 +372,10 @@ class CallLane:
 
     def _is_pending(self, request_id: int) -> bool:
         call = self._calls.get(request_id)
-        return call is not None and not call.reply.done()
+        return call is not None and not call.done()
 
     def _received(self, connection: Connection, data: FrameBytes) -> None:
-        connection.heard_at = connection.now()
+        connection.heard_at = now = connection.now()
         try:
             frame = decode_frame(data)
             call = self._calls.get(frame.request_id)
@@ -386,11 +390,13 @@ class CallLane:
         except FrameError as garbage:
             self._drop(NetworkError(f"{self.target} sent garbage: {garbage}"))
             return
-        self._forget(frame.request_id)
+        del self._calls[frame.request_id]
+        self._call_bytes -= call.size
+        call.seconds = now - call.sent_at
         if error is None:
-            call.reply.set_result(answer)
+            call.set_result(answer)
         else:
-            call.reply.set_exception(error)
+            call.set_exception(error)
 
     def _lost(self, error: RPCError) -> None:
         self._drop(error)
@@ -399,10 +405,10 @@ class CallLane:
         call = self._forget(request_id)
         connection = self._connection
         if connection is None:
-            call.reply.set_exception(Unreachable(f"no connection to {self.target} in time"))
+            call.set_exception(Unreachable(f"no connection to {self.target} in time"))
             self._stop_dialling_for_nobody()
             return
-        call.reply.set_exception(RPCTimeout(f"{self.target} did not answer {call.kind.name.lower()} in time"))
+        call.set_exception(RPCTimeout(f"{self.target} did not answer {call.kind.name.lower()} in time"))
         if connection.heard_at > call.sent_at or self._connection is not connection:
             return
         # Nothing at all came back since this was sent: the connection may be half open, and a new one will tell.
@@ -417,7 +423,7 @@ class CallLane:
             return
         connection.is_probed = True
 
-        def answered(reply: Reply[HelloResponse]) -> None:
+        def answered(reply: Reply[HelloResponse], _: Any) -> None:
             connection.is_probed = False  # unanswered, it has ended the connection
             if reply.failed:
                 return
@@ -434,7 +440,7 @@ class CallLane:
     def _refusal(self, size: int, link: Link | None) -> RPCError | None:
         if self._closed:
             return Unreachable(f"the {self.name} to {self.target} is closed")
-        if size > self._max_frame_bytes - FRAME_OVERHEAD_BYTES:
+        if size > self._body_bytes_max:
             return PayloadTooLarge(f"a message of {size} bytes is too large for the {self.name} to {self.target}")
         if len(self._calls) >= CALLS_MAX or (self._calls and self._call_bytes + size > CALL_BYTES_MAX):
             return PeerBusy(f"{len(self._calls)} calls to {self.target} are pending already")
@@ -454,7 +460,7 @@ class CallLane:
         self._call_bytes = 0
         self._unsent = []
         for call in calls:
-            call.reply.set_exception(error)
+            call.set_exception(error)
 
     def _drop(self, error: RPCError) -> None:
         connection, self._connection = self._connection, None

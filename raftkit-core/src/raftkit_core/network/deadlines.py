@@ -1,59 +1,59 @@
-"""Many deadlines, one timer: a call costs a heap entry instead of a timer of the loop."""
+"""Many deadlines, one timer: a call costs a comparison instead of a timer of the loop."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Container
-from heapq import heappop, heappush
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+
+class Due(Protocol):
+    """Something that waits; ``due`` is a time of the loop."""
+
+    due: float
 
 
 class Deadlines:
-    """Calls ``expired(key)`` once its time has come, if ``key`` is still in ``pending`` by then.
+    """Calls ``expired(key)`` once the time of what ``pending`` holds under ``key`` has come, if it is still there.
 
-    Finished keys leave the heap when they reach its top, so that answered calls cost nothing more.
+    The timer stands at the first deadline there was when it was set. When it fires, everything that waits is looked at:
+    what was answered meanwhile has left by itself, so that answered calls cost nothing more.
     """
 
-    def __init__(self, expired: Callable[[int], None], pending: Container[int]) -> None:
+    def __init__(self, expired: Callable[[int], None], pending: Mapping[int, Due]) -> None:
         self._expired = expired
         self._pending = pending
-        self._heap: list[tuple[float, int]] = []
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = float("inf")
+        self.timer_at = float("inf")
+        """When the timer fires. Who puts in what is due before that calls :meth:`arm`."""
 
-    def add(self, key: int, due: float, loop: asyncio.AbstractEventLoop) -> None:
-        """``key`` grows from call to call; ``due`` is a time of ``loop``."""
-        heap, pending = self._heap, self._pending
-        while heap and heap[0][1] not in pending:
-            heappop(heap)
-        heappush(heap, (due, key))
-        if due < self._timer_at:
-            self._arm(loop)
+    def arm(self, due: float, loop: asyncio.AbstractEventLoop) -> None:
+        """Fire at ``due``."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.timer_at = due
+        self._timer = loop.call_at(due, self._fire)
 
     def close(self) -> None:
         """Forget everything."""
-        self._heap.clear()
-        self._disarm()
-
-    def _disarm(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._timer_at = float("inf")
-
-    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The timer may fire early for a key that was answered meanwhile; it never fires late."""
-        self._disarm()
-        if self._heap:
-            self._timer_at = self._heap[0][0]
-            self._timer = loop.call_at(self._timer_at, self._fire)
+        self.timer_at = float("inf")
 
     def _fire(self) -> None:
+        """The timer may fire early for something that was answered meanwhile; it never fires late."""
         loop = asyncio.get_running_loop()
         self._timer = None
+        self.timer_at = float("inf")
         now = loop.time()
-        heap, pending = self._heap, self._pending
-        while heap and (heap[0][0] <= now or heap[0][1] not in pending):
-            key = heappop(heap)[1]
+        pending = self._pending
+        due = [(waits.due, key) for key, waits in pending.items() if waits.due <= now]
+        due.sort()
+        for _, key in due:
             if key in pending:
                 self._expired(key)
-        self._arm(loop)
+        if pending:
+            first = min(waits.due for waits in pending.values())
+            if first < self.timer_at:
+                self.arm(first, loop)

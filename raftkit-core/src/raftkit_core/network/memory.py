@@ -71,14 +71,15 @@ class MemoryHub:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.pre_hook: PreHook | None = None
-        self.post_hook: PostHook | None = None
-        """Judges answers to requests that were sent since it was set."""
-        self.latency = 0.0
+        self._pre_hook: PreHook | None = None
+        self._post_hook: PostHook | None = None
+        self._latency = 0.0
         self.counts: Counter[str] = Counter()
         self.serving: dict[NodeId, MemoryNetworkFactory] = {}
         self._cuts: dict[tuple[NodeId, NodeId], bool] = {}
         self._isolated: dict[NodeId, bool] = {}
+        self.is_undisturbed = True
+        """Whether every message passes, and at once."""
         self._due: list[_Pipe] = []
         """What delivers in the next turn."""
 
@@ -91,10 +92,12 @@ class MemoryHub:
     def cut(self, src: NodeId, dst: NodeId, *, silent: bool = True) -> None:
         """Lose what ``src`` sends to ``dst``: requests and answers. Not silent: a request fails at once."""
         self._cuts[(src, dst)] = silent
+        self._changed()
 
     def isolate(self, node_id: NodeId, *, silent: bool = True) -> None:
         """Lose everything from and to ``node_id``."""
         self._isolated[node_id] = silent
+        self._changed()
 
     def partition(self, *sides: set[NodeId], silent: bool = True) -> None:
         """Lose what goes from one side to another."""
@@ -113,6 +116,7 @@ class MemoryHub:
         else:
             self._isolated.pop(node_id, None)
             self._cuts = {pair: silent for pair, silent in self._cuts.items() if node_id not in pair}
+        self._changed()
 
     def fault(self, src: NodeId, dst: NodeId) -> str | None:
         """What happens to a message: None (it passes), ``silent`` or ``refused``."""
@@ -124,29 +128,56 @@ class MemoryHub:
         return None if silent is None else "silent" if silent else "refused"
 
     @property
-    def is_undisturbed(self) -> bool:
-        """Whether every message passes, and at once."""
-        return not (self._cuts or self._isolated or self.latency) and self.pre_hook is None and self.post_hook is None
+    def pre_hook(self) -> PreHook | None:
+        """Judges requests."""
+        return self._pre_hook
+
+    @pre_hook.setter
+    def pre_hook(self, hook: PreHook | None) -> None:
+        self._pre_hook = hook
+        self._changed()
+
+    @property
+    def post_hook(self) -> PostHook | None:
+        """Judges answers to requests that were sent since it was set."""
+        return self._post_hook
+
+    @post_hook.setter
+    def post_hook(self, hook: PostHook | None) -> None:
+        self._post_hook = hook
+        self._changed()
+
+    @property
+    def latency(self) -> float:
+        return self._latency
+
+    @latency.setter
+    def latency(self, seconds: float) -> None:
+        self._latency = seconds
+        self._changed()
+
+    def _changed(self) -> None:
+        self.is_undisturbed = not (
+            self._cuts or self._isolated or self._latency or self._pre_hook is not None or self._post_hook is not None
+        )
 
     def deliver_soon(self, pipe: _Pipe) -> None:
         """Have ``pipe`` deliver in the next turn of the loop, together with all others that have something by then."""
-        self._due.append(pipe)
-        if len(self._due) == 1:
+        due = self._due
+        if not due:
             asyncio.get_running_loop().call_soon(self._deliver)
+        due.append(pipe)
 
     def _deliver(self) -> None:
         """What goes to one node on several connections is dealt with in one go there, as what comes on one is."""
         due, self._due = self._due, []
-        if len(due) == 1:
-            due[0].flush()
-            return
         corked: list[RaftService] = []
-        if len({pipe.end for pipe in due}) < len(due):
-            services = [pipe.find_service() for pipe in due]
-            corked = [each for at, each in enumerate(services) if each is not None and each in services[:at]]
-        for service in corked:
-            service.cork()
         try:
+            for pipe in due:
+                service = pipe.find_service()
+                if service is not None:
+                    service.cork()
+                    corked.append(service)
             for pipe in due:
                 try:
                     pipe.flush()
@@ -180,15 +211,13 @@ class _Pipe:
     def __init__(
         self,
         hub: MemoryHub,
-        end: NodeId,
         deliver: Callable[[Sequence[bytes]], None],
         find_service: Callable[[], RaftService | None],
     ) -> None:
         self._hub = hub
-        self.end = end
-        """The node it leads to; ``find_service`` gives its service."""
         self.find_service = find_service
-        self._deliver = deliver
+        """Gives the service of the node it leads to."""
+        self._take = deliver
         self._loop = asyncio.get_running_loop()
         self._ready: list[bytes] = []
         """To be delivered in the next turn."""
@@ -222,10 +251,10 @@ class _Pipe:
             self._timer = None
 
     def flush(self) -> None:
-        """Deliver what is ready; what is pushed meanwhile has its own turn."""
+        """Deliver what is ready, to a node that is corked; what is pushed meanwhile has its own turn."""
         frames, self._ready = self._ready, []
         if frames:
-            self._deliver(frames)
+            self._take(frames)
 
     def _come(self) -> None:
         """The time of what was delayed has come."""
@@ -235,11 +264,21 @@ class _Pipe:
             self._ready.append(late.popleft()[1])
         if late:
             self._timer = self._loop.call_at(late[0][0], self._come)
-        self.flush()
+        service = self.find_service()
+        if service is None:
+            self.flush()
+            return
+        service.cork()
+        try:
+            self.flush()
+        finally:
+            service.uncork()
 
 
 class _MemoryLink(Link):
     """Both directions between a lane and a :class:`ServedConnection`."""
+
+    unsent_bytes = 0
 
     def __init__(
         self,
@@ -256,8 +295,10 @@ class _MemoryLink(Link):
         self._dst = server.node_id
         self._server = server
         self._connection = connection
-        self._requests = _Pipe(hub, server.node_id, self._deliver, lambda: server.services.get(group))
-        self._answers = _Pipe(hub, src, connection.received_many, lambda: service)
+        self._requests = _Pipe(hub, self._take, lambda: server.services.get(group))
+        self._answers = _Pipe(hub, connection.take, lambda: service)
+        self._push = self._requests.push
+        self._push_answer = self._answers.push
         self._closing: asyncio.Task[None] | None = None
         self._aborted = False
         self._answered_kinds: dict[int, str] = {}
@@ -275,8 +316,8 @@ class _MemoryLink(Link):
         if self._aborted:
             return
         if self._hub.is_undisturbed:
-            self._hub.counts[_NAMES[kind_of(frame)]] += 1
-            self._requests.push(frame)
+            self._hub.counts[_NAMES[frame[1]]] += 1  # as kind_of
+            self._push(frame)
             return
         try:
             verdict = self._hub.judge(self._src, self._dst, frame)
@@ -310,9 +351,9 @@ class _MemoryLink(Link):
         self.abort()
         self._connection.lost(error)
 
-    def _deliver(self, frames: Sequence[bytes]) -> None:
+    def _take(self, frames: Sequence[bytes]) -> None:
         try:
-            self.served.received_many(frames)
+            self.served.take(frames)
         except FrameError as error:
             self.lose(NetworkError(f"{self._dst} closed the connection: {error}"))
 
@@ -320,7 +361,7 @@ class _MemoryLink(Link):
         if self._aborted:
             return
         if self._hub.is_undisturbed:
-            self._answers.push(frame)
+            self._push_answer(frame)
             return
         if self._hub.fault(self._dst, self._src) is not None:
             return

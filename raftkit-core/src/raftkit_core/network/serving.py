@@ -17,12 +17,13 @@ from raftkit_core.network.deadlines import Deadlines
 from raftkit_core.network.interface import RaftService
 from raftkit_core.network.reply import Reply
 from raftkit_core.network.wire import (
+    FRAME_OVERHEAD_BYTES,
     FrameBytes,
     FrameError,
     Kind,
     decode_frame,
     decode_request,
-    encode_answer,
+    encode_answer_frame,
     encode_error,
     encode_frame,
     request_kind,
@@ -55,6 +56,18 @@ OF_A_LEADER = frozenset({Kind.APPEND_ENTRIES, Kind.HEARTBEAT, Kind.TRANSFER_LEAD
 replicate that, and hand over."""
 
 
+class _Running:
+    """A request under way that is no :class:`Reply`."""
+
+    __slots__ = ("due", "future", "request_id", "size")
+
+    def __init__(self, future: asyncio.Future[Any], request_id: int, size: int, due: float) -> None:
+        self.future = future
+        self.request_id = request_id
+        self.size = size
+        self.due = due
+
+
 class ServedConnection:
     """One accepted connection.
 
@@ -78,13 +91,13 @@ class ServedConnection:
         self.group = group
         self.peer: PeerIdentity | None = None
         self._find_service = find_service
-        self._kinds = kinds
+        self._kinds = {int(kind): kind for kind in kinds}
         self._send = send
         self._refused = refused
         self._offer = offer
         self._max_frame_bytes = max_frame_bytes
         self._admission = admission
-        self._running: dict[int, tuple[asyncio.Future[Any], int, int]] = {}
+        self._running: dict[int, _Running] = {}
         self._replying = 0
         self._running_bytes = 0
         self._next_serial = 1
@@ -105,51 +118,65 @@ class ServedConnection:
         """
         service = self._find_service()
         if service is None:
-            for data in frames:
-                self.received(data)
+            self.take(frames)
             return
         service.cork()
         try:
-            for data in frames:
-                self.received(data)
+            self.take(frames)
         finally:
             service.uncork()
+
+    def take(self, frames: Sequence[FrameBytes]) -> None:
+        """As :meth:`received_many`, for who has corked the node already."""
+        for data in frames:
+            self.received(data)
 
     def received(self, data: FrameBytes) -> None:
         """Take one frame. Raises: FrameError, and the connection must be closed."""
         if self._closed:
             return
         frame = decode_frame(data)
-        kind = request_kind(frame.kind)
-        if kind not in self._kinds:
-            raise FrameError(f"{kind.name} does not belong on this connection")
-        if kind is Kind.FORWARD and self.peer is not None:
-            # A stream repeats nothing, but what stands between two nodes may: everything else changes nothing when it
-            # comes twice, a forwarded write would be made twice.
-            if frame.request_id <= self._last_forward:
-                logger.warning("a forwarded request of %s came twice: the second is ignored", self.peer.node_id)
-                return
-            self._last_forward = frame.request_id
-        if self.peer is None and kind is not Kind.HELLO:
+        kind = self._kinds.get(frame.kind)
+        if kind is None:
+            raise FrameError(f"{request_kind(frame.kind).name} does not belong on this connection")
+        peer = self.peer
+        if peer is None and kind is not Kind.HELLO:
             # Not even decoded: a small frame can become many objects.
             raise FrameError(f"{kind.name} before hello" + (" was answered" if self._greeting else ""))
-        message = decode_request(kind, frame.body)
-        timeout = min(frame.timeout_ms / 1000, HANDLER_TIMEOUT) if frame.timeout_ms else HANDLER_TIMEOUT
-        if kind is Kind.HELLO:
-            self._greeting = self.peer is None
-            self._start(self._hello(message), frame.request_id, len(data), timeout)
+        if kind is Kind.FORWARD and self._came_before(frame.request_id):
             return
-        assert self.peer is not None, "looked at above"
+        message = decode_request(kind, frame.body)
+        if kind is Kind.HELLO:
+            self._greeting = peer is None
+            self._start(self._hello(message), frame.request_id, len(data), frame.timeout_ms)
+            return
+        assert peer is not None, "looked at above"
         service = self._find_service()
         if service is None:
             self._reply_error(frame.request_id, to_info(_not_served(self.group)))
             return
         try:
-            awaitable = self._dispatch(service, kind, message, self.peer)
+            if kind is not Kind.APPEND_ENTRIES or self._admission is not None:
+                answer = self._dispatch(service, kind, message, peer)
+            else:
+                answer = service.append_entries(message, peer)
         except Exception as error:
             self._reply_failure(frame.request_id, error)
             return
-        self._start(awaitable, frame.request_id, len(data), timeout)
+        if isinstance(answer, Reply) and answer.done():
+            self._answer(frame.request_id, answer)
+        else:
+            self._start(answer, frame.request_id, len(data), frame.timeout_ms)
+
+    def _came_before(self, request_id: int) -> bool:
+        """A stream repeats nothing, but what stands between two nodes may: everything else changes nothing when it
+        comes twice, a forwarded write would be made twice."""
+        if request_id <= self._last_forward:
+            who = "somebody" if self.peer is None else self.peer.node_id
+            logger.warning("a forwarded request of %s came twice: the second is ignored", who)
+            return True
+        self._last_forward = request_id
+        return False
 
     @property
     def has_room(self) -> bool:
@@ -165,7 +192,7 @@ class ServedConnection:
         """End every handler; answers under way are dropped. Idempotent."""
         self._closed = True
         self._deadlines.close()
-        tasks = [future for future, _, _ in self._running.values() if isinstance(future, asyncio.Task)]
+        tasks = [each.future for each in self._running.values() if isinstance(each.future, asyncio.Task)]
         self._running.clear()
         self._make_room()
         for task in tasks:
@@ -223,63 +250,66 @@ class ServedConnection:
 
     # --- Answers ----------------------------------------------------------------------------------------------------
 
-    def _start(self, awaitable: Awaitable[Any], request_id: int, size: int, timeout: float) -> None:
+    def _start(self, awaitable: Awaitable[Any], request_id: int, size: int, timeout_ms: int) -> None:
         """A reply or a future costs no task; a coroutine gets one, and tasks start in the order they were made."""
         self._running_bytes += size
-        if type(awaitable) is Reply:
+        if isinstance(awaitable, Reply):
             # The node answers it in time by itself, with an error if need be.
             self._replying += 1
-            awaitable.then(partial(self._replied, request_id, size))
+            awaitable.then(self._replied, (request_id, size))
             return
         serial = self._next_serial
         self._next_serial += 1
         future = awaitable if isinstance(awaitable, asyncio.Future) else asyncio.ensure_future(awaitable)
-        self._running[serial] = (future, request_id, size)
+        loop = asyncio.get_running_loop()
+        timeout = min(timeout_ms / 1000, HANDLER_TIMEOUT) if timeout_ms else HANDLER_TIMEOUT
+        running = self._running[serial] = _Running(future, request_id, size, loop.time() + timeout)
         if future.done():
             self._done(serial, future)
             return
-        loop = asyncio.get_running_loop()
-        self._deadlines.add(serial, loop.time() + timeout, loop)
+        if running.due < self._deadlines.timer_at:
+            self._deadlines.arm(running.due, loop)
         future.add_done_callback(partial(self._done, serial))
 
-    def _replied(self, request_id: int, size: int, reply: Reply[Any]) -> None:
+    def _replied(self, reply: Reply[Any], asked: tuple[int, int]) -> None:
+        request_id, size = asked
         self._replying -= 1
         self._running_bytes -= size
         if self._room is not None:
             self._make_room()
-        if self._closed:
-            return
+        if not self._closed:
+            self._answer(request_id, reply)
+
+    def _answer(self, request_id: int, reply: Reply[Any]) -> None:
+        """Send what the node has said."""
         if reply.failed:
-            error = reply.exception()
-            assert error is not None, "it failed"
-            self._reply_failure(request_id, error)
+            self._reply_failure(request_id, reply.outcome)
         else:
-            self._reply(Kind.ANSWER, request_id, encode_answer(reply.result()))
+            self._reply(request_id, reply.result())
 
     def _done(self, serial: int, future: asyncio.Future[Any]) -> None:
         error = None if future.cancelled() else future.exception()  # retrieved, also when nobody waits any more
         running = self._running.pop(serial, None)
         if running is None or self._closed:
             return
-        _, request_id, size = running
-        self._running_bytes -= size
+        self._running_bytes -= running.size
         self._make_room()
         if future.cancelled():
-            self._reply_error(request_id, ErrorInfo("STOPPED", "the request was cancelled", outcome="unknown"))
+            self._reply_error(running.request_id, ErrorInfo("STOPPED", "the request was cancelled", outcome="unknown"))
         elif error is None:
-            self._reply(Kind.ANSWER, request_id, encode_answer(future.result()))
+            self._reply(running.request_id, future.result())
         else:
-            self._reply_failure(request_id, error)
+            self._reply_failure(running.request_id, error)
         if self.peer is None:
             self._refused()
 
     def _expired(self, serial: int) -> None:
         """Nobody waits for this answer any more."""
-        future, _, size = self._running.pop(serial)
-        self._running_bytes -= size
+        running = self._running.pop(serial)
+        self._running_bytes -= running.size
         self._make_room()
-        if isinstance(future, asyncio.Task):
-            future.cancel()
+        if isinstance(running.future, asyncio.Task):
+            running.future.cancel()
         if self.peer is None:
             self._refused()
 
@@ -289,13 +319,16 @@ class ServedConnection:
         self._reply_error(request_id, to_info(error))
 
     def _reply_error(self, request_id: int, info: ErrorInfo) -> None:
-        self._reply(Kind.ERROR, request_id, encode_error(info, self._max_frame_bytes - 64))
+        body = encode_error(info, self._max_frame_bytes - FRAME_OVERHEAD_BYTES)
+        self._send(encode_frame(Kind.ERROR, request_id, 0, body))
 
-    def _reply(self, kind: Kind, request_id: int, body: bytes) -> None:
-        if len(body) > self._max_frame_bytes - 64:
-            info = ErrorInfo("INTERNAL", f"an answer of {len(body)} bytes does not fit a frame", outcome="unknown")
-            kind, body = Kind.ERROR, encode_error(info, self._max_frame_bytes - 64)
-        self._send(encode_frame(kind, request_id, 0, body))
+    def _reply(self, request_id: int, message: Any) -> None:
+        frame = encode_answer_frame(request_id, message)
+        if len(frame) > self._max_frame_bytes:
+            info = ErrorInfo("INTERNAL", f"an answer of {len(frame)} bytes does not fit a frame", outcome="unknown")
+            self._reply_error(request_id, info)
+        else:
+            self._send(frame)
 
     def _make_room(self) -> None:
         if self._room is not None and not self._room.done() and (self._closed or self.has_room):

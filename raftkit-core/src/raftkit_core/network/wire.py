@@ -23,6 +23,7 @@ from functools import lru_cache
 from typing import Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import Raw
 
 from raftkit_core.errors import ErrorInfo, PayloadTooLarge
 from raftkit_core.types.entry import MEMBERSHIP, Entries, Entry, decode_membership
@@ -175,10 +176,10 @@ _UNDECODABLE = (msgspec.DecodeError, ValueError, RecursionError, OverflowError, 
 
 def encode_frame(kind: int, request_id: int, timeout_ms: int, body: bytes) -> bytes:
     """Put an encoded message in a frame. Raises: PayloadTooLarge."""
+    if len(body) < JOINED_BYTES_MIN:
+        return _encode((int(kind), request_id, timeout_ms, Raw(body)))
     if len(body) > MAX_FRAME_BYTES - FRAME_OVERHEAD_BYTES:
         raise PayloadTooLarge(f"a message of {len(body)} bytes does not fit a frame of {MAX_FRAME_BYTES} bytes")
-    if len(body) < JOINED_BYTES_MIN:
-        return _encode((int(kind), request_id, timeout_ms, msgspec.Raw(body)))
     return frame_head(kind, request_id, timeout_ms) + body
 
 
@@ -195,6 +196,11 @@ def decode_frame(data: FrameBytes) -> Frame:
         return _decode_frame(data)
     except _UNDECODABLE as error:
         raise FrameError(f"not a valid frame: {error}") from None
+
+
+def encode_answer_frame(request_id: int, message: Any) -> bytes:
+    """An answer in its frame."""
+    return _encode((0, request_id, 0, message))
 
 
 def kind_of(data: bytes) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from functools import partial
 from typing import Any, get_args
 
 from raftkit_core.config import Config
@@ -51,7 +50,7 @@ from raftkit_core.runtime.messages import (
     TransferAnswered,
     VoteAnswered,
 )
-from raftkit_core.runtime.peer_calls import Answer, PeerCalls
+from raftkit_core.runtime.peer_calls import PeerCalls
 from raftkit_core.runtime.peers import PeerTable
 from raftkit_core.runtime.replication import ReplicationStream, RequestCache
 from raftkit_core.runtime.snapshot_transfer import SnapshotTransfers
@@ -278,35 +277,31 @@ class CommandRunner:
             if client is None:
                 continue
             method = "pre_vote" if is_pre_vote else "vote"
-            done = partial(self._vote_answered, target, request, is_pre_vote)
-            self._calls.start(client, method, request, self._vote_timeout, done)
+            self._calls.start(
+                client, method, request, self._vote_timeout, self._vote_answered, (target, request, is_pre_vote)
+            )
 
-    def _vote_answered(self, target: NodeId, request: VoteRequest, is_pre_vote: bool, answer: Answer) -> None:
-        if answer.cancelled():
-            return
-        error = answer.exception()
+    def _vote_answered(self, asked: tuple[NodeId, VoteRequest, bool], error: BaseException | None, answer: Any) -> None:
+        target, request, is_pre_vote = asked
         if error is not None:
             self._peers.failed(target, error)
             return
         self._peers.succeeded(target)
-        self._notify(VoteAnswered(request.vote, target, answer.result(), is_pre_vote))
+        self._notify(VoteAnswered(request.vote, target, answer, is_pre_vote))
 
     def _send_transfer(self, command: SendTransferLeader) -> None:
         client = self._client(command.target)
         if client is None:
             self._notify(TransferAnswered(command.session, command.target, None))
             return
-        done = partial(self._transfer_answered, command)
-        self._calls.start(client, "transfer_leader", command.request, self._vote_timeout, done)
+        self._calls.start(
+            client, "transfer_leader", command.request, self._vote_timeout, self._transfer_answered, command
+        )
 
-    def _transfer_answered(self, command: SendTransferLeader, answer: Answer) -> None:
-        if answer.cancelled():
-            return
-        error = answer.exception()
+    def _transfer_answered(self, command: SendTransferLeader, error: BaseException | None, answer: Any) -> None:
         if error is not None:
             self._peers.failed(command.target, error)
-        response = None if error is not None else answer.result()
-        self._notify(TransferAnswered(command.session, command.target, response))
+        self._notify(TransferAnswered(command.session, command.target, answer))
 
     # --- streams ----------------------------------------------------------------------------------------------------
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 from raftkit_core.engine.commands import SendHeartbeat
 from raftkit_core.network.interface import RaftNetwork
 from raftkit_core.runtime.messages import HeartbeatAnswered, Notification
-from raftkit_core.runtime.peer_calls import Answer, PeerCalls
+from raftkit_core.runtime.peer_calls import PeerCalls
 from raftkit_core.runtime.peers import PeerTable
 from raftkit_core.runtime.stalls import StallDetector
 from raftkit_core.types.ids import NodeId
@@ -55,17 +55,15 @@ class HeartbeatSender:
         matching = dict(command.peers)[target]
         reverted = dict(command.reverted).get(target)
         request = HeartbeatRequest(command.vote, matching, command.leader_commit, self._lease_ms, reverted)
-        calls.start(client, "heartbeat", request, self._timeout, partial(self._answered, command, target))
+        calls.start(client, "heartbeat", request, self._timeout, self._answered, (command, target))
 
-    def _answered(self, command: SendHeartbeat, target: NodeId, answer: Answer) -> None:
-        if answer.cancelled():
-            return
-        error = answer.exception()
+    def _answered(self, sent: tuple[SendHeartbeat, NodeId], error: BaseException | None, answer: Any) -> None:
+        command, target = sent
         if error is not None:
             self._peers.failed(target, error)
             return
         self._peers.succeeded(target)
-        self._notify(HeartbeatAnswered(command, target, answer.result()))
+        self._notify(HeartbeatAnswered(command, target, answer))
 
     def sweep(self, now: float) -> None:
         """Give up calls the transport should have ended long ago."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
-from typing import Any, TypeAlias, get_args
+from typing import Any, get_args
 
-from raftkit_core.errors import RPCTimeout
+from raftkit_core.errors import NetworkError, RPCTimeout
 from raftkit_core.network.interface import RaftNetwork
 from raftkit_core.network.lanes import LaneNetwork
-from raftkit_core.network.reply import Reply
-from raftkit_core.runtime.figures import Durations, NodeFigures
+from raftkit_core.network.reply import Reply, failed_reply
+from raftkit_core.runtime.figures import NodeFigures
 from raftkit_core.runtime.limits import forget
 from raftkit_core.runtime.stalls import StallDetector
 from raftkit_core.types.messages import AppendEntriesResponse, TransferLeaderResponse, VoteResponse
@@ -29,116 +28,149 @@ _OWN = frozenset(
     )
 )
 
-Answer: TypeAlias = asyncio.Future[Any] | Reply[Any]
-Done = Callable[..., None]
-"""Called with the answer, after what :meth:`PeerCalls.start` was given for it."""
-
-
-class _Method:
-    """One method of one peer, and how long its calls took."""
-
-    __slots__ = ("_durations", "_figures", "function", "is_own", "name", "network", "peer")
-
-    def __init__(self, network: RaftNetwork, name: str, figures: NodeFigures) -> None:
-        self.network = network
-        self.name = name
-        self.peer = getattr(network, "target", "")
-        self.function: Any = getattr(network, name, None)
-        self.is_own = getattr(self.function, "__func__", None) in _OWN
-        self._figures = figures
-        self._durations: Durations | None = None
-
-    def ended(self, seconds: float, is_answered: bool) -> None:
-        if self._durations is None or not is_answered:
-            self._figures.called(self.name, self.peer, seconds, is_answered)
-            self._durations = self._figures.calls.get((self.name, self.peer))
-        else:
-            self._durations.observe(seconds)
-
-
 OVERDUE_SECONDS = 1.0
 """How long after its deadline a call that should have ended by itself (clause T4) is given up."""
 
 
-class PeerCalls:
-    """``done`` of every call is called once: with its answer, or with a failed one when it is given up."""
+class PeerMethod:
+    """One method of one peer: :attr:`call` gives the :class:`Reply` to a request, whatever the transport gives.
 
-    def __init__(self, stalls: StallDetector) -> None:
+    A lane of ours gives one by itself: it queues and returns, ends every call in time and decodes nothing but answers.
+    A plugin's is called as plugins are, and its future becomes a reply here.
+    """
+
+    def __init__(self, network: RaftNetwork, name: str, stalls: StallDetector) -> None:
+        self.network = network
+        self._name = name
+        self._peer = getattr(network, "target", "")
         self._stalls = stalls
-        self._now = stalls.now
-        self._methods: dict[str, _Method] = {}
-        self._pending: dict[Answer, tuple[float, Callable[[Answer], None], _Method, float]] = {}
-        """By futures. A reply is ended by the lane it came from, in time: nobody has to see to that."""
-        self._replies: set[Reply[Any]] = set()
+        self._figures: NodeFigures = stalls.figures
+        self._function: Callable[[Any, float], Any] = getattr(network, name)
+        self._adapted: dict[asyncio.Future[Any], tuple[float, Reply[Any], float]] = {}
+        """Under way, by the plugin's futures: when to give one up, the reply, and when it began."""
+        self.observe: Callable[[float], None] = self._observe_first
+        """Note how long a call took that was answered."""
+        is_own = getattr(self._function, "__func__", None) in _OWN
+        self.call: Callable[[Any, float], Reply[Any]] = self._function if is_own else self._call_plugin
+        """``(request, timeout)``, in seconds. Raises whatever the transport raises."""
 
-    def __len__(self) -> int:
-        return len(self._pending) + len(self._replies)
-
-    def start(self, network: RaftNetwork, name: str, request: Any, timeout: float, done: Done, *arguments: Any) -> None:
-        """Call ``network.name(request, timeout)``: without a task if the transport gives a reply or a future; then
-        ``done(*arguments, answer)``."""
-        began = self._now()
-        method = self._methods.get(name)
-        if method is None or method.network is not network:
-            method = self._methods[name] = _Method(network, name, self._stalls.figures)
+    def start(self, request: Any, timeout: float) -> Reply[Any]:
+        """:attr:`call`, where an error is an answer like any other."""
         try:
-            if method.is_own:  # it queues and returns: no plugin code to be timed
-                answer: Any = method.function(request, timeout)
-            else:
-                answer = self._stalls.timed(network, name, method.function, request, timeout)
-            if type(answer) is not Reply:
-                answer = asyncio.ensure_future(answer)
+            return self.call(request, timeout)
         except Exception as error:  # of the plugin: never this node's end
-            answer = _failed(error)
-        if type(answer) is Reply:
-            self._replies.add(answer)
-            answer.then(partial(self._replied, done, arguments, method, began))
+            return failed_reply(error)
+
+    def _observe_first(self, seconds: float) -> None:
+        self._figures.called(self._name, self._peer, seconds, True)
+        self.observe = self._figures.calls[(self._name, self._peer)].observe
+
+    def failed(self) -> None:
+        """A call was not answered."""
+        self._figures.called(self._name, self._peer, 0.0, False)
+
+    # --- what plugins give ------------------------------------------------------------------------------------------
+
+    def _call_plugin(self, request: Any, timeout: float) -> Reply[Any]:
+        began = self._stalls.now()
+        answer: Any = self._stalls.timed(self.network, self._name, self._function, request, timeout)
+        reply: Reply[Any] = Reply()
+        if isinstance(answer, Reply):
+            answer.then(self._plugin_replied, (reply, began))
+            return reply
+        future: asyncio.Future[Any] = asyncio.ensure_future(answer)
+        self._adapted[future] = (began + timeout + OVERDUE_SECONDS, reply, began)
+        future.add_done_callback(self._plugin_ended)
+        return reply
+
+    def _plugin_replied(self, answer: Reply[Any], asked: tuple[Reply[Any], float]) -> None:
+        reply, began = asked
+        if answer.failed:
+            reply.set_exception(answer.outcome)
         else:
-            self._pending[answer] = (began + timeout + OVERDUE_SECONDS, partial(done, *arguments), method, began)
-            answer.add_done_callback(self._ended)
+            self._answer(reply, answer.outcome, began)
 
-    def _replied(
-        self, done: Done, arguments: tuple[Any, ...], method: _Method, began: float, reply: Reply[Any]
-    ) -> None:
-        self._replies.discard(reply)
-        is_answered = not reply.failed and type(reply.result()) in ANSWERS
-        method.ended(self._now() - began, is_answered)
-        if not is_answered and not reply.failed:
-            reply = _failed(TypeError(f"the transport gave {type(reply.result()).__name__} as an answer"))
-        done(*arguments, reply)
-
-    def _ended(self, answer: Answer) -> None:
-        pending = self._pending.pop(answer, None)
-        if pending is None:
-            if isinstance(answer, asyncio.Future):
-                forget(answer)
+    def _plugin_ended(self, future: asyncio.Future[Any]) -> None:
+        adapted = self._adapted.pop(future, None)
+        if adapted is None:
+            forget(future)
             return
-        _, done, method, began = pending
-        is_answered = not answer.cancelled() and answer.exception() is None
-        if is_answered and type(answer.result()) not in ANSWERS:
-            is_answered = False
-            answer = _failed(TypeError(f"the transport gave {type(answer.result()).__name__} as an answer"))
-        method.ended(self._now() - began, is_answered)
-        done(answer)
+        _, reply, began = adapted
+        if future.cancelled():
+            reply.set_exception(NetworkError("the call was cancelled"))
+        elif (error := future.exception()) is not None:
+            reply.set_exception(error)
+        else:
+            self._answer(reply, future.result(), began)
+
+    def _answer(self, reply: Reply[Any], answer: Any, began: float) -> None:
+        reply.seconds = self._stalls.now() - began
+        if type(answer) in ANSWERS:
+            reply.set_result(answer)
+        else:
+            reply.set_exception(TypeError(f"the transport gave {type(answer).__name__} as an answer"))
 
     def sweep(self, now: float) -> None:
         """Give up what is long overdue."""
-        for answer in [answer for answer, (due, *_) in self._pending.items() if due <= now]:
-            _, done, method, began = self._pending.pop(answer)
-            method.ended(self._now() - began, False)
-            answer.cancel()
-            done(_failed(RPCTimeout("the transport did not end a call by its deadline")))
+        for future in [future for future, (due, _, _) in self._adapted.items() if due <= now]:
+            _, reply, _ = self._adapted.pop(future)
+            future.cancel()
+            reply.set_exception(RPCTimeout("the transport did not end a call by its deadline"))
 
     def cancel(self) -> None:
         """Nobody waits for any of them any more."""
-        pending: list[Answer] = [*self._pending, *self._replies]
-        self._pending.clear()
-        self._replies.clear()
-        for answer in pending:
-            answer.cancel()
+        adapted, self._adapted = self._adapted, {}
+        for future, (_, reply, _) in adapted.items():
+            reply.cancel()
+            future.cancel()
 
 
-def _failed(error: BaseException) -> Reply[Any]:
-    reply: Reply[Any] = Reply()
-    reply.set_exception(error)
-    return reply
+Done = Callable[[Any, BaseException | None, Any], None]
+"""Called once with the argument of the call, what it failed with or None, and the answer."""
+
+
+class PeerCalls:
+    """Single calls: ``done`` of each is called once, unless :meth:`cancel` was before."""
+
+    def __init__(self, stalls: StallDetector) -> None:
+        self._stalls = stalls
+        self._methods: dict[tuple[str, str], PeerMethod] = {}
+        self._pending: dict[Reply[Any], PeerMethod] = {}
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def start(
+        self, network: RaftNetwork, name: str, request: Any, timeout: float, done: Done, argument: Any = None
+    ) -> None:
+        """Call ``network.name(request, timeout)``, then ``done(argument, error, answer)``: without a task if the
+        transport gives a reply or a future."""
+        key = (getattr(network, "target", ""), name)
+        method = self._methods.get(key)
+        if method is None or method.network is not network:
+            method = self._methods[key] = PeerMethod(network, name, self._stalls)
+        reply = method.start(request, timeout)
+        self._pending[reply] = method
+        reply.then(self._replied, (method, done, argument))
+
+    def _replied(self, reply: Reply[Any], asked: tuple[PeerMethod, Done, Any]) -> None:
+        method, done, argument = asked
+        self._pending.pop(reply, None)
+        if reply.failed:
+            method.failed()
+            done(argument, reply.outcome, None)
+        else:
+            method.observe(reply.seconds)
+            done(argument, None, reply.outcome)
+
+    def sweep(self, now: float) -> None:
+        """Give up what is long overdue."""
+        for method in set(self._pending.values()):
+            method.sweep(now)
+
+    def cancel(self) -> None:
+        """Nobody waits for any of them any more."""
+        pending, self._pending = self._pending, {}
+        for reply, method in pending.items():
+            method.cancel()
+            reply.cancel()

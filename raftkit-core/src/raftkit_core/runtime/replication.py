@@ -14,14 +14,15 @@ from functools import partial
 from raftkit_core.engine.commands import Replicate, ReplicateSnapshot
 from raftkit_core.errors import NetworkError, PayloadTooLarge, RPCError, RPCTimeout, StorageError
 from raftkit_core.network.interface import RaftNetwork
+from raftkit_core.network.reply import Reply, failed_reply
 from raftkit_core.runtime.log_writer import LogWriter
 from raftkit_core.runtime.messages import Notification, ReplicationFailed
-from raftkit_core.runtime.peer_calls import Answer, PeerCalls
+from raftkit_core.runtime.peer_calls import PeerMethod
 from raftkit_core.runtime.peers import PeerTable
 from raftkit_core.runtime.stalls import StallDetector
 from raftkit_core.types.entry import Entry, payload_bytes
 from raftkit_core.types.ids import NodeId
-from raftkit_core.types.log_id import LogId, index_of
+from raftkit_core.types.log_id import LogId
 from raftkit_core.types.messages import AppendEntriesRequest, AppendEntriesResponse, Busy, Success
 
 RETRY_SECONDS = 0.02
@@ -34,23 +35,67 @@ LOST_BEFORE_SHRINKING = 2
 """Appends in a row that got no answer."""
 
 
+class Outgoing:
+    """One request, and what every stream that sends it has to know about it."""
+
+    __slots__ = ("commit", "count", "last", "request", "session", "size_bytes", "start", "stop", "timeout")
+
+    def __init__(
+        self, command: Replicate, start: int, stop: int, request: AppendEntriesRequest, base_timeout: float
+    ) -> None:
+        self.session = command.session
+        self.commit = command.leader_commit
+        self.start = start
+        self.stop = stop
+        entries = request.entries
+        self.request = request
+        self.count = len(entries)
+        self.last = entries[-1].log_id if entries else request.prev_log_id
+        """The log id a peer has when it has taken this."""
+        self.size_bytes = payload_bytes(entries)
+        self.timeout = base_timeout + self.size_bytes / (1024 * 1024)
+        """In seconds."""
+
+
 class RequestCache:
-    """One request object for all peers at the same place: the transport encodes it once."""
+    """One request for all peers at the same place: it is read and encoded once, and its size and time are known.
+
+    Under one leadership the log only grows: what is asked for by ``start`` and ``stop`` is the same for everybody.
+    """
 
     def __init__(self) -> None:
-        self._key: tuple[int, int, int, LogId | None] | None = None
-        self._request: AppendEntriesRequest | None = None
+        self._newest: Outgoing | None = None
 
-    def get(self, command: Replicate, entries: list[Entry], prev: LogId | None, lease_ms: int) -> AppendEntriesRequest:
-        last = entries[-1].index if entries else -1
-        key = (command.session, index_of(prev), last, command.leader_commit)
-        if self._request is None or self._key != key:
-            self._key = key
-            self._request = AppendEntriesRequest(command.vote, prev, entries, command.leader_commit, lease_ms)
-        return self._request
+    def find(self, command: Replicate, start: int, stop: int) -> Outgoing | None:
+        """What was made last, if it is what ``command`` orders."""
+        newest = self._newest
+        if (
+            newest is not None
+            and newest.start == start
+            and newest.stop == stop
+            and newest.session == command.session
+            and (newest.commit is command.leader_commit or newest.commit == command.leader_commit)
+        ):
+            return newest
+        return None
+
+    def make(
+        self,
+        command: Replicate,
+        prev: LogId | None,
+        start: int,
+        stop: int,
+        entries: list[Entry],
+        lease_ms: int,
+        base_timeout: float,
+    ) -> Outgoing:
+        """A new one, of what was read."""
+        request = AppendEntriesRequest(command.vote, prev, entries, command.leader_commit, lease_ms)
+        newest = self._newest = Outgoing(command, start, stop, request, base_timeout)
+        return newest
 
     def clear(self) -> None:
-        self._key = self._request = None
+        self._newest = None
 
 
 class ReplicationStream:
@@ -90,7 +135,8 @@ class ReplicationStream:
         self._base_timeout = base_timeout
         self._queue: deque[tuple[Replicate, LogId | None]] = deque()
         self._inflight_bytes = 0
-        self._calls = PeerCalls(stalls)
+        self._append = PeerMethod(network, "append_entries", stalls)
+        self._inflight = 0
         self._reading: asyncio.Task[None] | None = None
         self._timers: dict[asyncio.TimerHandle, None] = {}
         self._failed_epoch = -1
@@ -111,31 +157,35 @@ class ReplicationStream:
             self._pump()
 
     def _pump(self) -> None:
-        while self._queue and self._reading is None and not self._closed:
-            if self._inflight_bytes >= self._max_bytes_inflight and self._calls:
+        queue = self._queue
+        while queue and self._reading is None and not self._closed:
+            if self._inflight_bytes >= self._max_bytes_inflight and self._inflight:
                 return  # carried on when an answer frees the window
-            command, prev = self._queue[0]
+            command, prev = queue[0]
             if command.epoch <= self._failed_epoch:
-                self._queue.popleft()
+                queue.popleft()
                 continue
-            start, stop = index_of(prev) + 1, command.last_index + 1
-            if start >= stop:
-                self._send(command, prev, [])
-                continue
-            entries = self._writer.tail.read(start, self._limited(start, stop), self._max_payload_bytes)
-            if entries is None:
-                self._reading = asyncio.ensure_future(self._read(command, prev, start, stop))
-                self._reading.add_done_callback(partial(self._read_done, command, start))
-                return
-            self._send(command, prev, entries)
-
-    def _limited(self, start: int, stop: int) -> int:
-        return stop if self._entries_limit_left <= 0 else min(stop, start + self._entries_limit)
+            start = 0 if prev is None else prev.index + 1
+            stop = command.last_index + 1
+            if self._entries_limit_left > 0 and stop > start + self._entries_limit:
+                stop = start + self._entries_limit
+            outgoing = self._requests.find(command, start, stop)
+            if outgoing is None:
+                entries = self._writer.tail.read(start, stop, self._max_payload_bytes) if start < stop else []
+                if entries is None:
+                    self._reading = asyncio.ensure_future(self._read(command, prev, start, stop))
+                    self._reading.add_done_callback(partial(self._read_done, command, start))
+                    return
+                outgoing = self._requests.make(command, prev, start, stop, entries, self._lease_ms, self._base_timeout)
+            self._send(command, outgoing)
 
     async def _read(self, command: Replicate, prev: LogId | None, start: int, stop: int) -> None:
-        entries = await self._writer.read(start, self._limited(start, stop), self._max_payload_bytes)
+        entries = await self._writer.read(start, stop, self._max_payload_bytes)
         if self._queue and self._queue[0][0] is command:
-            self._send(command, prev, entries)
+            self._send(
+                command,
+                self._requests.make(command, prev, start, stop, entries, self._lease_ms, self._base_timeout),
+            )
 
     def _read_done(self, command: Replicate, start: int, task: asyncio.Task[None]) -> None:
         self._reading = None
@@ -152,41 +202,37 @@ class ReplicationStream:
             return
         self._pump()
 
-    def _send(self, command: Replicate, prev: LogId | None, entries: list[Entry]) -> None:
+    def _send(self, command: Replicate, outgoing: Outgoing) -> None:
         """Send one request; what is left of the order stays at the head of the queue."""
-        last = entries[-1].log_id if entries else prev
-        if command.single or index_of(last) >= command.last_index:
+        last = outgoing.last
+        if command.single or last is None or last.index >= command.last_index:
             self._queue.popleft()
         else:
             self._queue[0] = (command, last)
-        request = self._requests.get(command, entries, prev, self._lease_ms)
-        size_bytes = payload_bytes(entries)
-        self._inflight_bytes += size_bytes
-        timeout = self._base_timeout + size_bytes / (1024 * 1024)
-        self._calls.start(
-            self.network,
-            "append_entries",
-            request,
-            timeout,
-            self._answered,
-            command,
-            size_bytes,
-            len(entries),
-        )
+        self._inflight += 1
+        self._inflight_bytes += outgoing.size_bytes
+        try:
+            reply = self._append.call(outgoing.request, outgoing.timeout)
+        except Exception as error:  # of the plugin: never this node's end
+            reply = failed_reply(error)
+        reply.then(self._answered, (command, outgoing))
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
-    def _answered(self, command: Replicate, size_bytes: int, count: int, answer: Answer) -> None:
-        self._inflight_bytes -= size_bytes
+    def _answered(self, reply: Reply[AppendEntriesResponse], sent: tuple[Replicate, Outgoing]) -> None:
+        command, outgoing = sent
+        self._inflight -= 1
+        self._inflight_bytes -= outgoing.size_bytes
         if self._closed:
             return
-        error = NetworkError("the call was cancelled") if answer.cancelled() else answer.exception()
-        if error is not None:
-            self._on_error(error, command.epoch, count)
+        response = reply.outcome
+        if reply.failed:
+            self._append.failed()
+            self._on_error(response, command.epoch, outgoing.count)
             if self._queue:
                 self._pump()  # of a later epoch, which waited for the room this one took
             return
-        response: AppendEntriesResponse = answer.result()
+        self._append.observe(reply.seconds)
         if isinstance(response, Busy):
             # Nothing was taken: after a while the engine begins anew with a probe, else it would wait for this answer
             # for ever.
@@ -194,9 +240,11 @@ class ReplicationStream:
         elif isinstance(response, Success):
             self._backoff = None
             self._lost = 0
-            # Counted when answered: what was merely sent would be lost with its epoch at the next refusal.
-            self._entries_limit_left = max(0, self._entries_limit_left - 1)
-        self._peers.succeeded(self.target)
+            if self._entries_limit_left:
+                # Counted when answered: what was merely sent would be lost with its epoch at the next refusal.
+                self._entries_limit_left -= 1
+        if self._peers.last_error:
+            self._peers.succeeded(self.target)
         # A Busy answer is contact all the same; the engine changes no progress for it.
         self._tell_answer(command, response)
         if self._queue:
@@ -266,7 +314,7 @@ class ReplicationStream:
 
     def sweep(self, now: float) -> None:
         """Give up calls the transport should have ended long ago."""
-        self._calls.sweep(now)
+        self._append.sweep(now)
 
     def close(self) -> None:
         """End at once: nothing more is sent or reported. Never waits for the peer."""
@@ -277,4 +325,4 @@ class ReplicationStream:
         self._timers.clear()
         if self._reading is not None:
             self._reading.cancel()
-        self._calls.cancel()
+        self._append.cancel()

@@ -218,7 +218,15 @@ class SimLink(_MemoryLink):
         if frame.startswith(_GARBAGE):
             self._garbage_arrived(frame, lambda damaged: self.served.received(damaged))
             return
-        self._deliver([frame])
+        service = self._server.services.get(self.served.group)
+        if service is None:
+            self._take((frame,))
+            return
+        service.cork()
+        try:
+            self._take((frame,))
+        finally:
+            service.uncork()
 
     def _send_answer(self, frame: bytes) -> None:
         if self._aborted or self._server.dead:
