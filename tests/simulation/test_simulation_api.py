@@ -7,7 +7,7 @@ import pytest
 from raftkit_core.errors import QuorumNotEnough, RaftError
 from raftkit_core.testing import InvariantBroken, Simulation
 from raftkit_core.testing.linearizability import judging
-from raftkit_core.testing.simulation import simulation
+from raftkit_core.testing.simulation import sim_judgement
 from raftkit_core.types.kv import KeyValue
 
 pytestmark = pytest.mark.virtual_time
@@ -100,6 +100,6 @@ async def test_a_history_that_is_wrong_or_too_long_to_judge_is_no_pass(monkeypat
         for number in range(3):
             await sim.client().cas("a", None if number == 0 else "1", "1")
         monkeypatch.setattr(judging, "explains", lambda operations, durable: False)
-        monkeypatch.setattr(simulation, "SEARCH_BUDGET", 1)
+        monkeypatch.setattr(sim_judgement, "SEARCH_BUDGET", 1)
         with pytest.raises(InvariantBroken, match="S21 undecided"):
             sim.check()

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from raftkit_core.testing.conformance.state_machine import StateMachineConformance
     from raftkit_core.testing.power import UnsyncedFiles
     from raftkit_core.testing.recording_service import BytesSource, RecordingService
-    from raftkit_core.testing.simulation.simulation import InvariantBroken, Simulation
+    from raftkit_core.testing.simulation.invariants import InvariantBroken
+    from raftkit_core.testing.simulation.simulation import Simulation
     from raftkit_core.testing.virtual_time import VirtualTimeLoop, run_virtual
 
 __all__ = [
@@ -35,7 +36,7 @@ __all__ = [
 
 _HOMES = {
     "BytesSource": "recording_service",
-    "InvariantBroken": "simulation.simulation",
+    "InvariantBroken": "simulation.invariants",
     "LogStorageConformance": "conformance.log_storage",
     "NetworkConformance": "conformance.network",
     "RecordingService": "recording_service",

@@ -170,7 +170,7 @@ class FaultPlayer:
             case "rot":
                 if self._may_lose(node) and disk.entries:
                     disk.rotten[random.choice(disk.entries).index] = None
-                    sim.crash(node) if node in sim._lives else None
+                    sim.crash(node) if node in sim.lives else None
                     self._later(action, lambda: self._rejoin(node))
             case "transfer" | "elect" | "snapshot" | "purge":
                 self._trigger(action, node)
@@ -213,14 +213,14 @@ class FaultPlayer:
             return
 
     def _kill(self, action: Action, node: NodeId) -> None:
-        if node in self.sim._lives:
+        if node in self.sim.lives:
             self.sim.crash(node, reset=action.kind != "power_loss")
         self._later(action, lambda: self.start(node))
 
     async def start(self, node: NodeId) -> None:
         """Start a node that is down, or has ended by itself, if it can be."""
         sim = self.sim
-        if node in sim.running or (node in sim._lives and sim._lives[node].raft is None):
+        if node in sim.running or (node in sim.lives and sim.lives[node].raft is None):
             return
         try:
             await sim.restart(node)
@@ -232,9 +232,9 @@ class FaultPlayer:
 
         async def restart() -> None:
             await asyncio.sleep(self._delays.uniform(0.2, 2.0))
-            if node in self.sim._lives and node not in self.sim.running:
+            if node in self.sim.lives and node not in self.sim.running:
                 await self.start(node)
-                if node not in self.sim._lives:
+                if node not in self.sim.lives:
                     self._restart_soon(node)
 
         self.spawn(restart(), f"restart {node}")

@@ -19,7 +19,7 @@ from raftkit_core.types.vote import ZERO_VOTE, LeaderId, Vote, vote_ge
 
 
 class InvariantBroken(AssertionError):
-    """Names the invariant, the node and the values."""
+    """A rule did not hold: names it, the node and the values."""
 
 
 class Disk:

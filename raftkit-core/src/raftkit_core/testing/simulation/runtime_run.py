@@ -19,8 +19,9 @@ from raftkit_core.testing.simulation.faults import FaultPlayer
 from raftkit_core.testing.simulation.report import SeedReport, Violation
 from raftkit_core.testing.simulation.runtime_scenario import RuntimeScenario, plan
 from raftkit_core.testing.simulation.runtime_script import LEADER, Action, Weather
+from raftkit_core.testing.simulation.sim_judgement import rule_of
 from raftkit_core.testing.simulation.sim_machine import DurableKv
-from raftkit_core.testing.simulation.simulation import Simulation, rule_of
+from raftkit_core.testing.simulation.simulation import Simulation
 from raftkit_core.testing.virtual_time import VirtualDeadlock, VirtualTimeLoop
 from raftkit_core.types.ids import NodeId
 
@@ -232,7 +233,7 @@ class RuntimeRun:
             if node in core:
                 continue
             if ending == "core_dead":
-                if node in sim._lives:
+                if node in sim.lives:
                     sim.crash(node, reset=False)
             else:
                 for other in sim.ids:

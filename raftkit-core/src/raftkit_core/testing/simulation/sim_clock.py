@@ -1,0 +1,22 @@
+"""The clocks of simulated nodes: they began somewhere, and drift."""
+
+from __future__ import annotations
+
+import asyncio
+
+from raftkit_core.testing.virtual_time import WALL_START
+
+
+class SimClock:
+    """A node's own clock: it began somewhere, and runs a little fast or slow."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, rate: float, offset: float) -> None:
+        self._loop = loop
+        self.rate = rate
+        self.offset = offset
+
+    def monotonic(self) -> float:
+        return self._loop.time() * self.rate + self.offset
+
+    def wall(self) -> float:
+        return WALL_START + self._loop.time()
