@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -16,7 +17,18 @@ from raftkit_core.testing.simulation.trace import Trace
 from raftkit_core.types.entry import BLANK, MEMBERSHIP, NORMAL, Entry, encode_membership
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import StoredMembership
-from raftkit_core.types.messages import AppendEntriesRequest, HeartbeatRequest, Success, VoteRequest, VoteResponse
+from raftkit_core.types.messages import (
+    AppendEntriesRequest,
+    Busy,
+    Conflict,
+    HeartbeatRequest,
+    HigherVote,
+    InstallSnapshotRequest,
+    InstallSnapshotResponse,
+    Success,
+    VoteRequest,
+    VoteResponse,
+)
 from raftkit_core.types.snapshot import SnapshotMeta
 from raftkit_core.types.vote import LeaderId, Vote
 
@@ -46,7 +58,10 @@ class World:
         self.disks: dict[str, SimDisk] = {}
         self.members = dict.fromkeys(("n1", "n2", "n3"), MEMBERS)
         self.oracle = Oracle(
-            self.disks, Trace(), single_term_leader=single_term, effective=lambda node: self.members[node]
+            self.disks,
+            Trace(),
+            single_term_leader=single_term,
+            effective=lambda node: StoredMembership(log_id(0, 0, ""), self.members[node]),
         )
         for node in self.members:
             self.disks[node] = SimDisk(node, observer=self.oracle)
@@ -121,6 +136,38 @@ def granted_by_nobody(world: World) -> None:
 def commits_what_one_disk_holds(world: World) -> None:
     world.write("n1", ("entry", entry(1, 4)))
     world.leads("n1", 1, commit=log_id(1, 4))
+
+
+def applies_what_one_disk_holds(world: World) -> None:
+    """It is the leader, and tells nobody of the commit before it applies."""
+    world.write("n1", ("entry", entry(1, 4, kind=NORMAL)))
+    world.oracle.applying("n1", 3, [entry(1, 4, kind=NORMAL)], {4: None})
+
+
+def applies_what_no_leader_committed(world: World) -> None:
+    for node in world.members:
+        world.write(node, ("entry", entry(1, 4, kind=NORMAL)))
+    world.oracle.applying("n2", 3, [entry(1, 4, kind=NORMAL)], {4: None})
+
+
+def saves_as_committed_what_nobody_told_it(world: World) -> None:
+    for node in world.members:
+        world.write(node, ("entry", entry(1, 4, kind=NORMAL)))
+    world.write("n2", ("committed", log_id(1, 4)))
+
+
+def goes_by_an_old_membership(world: World) -> None:
+    """It says that three voters are in force; its own disk holds an entry that makes them four."""
+    joint = membership(["n1", "n2", "n3"], ["n1", "n3", "n4", "n5"])
+    for node in ("n1", "n2"):
+        world.write(node, ("entry", entry(1, 4, encode_membership(joint), kind=MEMBERSHIP)))
+    world.leads("n1", 1, commit=log_id(1, 4))
+
+
+def is_elected_by_an_old_membership(world: World) -> None:
+    joint = membership(["n1", "n2", "n3"], ["n1", "n3", "n4", "n5"])
+    world.write("n2", ("entry", entry(1, 4, encode_membership(joint), kind=MEMBERSHIP)))
+    world.elect("n2", 2)
 
 
 def commits_of_an_earlier_leader(world: World) -> None:
@@ -202,6 +249,29 @@ def leads_before_it_is_durable(world: World) -> None:
         world.grants(node, 2, "n2", log_id(1, 3))
     world.disks["n2"].vote = vote(1)
     world.leads("n2", 2)
+
+
+def answers(world: World, answer: Any) -> None:
+    request = AppendEntriesRequest(vote(2, "n2", granted=True), None, [], None, 0)
+    world.oracle.answers("n3", "n2", Kind.APPEND_ENTRIES, request, answer)
+
+
+def has_a_conflict_before_it_is_durable(world: World) -> None:
+    answers(world, Conflict("", 3, log_id(1, 3)))
+
+
+def is_busy_before_it_is_durable(world: World) -> None:
+    answers(world, Busy(""))
+
+
+def refuses_before_it_is_durable(world: World) -> None:
+    answers(world, HigherVote("", vote(3, "n3")))
+
+
+def refuses_a_snapshot_before_it_is_durable(world: World) -> None:
+    request = InstallSnapshotRequest(vote(2, "n2", granted=True), meta(log_id(1, 3)))
+    answer = InstallSnapshotResponse("", vote(3, "n3"))
+    world.oracle.answers("n3", "n2", Kind.INSTALL_SNAPSHOT, request, answer)
 
 
 def applies_what_is_not_durable(world: World) -> None:
@@ -288,6 +358,11 @@ PLANTED: list[tuple[str, Callable[[World], None]]] = [
     ("S3", grants_to_a_shorter_log),
     ("S4", granted_by_nobody),
     ("S5", commits_what_one_disk_holds),
+    ("S5", applies_what_one_disk_holds),
+    ("S5", applies_what_no_leader_committed),
+    ("S5", saves_as_committed_what_nobody_told_it),
+    ("S5", goes_by_an_old_membership),
+    ("S2", is_elected_by_an_old_membership),
     ("S5", commits_of_an_earlier_leader),
     ("S6", commits_another_entry),
     ("S7", leads_without_what_is_committed),
@@ -305,6 +380,10 @@ PLANTED: list[tuple[str, Callable[[World], None]]] = [
     ("S15", grants_before_it_is_durable),
     ("S15", acknowledges_before_it_is_durable),
     ("S15", leads_before_it_is_durable),
+    ("S15", has_a_conflict_before_it_is_durable),
+    ("S15", is_busy_before_it_is_durable),
+    ("S15", refuses_before_it_is_durable),
+    ("S15", refuses_a_snapshot_before_it_is_durable),
     ("S15", applies_what_is_not_durable),
     ("S16", writes_overlap),
     ("S17", loses_what_it_acknowledged),
@@ -341,6 +420,8 @@ def test_what_is_right_is_not_noticed() -> None:
     world.elect("n2", 2)
     for node in world.members:
         world.write(node, ("entry", entry(2, 4, b"next", node="n2", kind=NORMAL)))
+    world.write("n2", ("committed", log_id(2, 4, "n2")))
+    for node in ("n2", "n1", "n3"):
         world.oracle.applying(node, 0, world.disks[node].entries[1:], dict.fromkeys(range(1, 5)))
     joint = membership(["n1", "n2", "n3"], ["n1", "n2"])
     world.write("n1", ("entry", entry(2, 5, encode_membership(joint), node="n2", kind=MEMBERSHIP)))

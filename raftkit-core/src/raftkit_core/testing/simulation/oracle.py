@@ -6,7 +6,7 @@ changed; what was promised is remembered for the whole run, across crashes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from zlib import crc32
 
@@ -25,8 +25,8 @@ from raftkit_core.types.identity import StoreIdentity
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.kv import KV_MACHINE, CompareAndSet, Put
 from raftkit_core.types.log_id import LogId, index_of, log_id_le, log_id_lt
-from raftkit_core.types.membership import Membership
-from raftkit_core.types.messages import Success, VoteRequest, VoteResponse
+from raftkit_core.types.membership import Membership, StoredMembership
+from raftkit_core.types.messages import Busy, Conflict, HigherVote, Success, VoteRequest, VoteResponse
 from raftkit_core.types.snapshot import SnapshotMeta
 from raftkit_core.types.vote import LeaderId, Vote, vote_ge
 
@@ -53,12 +53,12 @@ class Oracle:
         trace: Trace,
         *,
         single_term_leader: bool,
-        effective: Callable[[NodeId], Membership],
+        effective: Callable[[NodeId], StoredMembership],
     ) -> None:
         self._disks = disks
         self._trace = trace
         self._single_term_leader = single_term_leader
-        self._effective = effective
+        self._told_of = effective
         self.breaches: list[Breach] = []
         self.on_breach: Callable[[], None] = lambda: None
         """Is told of every breach."""
@@ -88,6 +88,26 @@ class Oracle:
         self._trace.event("breach", node, f"{rule} {detail}")
         self.breaches.append(Breach(rule, node, detail, self._trace.now()))
         self.on_breach()
+
+    def _effective(self, node: NodeId) -> Membership:
+        """The membership ``node`` must go by: the last in its log on the disk, or of its snapshot. A node is asked only
+        for one that is still on its way to the disk: behind the end of what that holds."""
+        disk = self._disks[node]
+        told = self._told_of(node)
+        if index_of(told.log_id) > index_of(disk.last_log_id) and index_of(told.log_id) > index_of(disk.snapshot_last):
+            return told.membership
+        return self._last_membership(disk)[1]
+
+    @staticmethod
+    def _last_membership(disk: SimDisk) -> tuple[LogId | None, Membership]:
+        """The last membership that is durable in the log, or that of the snapshot."""
+        at, members = None, Membership()
+        if disk.snapshot is not None:
+            stored = disk.snapshot[0].membership
+            at, members = stored.log_id, stored.membership
+        if disk.memberships and index_of(disk.memberships[-1][0]) > index_of(at):
+            at, members = disk.memberships[-1]
+        return at, members
 
     # --- elections --------------------------------------------------------------------------------------------------
 
@@ -195,12 +215,7 @@ class Oracle:
 
     def _membership_appended(self, disk: SimDisk, entry: Entry) -> None:
         """S18: one step at a time, and each shares a configuration with the one before."""
-        before_id: LogId | None = None
-        before = Membership()
-        if disk.snapshot is not None:
-            before_id, before = disk.snapshot[0].membership.log_id, disk.snapshot[0].membership.membership
-        if disk.memberships and index_of(disk.memberships[-1][0]) > index_of(before_id):
-            before_id, before = disk.memberships[-1]
+        before_id, before = self._last_membership(disk)
         if not before.configs:
             return
         after = decode_membership(entry.payload)
@@ -222,13 +237,16 @@ class Oracle:
         return members.is_quorum([node for node, disk in self._disks.items() if disk.holds(log_id)])
 
     def disk_committed(self, disk: SimDisk, committed: LogId) -> None:
-        """S6, S13, S14."""
+        """S5, S6, S13, S14."""
         if log_id_lt(committed, disk.committed):
             self.breach("S14", disk.node_id, f"saves {committed} as committed after {disk.committed}")
         if committed.index > index_of(disk.last_log_id):
             self.breach("S13", disk.node_id, f"saves {committed} as committed, its log ends at {disk.last_log_id}")
         known = self.committed.get(committed.index)
-        if known is not None and known.log_id != committed:
+        if known is None:
+            if committed.index > self.committed_index:
+                self._takes_for_committed(disk.node_id, committed)
+        elif known.log_id != committed:
             self.breach("S6", disk.node_id, f"saves {committed} as committed, elsewhere it is {known.log_id}")
 
     def disk_identity(self, disk: SimDisk, identity: StoreIdentity) -> None:
@@ -318,10 +336,22 @@ class Oracle:
                 self._acknowledged(src, disk, request.vote, answer.matching)
             else:
                 self._trace.seen(f"append.{type(answer).__name__.lower()}")
+                if isinstance(answer, HigherVote):
+                    self._reports(src, disk, answer.vote)
+                elif isinstance(answer, Conflict | Busy):
+                    self._reports(src, disk, request.vote)
         elif kind is Kind.INSTALL_SNAPSHOT and answer.vote == request.vote:
             last = request.meta.last_log_id
             self._trace.seen("snapshot.installed")
             self._acknowledged(src, disk, request.vote, last)
+        elif kind is Kind.INSTALL_SNAPSHOT:
+            self._reports(src, disk, answer.vote)
+
+    def _reports(self, src: NodeId, disk: SimDisk, vote: Vote) -> None:
+        """A refusal, a conflict or "busy" says that ``src`` is at ``vote``. S15."""
+        if not vote_ge(disk.held_vote, vote, self._single_term_leader):
+            self.breach("S15", src, f"reports {vote}, its disk holds {disk.vote}")
+        self._check_alive(src, disk, "answers")
 
     def _voted(self, src: NodeId, dst: NodeId, disk: SimDisk, request: VoteRequest, answer: VoteResponse) -> None:
         """A grant leaves ``src``. S3, S15."""
@@ -404,15 +434,10 @@ class Oracle:
             if not self._committed_by_its_own(commit, leader):
                 self.breach("S5", leader, f"{leader_id} commits {commit} of another leader")
             return  # a quorum held it then; a store of that quorum may be lost by now, and its node come back empty
-        holders = [
-            node
-            for node, disk in self._disks.items()
-            if disk.holds(commit) or (node != leader and self.acks.get(node, {}).get(leader_id, -1) >= commit.index)
-        ]
-        effective, governing = self._effective(leader), self._governing(self._disks[leader], commit.index)
-        # A membership may have been appended between the commit and the message that tells of it.
-        if not effective.is_quorum(holders) and (governing is None or not governing.is_quorum(holders)):
-            self.breach("S5", leader, f"commits {commit}, durable only at {holders} of {effective.configs}")
+        holders = self._holders(leader, commit)
+        if not self._is_held(leader, commit, holders):
+            members = self._effective(leader)
+            self.breach("S5", leader, f"commits {commit}, durable only at {holders} of {members.configs}")
         for node in holders:
             entry = self._disks[node].entry_at(commit.index)
             if entry is not None and entry.log_id == commit:
@@ -421,6 +446,45 @@ class Oracle:
                     if below is not None:
                         self._committed(leader, below)
                 return
+
+    def _holders(self, leader: NodeId, commit: LogId) -> list[NodeId]:
+        """Who holds an entry of ``leader`` durably, or said so to it."""
+        return [
+            node
+            for node, disk in self._disks.items()
+            if disk.holds(commit)
+            or (node != leader and self.acks.get(node, {}).get(commit.leader_id, -1) >= commit.index)
+        ]
+
+    def _is_held(self, leader: NodeId, commit: LogId, holders: list[NodeId]) -> bool:
+        """Whether these are a quorum. A membership may have been appended since the commit."""
+        governing = self._governing(self._disks[leader], commit.index)
+        return self._effective(leader).is_quorum(holders) or (governing is not None and governing.is_quorum(holders))
+
+    def _takes_for_committed(self, node: NodeId, upto: LogId) -> None:
+        """``node`` takes ``upto`` for committed, and nobody was told of that yet: only who leads, or led before it was
+        restarted, may be the first. S5."""
+        led = [leader_id for leader_id, leader in self.leaders.items() if leader == node]
+        if upto.leader_id.node_id == node and upto.leader_id not in self.leaders:
+            led.append(upto.leader_id)  # a single voter speaks to nobody
+        for leader_id in led:
+            for own in self._ends_of(leader_id, upto):
+                if self._is_held(node, own, self._holders(node, own)):
+                    return
+        self.breach("S5", node, f"takes {upto} for committed, which no leader told it, nor a quorum if it led itself")
+
+    def _ends_of(self, leader_id: LeaderId, since: LogId) -> Iterator[LogId]:
+        """``since`` if it is of the leader's own, and up to where else nodes hold what it wrote: one of these is where
+        a quorum ends."""
+        if since.leader_id == leader_id:
+            yield since
+        for disk in self._disks.values():
+            for entry in reversed(disk.entries):
+                if entry.log_id.index <= since.index or entry.log_id.leader_id < leader_id:
+                    break
+                if entry.log_id.leader_id == leader_id:
+                    yield entry.log_id
+                    break
 
     def _committed_by_its_own(self, commit: LogId, leader: NodeId) -> bool:
         """Whether a quorum said to the leader that proposed ``commit`` that it holds it: that leader committed it, and
@@ -456,6 +520,8 @@ class Oracle:
         What lies between is allowed to be what machines never see: blank and membership entries.
         """
         disk = self._disks[node]
+        if any(entry.log_id.index not in self.committed for entry in log):
+            self._takes_for_committed(node, log[-1].log_id)
         for index in range(before + 1, log[0].log_id.index):
             skipped = disk.entry_at(index) or self.committed.get(index)
             if skipped is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
-from raftkit_core.errors import RaftError, Stopped, StorageError
+from raftkit_core.errors import NeedsRejoin, Stopped, StorageError
 from raftkit_core.instrument import Instrument
 from raftkit_core.raft import Raft
 from raftkit_core.state_machine.interface import RaftStateMachine
@@ -19,12 +19,10 @@ from raftkit_core.testing.simulation.sim_plugin import SCHEME, SimPlugin, plugin
 from raftkit_core.testing.virtual_time import OWNER
 from raftkit_core.types.adapter import AdapterContext
 from raftkit_core.types.ids import NodeId
-from raftkit_core.types.membership import Membership
+from raftkit_core.types.membership import StoredMembership
 
 if TYPE_CHECKING:
     from raftkit_core.testing.simulation.simulation import Simulation
-
-_EXPECTED = frozenset({"Stopped", "NeedsRejoin"})
 
 
 class Life(Instrument):
@@ -148,13 +146,15 @@ class SimLives:
             self.sim.on_end(life.node)
 
     def _judge_fatal(self, life: Life, error: BaseException) -> None:
-        """A node may end because of its disk; of anything else it must not."""
+        """A node may end because of its disk, or because it has lost that; of anything else it must not."""
         disk = self.sim.disk(life.node)
         while isinstance(error.__cause__, StorageError):
             error = error.__cause__
         name = type(error).__name__
-        if (isinstance(error, StorageError) and (disk.failed or disk.rotten or disk.rotten_vote)) or (
-            isinstance(error, RaftError) and name in _EXPECTED
+        if (
+            (isinstance(error, StorageError) and (disk.failed or disk.rotten or disk.rotten_vote))
+            or isinstance(error, Stopped)
+            or (isinstance(error, NeedsRejoin) and life.node in self.sim.wiped)
         ):
             self.sim.trace.seen(f"fatal.{name}")
         else:
@@ -187,10 +187,9 @@ class SimLives:
         watched = self._watched[node_id] = WatchedMachine(node_id, machine, self.sim.oracle)
         return watched.machine
 
-    def effective(self, node_id: NodeId) -> Membership:
-        """The membership in force at a node, as its own log has it."""
+    def effective(self, node_id: NodeId) -> StoredMembership:
+        """The membership a node goes by, as it says itself."""
         life = self._by_node.get(node_id)
         if life is not None and life.raft is not None:
-            return life.raft._core.engine.effective
-        disk = self.sim.disk(node_id)
-        return disk.memberships[-1][1] if disk.memberships else Membership()
+            return life.raft._core.engine.state.membership.effective
+        return StoredMembership()

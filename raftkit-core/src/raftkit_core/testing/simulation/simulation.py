@@ -89,6 +89,8 @@ class Simulation:
         self._clients: dict[str, SimClient] = {}
         self.session_ttl_ms = DEFAULT_TTL_MS
         """Of sessions that clients open from now on."""
+        self.wiped: dict[NodeId, None] = {}
+        """Nodes that ever lost their store: nobody else is to say that it must rejoin."""
         self.sessions: dict[str, SimSession] = {}
         """By name: under what clients write now."""
         self.sessions_left: list[SimSession] = []
@@ -272,6 +274,7 @@ class Simulation:
         if node_id in self.lives:
             self.crash(node_id)
         self.trace.event("fault", node_id, "wipe")
+        self.wiped[node_id] = None
         before = self.disks.pop(node_id)
         disk = self.disk(node_id)
         disk.random = before.random
