@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import pytest
 
 from raftkit_cli.failures import CliError
 from raftkit_cli.options import Invocation
-from raftkit_cli.sim.ci import CiRun, base_of
-from raftkit_cli.sim.runs import conclude
+from raftkit_cli.sim.ci import LEAST, LIMIT_SECONDS, PATIENCE_SECONDS, WANTED, CiRun, base_of
+from raftkit_cli.sim.runs import SeedRun, conclude
 from raftkit_cli.sim.tally import NOT_COVERED, PASSED, Tally
 from raftkit_core.testing.simulation.report import SeedReport
 from raftkit_core.testing.simulation.rings import RINGS
@@ -139,6 +140,17 @@ def test_a_ci_run_says_everything_that_is_no_pass() -> None:
     run.judge()
     assert run.problems == ["2 operations are undecided"]
     assert run.as_data()["seed_base"] == 0
+
+
+def test_on_a_slow_machine_a_ci_run_takes_the_least_fresh_seeds_and_the_time_they_need() -> None:
+    run = CiRun(Invocation(), jobs=1, seed_base=0, scripts=Path())
+    fresh = SeedRun(Invocation(), rings=tuple(WANTED), seconds={})
+    run.began -= LIMIT_SECONDS
+    assert Counter(job.ring for job in run._fresh_jobs(fresh)) == LEAST
+    run.began -= PATIENCE_SECONDS
+    assert not list(run._fresh_jobs(fresh)), "something hangs"
+    run.run_fresh()
+    assert [problem.split(" ")[:2] for problem in run.problems] == [["only", "0"]] * 2
 
 
 def test_a_fixed_seed_that_nobody_could_decide_is_no_pass() -> None:

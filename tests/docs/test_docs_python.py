@@ -21,7 +21,7 @@ EXAMPLES = ROOT / "docs" / "examples"
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<body>.*?)^(?P=indent)```$", re.DOTALL | re.MULTILINE)
 NOT_RUN = re.compile(r"\*Not run by the tests: .+\*\s*\Z")
 ADDRESS = re.compile(r"127\.0\.0\.1:(\d+)")
-LIMIT_SECONDS = 45
+LIMIT_SECONDS = 150
 
 
 def pages() -> list[Path]:

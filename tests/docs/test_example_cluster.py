@@ -24,7 +24,7 @@ def test_the_bank_is_tested_under_faults(tmp_path: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
     )
     assert done.returncode == 0, done.stdout
     assert "2 passed" in done.stdout

@@ -18,7 +18,7 @@ PAGE = (Path(__file__).resolve().parents[2] / "docs" / "tutorial-adapter.md").re
 FILES = dict(re.findall(r"^```py\n# (\S+)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE))
 DIFFS = re.findall(r"^```diff\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 STORAGE = "src/raftkit_shelf/log_storage.py"
-LIMIT_S = 50
+LIMIT_S = 150
 
 Tested = Callable[..., str]
 

@@ -45,6 +45,9 @@ from raftkit_core.types.identity import STORE_FORMAT, StoreIdentity
 from raftkit_core.types.log_id import LogId, index_of
 from raftkit_core.types.vote import LeaderId
 
+AT_ONCE_S = 4.0
+"""What is refused without waiting is refused sooner, also on a busy machine; SQLite itself would wait for five."""
+
 __all__ = [
     "NODE",
     "LogStorageConformance",
@@ -84,7 +87,7 @@ class LogStorageConformance(LogDurabilityCases, LogShapeCases, LogStorageCase):
             started = time.monotonic()
             with pytest.raises(StorageLocked) as refused:
                 await second.open(context())
-            assert time.monotonic() - started < 1
+            assert time.monotonic() - started < AT_ONCE_S
             assert NODE in refused.value.message
             await second.close()
             await write(storage, LogBatch(vote=vote(1), entries=entries(1, 0, 3)))  # the holder is not disturbed
