@@ -12,7 +12,7 @@ import aiohttp
 from raftkit_core.errors import ConfigError, Fatal, OutcomeUnknown, RaftError, Unreachable
 from raftkit_core.network.repeating import Attempts
 from raftkit_http.api.schema import MembersAnswer
-from raftkit_http.endpoints import Endpoints, normalize
+from raftkit_http.endpoints import Endpoints
 from raftkit_http.exchange import Answer, Lost, NotSent, Outgoing, exchange
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ class Attempt:
         self._again = again
         self._probes = probes and self._changes and again is None
         self._patience = PATIENCE_SECONDS
-        self._only = None if only is None else normalize(only)
+        self._only = None if only is None else endpoints.checked(only)
         self._now = asyncio.get_running_loop().time
         self._deadline = self._now() + timeout
         self._reasons: dict[str, str] = {}

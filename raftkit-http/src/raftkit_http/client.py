@@ -31,7 +31,7 @@ from raftkit_http.api.schema import (
 )
 from raftkit_http.attempt import Attempt
 from raftkit_http.download import download_snapshot
-from raftkit_http.endpoints import Endpoints, normalize
+from raftkit_http.endpoints import Endpoints
 from raftkit_http.exchange import Outgoing, exchange, make_session
 from raftkit_http.tls import ca_context
 from raftkit_http.watching import Follower
@@ -68,14 +68,10 @@ class HttpClusterClient(ClusterClient):
             raise ConfigError(f"timeout must be a positive number of seconds, not {timeout!r}")
         if token is not None and not (token.isascii() and token.isprintable() and 0 < len(token) <= 4096):
             raise ConfigError("the token must be printable ASCII without line breaks")
-        self._endpoints = Endpoints(endpoints, fixed=not discover)
+        self._endpoints = Endpoints(endpoints, fixed=not discover, secret=token is not None)
         self._timeout = float(timeout)
         self._token = token
         self._tls = ca_context(None if ca is None else Path(ca)) if self._endpoints.need_tls else None
-        if token is not None and self._endpoints.would_show_token:
-            raise ConfigError(
-                "the token would travel unencrypted over the network", hint="name the nodes as https://HOST:PORT"
-            )
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> HttpClusterClient:
@@ -153,7 +149,7 @@ class HttpClusterClient(ClusterClient):
         await self._call(json_post("/v1/snapshot", {}), dict, changes=True, only=address)
 
     def read_snapshot(self, address: str | None = None) -> AsyncGenerator[bytes, None]:
-        endpoints = self._endpoints.order() if address is None else [normalize(address)]
+        endpoints = self._endpoints.order() if address is None else [self._endpoints.checked(address)]
         return download_snapshot(self._http(), endpoints)
 
     # --- Writes -----------------------------------------------------------------------------------------------------

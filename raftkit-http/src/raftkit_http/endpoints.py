@@ -22,19 +22,31 @@ class Endpoints:
     """The configured nodes first, then members learned from answers (unless ``fixed``); before them the one that
     answered last, and before all the one that was called the leader."""
 
-    def __init__(self, configured: Sequence[str], *, fixed: bool = False) -> None:
+    def __init__(self, configured: Sequence[str], *, fixed: bool = False, secret: bool = False) -> None:
+        """``secret``: what is sent holds a token, so that no node is learned that would be sent it in plain text."""
         self._fixed = fixed
+        self._secret = secret
         self._configured = list(dict.fromkeys(normalize(endpoint) for endpoint in configured))
         if not self._configured:
             raise ConfigError("a client needs at least one endpoint", hint="for example http://127.0.0.1:7401")
         self._learned: list[str] = []
         self.need_tls = any(endpoint.startswith("https:") for endpoint in self._configured)
-        self.would_show_token = any(_is_exposed(endpoint) for endpoint in self._configured)
-        """Whether a token would be sent over a network in plain text."""
+        for endpoint in self._configured:
+            self.checked(endpoint)
         self._preferred: str | None = None
         self._leader: str | None = None
         self._failed: set[str] = set()
         self._answered: dict[str, float] = {}
+
+    def checked(self, address: str) -> str:
+        """``address`` as an endpoint. Raises: ConfigError if it is none, or everybody could read a token on its way."""
+        endpoint = normalize(address)
+        if self._secret and _is_exposed(endpoint):
+            raise ConfigError(
+                f"the token would travel unencrypted over the network to {endpoint}",
+                hint="name the nodes as https://HOST:PORT",
+            )
+        return endpoint
 
     def order(self) -> list[str]:
         """Everyone, best first; those that failed last are at the end, not left out."""
@@ -91,7 +103,8 @@ class Endpoints:
                 endpoint = normalize(text)
             except ConfigError:
                 continue  # another transport's address; the rest may still be reached
-            if not (self.need_tls and _is_exposed(endpoint)):  # whoever asked for TLS is not led out of it
+            # Whoever asked for TLS is not led out of it, and a token not over a network where all can read it.
+            if not ((self.need_tls or self._secret) and _is_exposed(endpoint)):
                 found.append(endpoint)
         return found
 

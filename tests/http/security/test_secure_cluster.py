@@ -19,6 +19,7 @@ import pytest
 
 from raftkit_core import Config, Node, open_raft
 from raftkit_core.errors import AccessDenied, ConfigError
+from raftkit_core.network.client import MemberStatus
 from raftkit_core.network.tokens import new_token, revoke_token
 from raftkit_core.testing.ports import free_ports
 from raftkit_core.types.kv import Put
@@ -126,6 +127,23 @@ def test_a_token_is_not_sent_in_plain_text_over_a_network() -> None:
     client._endpoints.prefer("http://n2.example:7401")
     assert client._endpoints.order() == ["https://n1.example:7401"]
     assert "canary" not in repr(client)
+
+
+async def test_a_token_is_not_sent_where_a_node_on_this_machine_says_the_others_are() -> None:
+    """A client beside its node speaks plain text with it; the members it hears of are on the network."""
+    client = Client(["http://127.0.0.1:7401"], token="t")
+    client._endpoints.prefer("http://10.0.0.2:7401")
+    client._endpoints.learn([MemberStatus(id="n2", node=Node("http://10.0.0.2:7401"), voter=True)])
+    client._endpoints.learn([MemberStatus(id="n3", node=Node("https://10.0.0.3:7401"), voter=True)])
+    assert client._endpoints.order() == ["http://127.0.0.1:7401", "https://10.0.0.3:7401"]
+    async with client:
+        with pytest.raises(ConfigError, match="unencrypted"):
+            await client.status_of("http://10.0.0.2:7401")
+        with pytest.raises(ConfigError, match="unencrypted"):
+            await anext(client.read_snapshot("http://10.0.0.2:7401"))
+    client = Client(["http://127.0.0.1:7401"])
+    client._endpoints.prefer("http://10.0.0.2:7401")
+    assert client._endpoints.order() == ["http://10.0.0.2:7401", "http://127.0.0.1:7401"]
 
 
 # --- With processes -------------------------------------------------------------------------------------------------
