@@ -176,8 +176,7 @@ class HttpClusterClient(ClusterClient):
     # --- Reads ------------------------------------------------------------------------------------------------------
 
     async def kv_get(self, key: str, *, consistency: Consistency = "linearizable") -> KeyValue | None:
-        body = {"get": {"key": key}, "consistency": consistency}
-        answer = await self._call(json_post("/v1/read", body), KeyValueAnswer)
+        answer = await self._call(get_of(key, consistency), KeyValueAnswer)
         return None if answer.item is None else answer.item.to_key_value()
 
     async def kv_list(
@@ -238,6 +237,10 @@ def make_client(endpoints: list[str], options: Mapping[str, Any]) -> HttpCluster
 
 def _get_status(digest: bool) -> Outgoing:
     return Outgoing(method="GET", path="/v1/status?digest=1" if digest else "/v1/status")
+
+
+def get_of(key: str, consistency: Consistency) -> Outgoing:
+    return json_post("/v1/read", {"get": {"key": key}, "consistency": consistency})
 
 
 def json_post(path: str, body: Any) -> Outgoing:

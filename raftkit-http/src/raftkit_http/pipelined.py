@@ -1,4 +1,4 @@
-"""The client library: what :class:`HttpClusterClient` does, writes pipelined over a WebSocket per node, sessions."""
+"""The client library: what :class:`HttpClusterClient` does, requests pipelined over a WebSocket per node, sessions."""
 
 from __future__ import annotations
 
@@ -9,20 +9,31 @@ from pathlib import Path
 from typing import Any
 
 from raftkit_core.clock import SystemClock
-from raftkit_core.errors import BadRequest, ConfigError, RaftError
+from raftkit_core.config import ReadPolicy
+from raftkit_core.errors import BadRequest, ConfigError, RaftError, RequestTooLarge
+from raftkit_core.network.client import Consistency
 from raftkit_core.network.client_session import ClientSession
 from raftkit_core.network.repeating import Attempts
 from raftkit_core.state_machine.kv_codec import KvCodec
-from raftkit_core.types.kv import CompareAndSet, Delete, Put, WriteResult
+from raftkit_core.types.kv import MAX_KEY_BYTES, CompareAndSet, Delete, KeyValue, Put, WriteResult
 from raftkit_core.types.session import DEFAULT_TTL_MS, MAX_TTL_MS, SessionRef, SessionSerial
-from raftkit_http.api.schema import MSGPACK_TYPE, LeaderAnswer, SessionAnswer, SessionClosedAnswer, WriteAnswer
+from raftkit_http.api.schema import (
+    MSGPACK_TYPE,
+    KeyValueAnswer,
+    LeaderAnswer,
+    SessionAnswer,
+    SessionClosedAnswer,
+    WriteAnswer,
+)
 from raftkit_http.attempt import Attempt, make_sure
-from raftkit_http.client import DEFAULT_TIMEOUT, HttpClusterClient, json_post, write_result
-from raftkit_http.exchange import Lost, NotSent, Outgoing, exchange
+from raftkit_http.client import DEFAULT_TIMEOUT, HttpClusterClient, get_of, json_post, write_result
+from raftkit_http.exchange import Answer, Lost, NotSent, Outgoing, exchange
 from raftkit_http.pipeline import NoUpgrade, Pipeline
 
 SEEK_SECONDS = 1.0
 """At most this often it is asked who leads."""
+
+CONSISTENCIES = frozenset(policy.value for policy in ReadPolicy)
 
 _codec = KvCodec()
 
@@ -30,9 +41,9 @@ _codec = KvCodec()
 class Client(HttpClusterClient):
     """A client of one cluster for applications.
 
-    ``async with Client(["http://127.0.0.1:7401", …]) as client``. Writes of kv commands and of encoded commands share
-    one WebSocket per node, many in flight, and go to the leader if it is known; everything else is asked by HTTP. Where
-    a proxy takes no WebSocket, each write is a request, too.
+    ``async with Client(["http://127.0.0.1:7401", …]) as client``. Writes of kv commands and of encoded commands, and
+    reads of keys, share one WebSocket per node, many in flight, and go to the leader if it is known; everything else is
+    asked by HTTP. Where a proxy takes no WebSocket, each of them is a request, too.
     Without a session a write is sent again only where it provably did nothing; :meth:`open_session` gives one whose
     writes have one effect however often they are sent.
     """
@@ -95,15 +106,47 @@ class Client(HttpClusterClient):
 
         return list(await asyncio.gather(*(outcome(command) for command in commands)))
 
-    async def _piped(self, endpoint: str, command: bytes, once: SessionSerial | None, seconds: float) -> Any:
+    # --- reads ------------------------------------------------------------------------------------------------------
+
+    async def kv_get(self, key: str, *, consistency: Consistency = "linearizable") -> KeyValue | None:
+        """Reads side by side share frames, and their round to the quorum."""
+        if consistency not in CONSISTENCIES or not _is_name(key):
+            return await super().kv_get(key, consistency=consistency)
+        attempt = Attempt(self._http(), self._endpoints, self._timeout)
+        answer = await attempt.run(lambda endpoint, seconds: self._piped_read(endpoint, key, consistency, seconds))
+        return None if answer.item is None else answer.item.to_key_value()
+
+    async def _piped_read(
+        self, endpoint: str, key: str, consistency: Consistency, seconds: float
+    ) -> Answer[KeyValueAnswer]:
+        now = asyncio.get_running_loop().time
+        until = now() + seconds
+        try:
+            answer: Answer[KeyValueAnswer] = await self._pipeline(endpoint).read(key, consistency, seconds)
+            if not isinstance(answer.error, RequestTooLarge):
+                return answer
+        except NoUpgrade:
+            pass
+        return await exchange(
+            self._http(), endpoint, get_of(key, consistency), KeyValueAnswer, max(until - now(), 0.001)
+        )
+
+    # --- the way of both --------------------------------------------------------------------------------------------
+
+    def _pipeline(self, endpoint: str) -> Pipeline:
+        """Raises: ConfigError."""
         if self._is_closing:
             raise ConfigError("the client is closed")
-        if not Pipeline.takes(command):
-            return await self._posted(endpoint, command, once, seconds)
-        self._seek_leader()
         pipeline = self._pipelines.get(endpoint)
         if pipeline is None:
             pipeline = self._pipelines[endpoint] = Pipeline(self._http(), endpoint)
+        return pipeline
+
+    async def _piped(self, endpoint: str, command: bytes, once: SessionSerial | None, seconds: float) -> Any:
+        pipeline = self._pipeline(endpoint)
+        if not Pipeline.takes(command):
+            return await self._posted(endpoint, command, once, seconds)
+        self._seek_leader()
         asked_at = asyncio.get_running_loop().time()
         try:
             return await pipeline.write(command, once, seconds)
@@ -158,7 +201,8 @@ class Client(HttpClusterClient):
             json_post("/v1/sessions", {"ttl_ms": round(ttl * 1000), "nonce": secrets.token_hex(16)}), SessionAnswer
         )
         session = HttpSession(self, opened, sent_at)
-        self._sessions = [held for held in self._sessions if not held.is_closed] + [session]
+        self._sessions = [held for held in self._sessions if not (held.is_closed or held.is_expired)]
+        self._sessions.append(session)
         return session
 
     async def _write_once(self, command: Any, once: Callable[[], SessionSerial], timeout: float) -> Any:
@@ -250,6 +294,14 @@ def _post(command: bytes, once: SessionSerial | None) -> Outgoing:
             "Raftkit-Acknowledged-Floor": str(once.acknowledged_floor),
         }
     return Outgoing(method="POST", path="/v1/write", body=command, content_type=MSGPACK_TYPE, headers=headers)
+
+
+def _is_name(key: object) -> bool:
+    """Whether a key can have this name; what cannot is refused in the words of the slower way."""
+    try:
+        return isinstance(key, str) and len(key.encode()) <= MAX_KEY_BYTES
+    except UnicodeEncodeError:
+        return False
 
 
 def _encoded(command: Any) -> bytes | None:

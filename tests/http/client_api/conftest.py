@@ -46,7 +46,7 @@ from raftkit_core.types.operations import (
     TransferDone,
     TransferLeader,
 )
-from raftkit_core.types.session import SessionRef
+from raftkit_core.types.session import SessionRef, SessionSerial
 from raftkit_core.types.snapshot import SnapshotMeta, SnapshotSource
 from raftkit_core.types.vote import LeaderId
 from raftkit_http.access import Access
@@ -181,7 +181,7 @@ class FakeRaft:
             )
         )
 
-    async def write(self, command: Any, *, timeout: float = 5.0) -> Written:
+    async def write(self, command: Any, *, session: SessionSerial | None = None, timeout: float = 5.0) -> Written:
         async with asyncio.timeout(timeout + 60):
             await self._gate()
         self.index += 1
@@ -191,6 +191,17 @@ class FakeRaft:
         if isinstance(result, RaftError):
             raise result
         return Written(LogId(LeaderId(1, self.id), self.index), result)
+
+    async def write_many(
+        self, commands: Sequence[Any], serials: Sequence[SessionSerial] | None = None, *, timeout: float = 5.0
+    ) -> list[Written | RaftError]:
+        async def one(command: Any) -> Written | RaftError:
+            try:
+                return await self.write(command, timeout=timeout)
+            except RaftError as error:
+                return error
+
+        return [await one(command) for command in commands]
 
     def _feed(self, command: Any, result: Any) -> None:
         log_id = LogId(LeaderId(1, self.id), self.index)
@@ -216,7 +227,7 @@ class FakeRaft:
     async def read(self, fn_or_query: Any, policy: ReadPolicy = ReadPolicy.READ_INDEX, timeout: float = 5.0) -> Any:
         await self._gate()
         self.reads.append((fn_or_query, policy))
-        return self.machine.query(fn_or_query)
+        return fn_or_query(self.machine) if callable(fn_or_query) else self.machine.query(fn_or_query)
 
     async def call(self, operation: Operation, timeout: float = 5.0) -> Any:
         await self._gate()

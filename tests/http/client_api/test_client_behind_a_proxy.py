@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -26,11 +27,15 @@ class Proxy:
         self.target = target
         self.upgrade_status = upgrade_status
         self.breaks = False
+        self.is_silent = False
+        self.over = asyncio.Event()
         self.seen: list[str] = []
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.seen.append(f"{request.method} {request.path}")
-        if request.path == "/v1/ws" and self.upgrade_status is not None:
+        if self.is_silent or (request.path == "/v1/ws" and self.upgrade_status == 0):
+            await self.over.wait()  # without a word
+        if request.path == "/v1/ws" and self.upgrade_status:
             return web.Response(status=self.upgrade_status, headers={"Location": self.target + "/v1/ws"})
         headers = {
             name: value
@@ -67,6 +72,7 @@ async def proxy(target: str, upgrade_status: int | None) -> AsyncIterator[Proxy]
     try:
         yield made
     finally:
+        made.over.set()
         await runner.cleanup()
 
 
@@ -76,6 +82,7 @@ async def test_writes_go_by_post_where_no_websocket_can_be_had(api_node: Any, st
         async with Client([between.url], discover=False) as client:
             for number in range(3):
                 await client.kv_put(f"k{number}", b"v")
+            assert all(await asyncio.gather(*(client.kv_get("k0") for _ in range(20))))
             assert all(
                 not isinstance(done, Exception)
                 for done in await client.write_many([Put(f"m{n}", b"v") for n in range(20)])
@@ -83,6 +90,42 @@ async def test_writes_go_by_post_where_no_websocket_can_be_had(api_node: Any, st
         assert len(node.raft.written) == 23, "each once"
         assert between.seen.count("GET /v1/ws") == 1, "it is not asked before every write"
         assert between.seen.count("POST /v1/write") == 23
+        assert between.seen.count("POST /v1/read") == 20
+
+
+@pytest.mark.parametrize("first", ["write", "read", "once"])
+async def test_a_proxy_that_holds_an_upgrade_without_a_word_is_no_node_that_is_gone(
+    first: str, api_node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "HANDSHAKE_SECONDS", 0.05)
+    async with api_node() as node, proxy(node.url, 0) as between:
+        await node.raft.write(Put("a", b"1"))
+        async with Client([between.url], discover=False) as client:
+            if first == "write":
+                await client.kv_put("a", b"2")
+            elif first == "read":
+                assert (await client.kv_get("a")).value == b"1"
+            else:
+                session = await client.open_session()
+                await session.kv_put("a", b"2")
+            assert (await client.kv_get("a")) is not None
+            await client.kv_put("a", b"3")
+            assert between.seen.count("GET /v1/ws") == 1
+            assert between.seen.count("GET /livez") == 1
+
+
+async def test_a_node_that_says_nothing_at_all_is_gone_and_asked_again(
+    api_node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "HANDSHAKE_SECONDS", 0.05)
+    monkeypatch.setattr(pipeline, "ASKED_SECONDS", 0.05)
+    monkeypatch.setattr(pipeline, "CONNECT_SECONDS", 0.15)
+    async with api_node() as node, proxy(node.url, None) as between:
+        between.is_silent = True
+        async with Client([between.url], discover=False, timeout=0.5) as client:
+            with pytest.raises(Unreachable):
+                await client.kv_put("a", b"1")
+            assert not node.raft.written
 
 
 async def test_a_websocket_is_tried_again_after_a_while(api_node: Any, monkeypatch: pytest.MonkeyPatch) -> None:

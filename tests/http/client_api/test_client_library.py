@@ -234,7 +234,7 @@ async def test_a_write_that_gives_up_breaks_no_other_one_on_its_connection(tmp_p
         before.frozen.set()
         assert await patient == 2
         assert await client.write(encode(Add(1))) == 3
-        assert len([task for task in asyncio.all_tasks() if task.get_name().startswith("writes to")]) == 1
+        assert len([task for task in asyncio.all_tasks() if task.get_name().startswith("requests to")]) == 1
 
 
 async def test_a_write_that_was_not_sent_yet_leaves_a_connection_that_went_silent(
@@ -427,7 +427,7 @@ async def test_a_client_that_is_closed_under_a_write_does_not_say_that_it_did_no
             told = await asyncio.gather(*writing)
             await closing
         assert [type(each) for each in told] == [OutcomeUnknown] * 6, told
-        assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("writes to")]
+        assert not [task for task in asyncio.all_tasks() if task.get_name().startswith("requests to")]
 
 
 @pytest.mark.parametrize(("ttl_ms", "valid_ms"), [(0, 0), (1000, 0), (1000, 1001), (-1000, -900), (10**12, 10**12)])
