@@ -14,7 +14,7 @@ from raftkit_core.errors import IdentityError, StorageError
 from raftkit_core.storage.identity import check_store_identity
 from raftkit_core.storage.interface import LogBatch, LogState
 from raftkit_core.types.adapter import AdapterContext
-from raftkit_core.types.entry import Entry
+from raftkit_core.types.entry import Entry, indexes_of, payload_bytes
 from raftkit_core.types.identity import StoreIdentity
 from raftkit_core.types.log_id import LogId, index_of, next_index
 from raftkit_sqlite import schema
@@ -151,7 +151,7 @@ class Session(FileSession):
         state = self._state_after(connection, batch)
         self._transaction(connection, lambda: self._write_parts(connection, batch, state), subject=_subject(batch))
         self.state = state
-        self._written_bytes += sum(len(entry.payload) + _ROW_OVERHEAD_BYTES for entry in batch.entries) + 4096
+        self._written_bytes += payload_bytes(batch.entries) + len(batch.entries) * _ROW_OVERHEAD_BYTES + 4096
 
     def save_identity(self, connection: sqlite3.Connection, identity: StoreIdentity) -> None:
         """Make ``identity`` durable.
@@ -175,14 +175,14 @@ class Session(FileSession):
             purged = upto
             if upto.index >= index_of(last):
                 last = upto
-        for expected, entry in enumerate(batch.entries, next_index(last)):
-            if entry.log_id.index != expected:
+        entries = batch.entries
+        for expected, index in enumerate(indexes_of(entries), next_index(last)):
+            if index != expected:
                 raise StorageError(
-                    f"{self._path}: entry {entry.log_id.index} cannot follow {expected - 1}: a log has no holes",
-                    subject="log",
+                    f"{self._path}: entry {index} cannot follow {expected - 1}: a log has no holes", subject="log"
                 )
-        if batch.entries:
-            last = batch.entries[-1].log_id
+        if entries:
+            last = entries[-1].log_id
         committed = batch.committed
         if committed is None or index_of(committed) > index_of(last):
             committed = self.state.committed  # it may lag, and may never be ahead of what is durable (L10)

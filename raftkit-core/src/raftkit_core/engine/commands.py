@@ -7,6 +7,7 @@ other way round: ``when`` is the io_id that must be flushed first (0: at once).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, TypeAlias
 
 import msgspec
@@ -41,7 +42,7 @@ class AppendInputEntries(msgspec.Struct, frozen=True):
 
     when: ClassVar[IoId] = 0
     io_id: IoId
-    entries: list[Entry]
+    entries: Sequence[Entry]
 
 
 class DeleteConflictLog(msgspec.Struct, frozen=True, gc=False):

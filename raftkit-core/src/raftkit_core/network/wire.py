@@ -17,7 +17,7 @@ exception leaves this module for what another node sent.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from functools import lru_cache
 from typing import Annotated, Any, TypeVar
@@ -27,6 +27,7 @@ from msgspec import Raw
 
 from raftkit_core.errors import ErrorInfo, PayloadTooLarge
 from raftkit_core.types.entry import MEMBERSHIP, Entries, Entry, decode_membership
+from raftkit_core.types.entry_log import EntryLog
 from raftkit_core.types.ids import MAX_ENTRY_BYTES, MAX_FRAME_BYTES, is_node_id
 from raftkit_core.types.log_id import LogId, next_index
 from raftkit_core.types.membership import Membership
@@ -279,12 +280,12 @@ def encode_append(request: AppendEntriesRequest) -> bytes:
     entries = request.entries
     expected = next_index(request.prev_log_id)
     runs: list[tuple[int, str, int, int, int, list[bytes]]] = []
-    if entries and entries[0].log_id.index != expected:
-        raise ValueError(f"entry {entries[0].log_id} where index {expected} was due")
-    if type(entries) is Entries:
-        first = entries[0]
-        leader = first.log_id.leader_id
-        runs.append((leader.term, leader.node_id, expected, first.time_ms, first.kind, entries.payloads))
+    if type(entries) is Entries and entries.times is None:
+        first = entries.first
+        if first.index != expected:
+            raise ValueError(f"entry {first} where index {expected} was due")
+        leader = first.leader_id
+        runs.append((leader.term, leader.node_id, expected, entries.time_ms, entries.kind, entries.payloads))
     else:
         shared: tuple[LeaderId, int, int] | None = None
         payloads: list[bytes] = []
@@ -314,7 +315,8 @@ def decode_append(body: bytes | msgspec.Raw) -> AppendEntriesRequest:
     _check_log_id(prev)
     _check_log_id(raw.leader_commit)
     expected, last_leader = (0, None) if prev is None else (prev.index + 1, prev.leader_id)
-    entries: list[Entry] = []
+    entries: Sequence[Entry] = []
+    joined: EntryLog | None = None
     runs = raw.runs
     for run in runs:
         leader = LeaderId(run.term, run.node_id)
@@ -335,8 +337,12 @@ def decode_append(body: bytes | msgspec.Raw) -> AppendEntriesRequest:
         expected += len(payloads)
         if len(runs) == 1:
             entries = proposed
-        else:
-            entries += proposed
+            break
+        if joined is None:
+            joined = EntryLog()
+        joined.extend(proposed)
+    if joined is not None:
+        entries = joined[:]
     if expected > INT_MAX:
         raise FrameError("an index is out of range")
     return AppendEntriesRequest(raw.vote, prev, entries, raw.leader_commit, raw.lease_ms)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from raftkit_core.engine.commands import (
@@ -25,7 +24,8 @@ from raftkit_core.engine.commands import (
 from raftkit_core.errors import StorageError
 from raftkit_core.runtime.stalls import STALL_SECONDS, StallDetector
 from raftkit_core.storage.interface import LogBatch, RaftLogStorage
-from raftkit_core.types.entry import Entries, Entry, payload_bytes
+from raftkit_core.types.entry import Entries, Entry, payload_bytes, payloads_of
+from raftkit_core.types.entry_log import EntryLog
 from raftkit_core.types.ids import IoId
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.vote import Vote
@@ -36,6 +36,8 @@ TAIL_BYTES = 16 * 1024 * 1024
 """How much of the log's end is kept in memory, besides everything not durable yet."""
 TRIM_ABOVE_BYTES = TAIL_BYTES + TAIL_BYTES // 4
 """What is above it is dropped a good piece at a time."""
+READ_ENTRIES = 4096
+"""What one read gives at most, beside a batch that is larger."""
 
 
 class LogTail:
@@ -43,34 +45,27 @@ class LogTail:
 
     def __init__(self, next_index: int) -> None:
         self._first = next_index
-        self._entries: list[Entry] = []
-        self._starts: list[int] = []
-        """Where each batch of the tail begins, and in ``_sizes`` how many bytes came before it, from some point on: how
-        large a range is at most is found without looking at its entries."""
-        self._sizes: list[int] = []
+        self._entries = EntryLog()
         self.end_bytes = 0
+        """How much was ever appended, and in ``_begin_bytes`` how much of that is gone again, at the begin."""
+        self._begin_bytes = 0
         self.trim_at = TRIM_ABOVE_BYTES
         """How large ``end_bytes`` may become before there is something to drop."""
-        self._newest: list[Entry] = []
+        self._newest: Sequence[Entry] = ()
         """The last batch, as it came: mostly what is asked for. It begins at ``_newest_start`` (-1: there is none)."""
         self._newest_start = -1
-        self._newest_bytes = 0
 
-    def append(self, entries: list[Entry]) -> int:
+    def append(self, entries: Sequence[Entry]) -> int:
         """Gives how many bytes of payload they have."""
-        start = self._first + len(self._entries)
+        self._newest_start = self._first + len(self._entries)
+        self._newest = entries
         size_bytes = entries.size_bytes if type(entries) is Entries else payload_bytes(entries)
-        self._starts.append(start)
-        self._sizes.append(self.end_bytes)
         self.end_bytes += size_bytes
         self._entries.extend(entries)
-        self._newest = entries
-        self._newest_start = start
-        self._newest_bytes = size_bytes
         return size_bytes
 
     def _forget_newest(self) -> None:
-        self._newest = []
+        self._newest = ()
         self._newest_start = -1
 
     def truncate(self, since: int) -> None:
@@ -79,74 +74,62 @@ class LogTail:
         del self._entries[keep:]
         if since < self._first:
             self._first = since
-        batches = bisect_left(self._starts, since)
-        del self._starts[batches:]
-        del self._sizes[batches:]
         self._forget_newest()
 
     def purge(self, upto: int) -> None:
         """Forget everything up to ``upto``; the log may now begin beyond what was here."""
-        self._drop(min(max(0, upto + 1 - self._first), len(self._entries)))
+        count = min(max(0, upto + 1 - self._first), len(self._entries))
+        self._drop(count, payload_bytes(self._entries[:count]))
         self._first = max(self._first, upto + 1)
 
     def trim(self, durable_index: int) -> None:
         """Drop old durable entries once the tail is well above its size."""
-        if self.end_bytes <= self.trim_at or not self._sizes:
+        size_bytes = self.end_bytes - self._begin_bytes
+        if size_bytes <= TRIM_ABOVE_BYTES:
             return
-        drop, size_bytes = 0, self.end_bytes - self._sizes[0]
-        for entry in self._entries:
-            if size_bytes <= TAIL_BYTES or entry.index > durable_index:
+        durable = durable_index + 1 - self._first
+        drop, dropped_bytes = 0, 0
+        for payload in self._entries.payloads():
+            if size_bytes - dropped_bytes <= TAIL_BYTES or drop >= durable:
                 break
-            size_bytes -= len(entry.payload)
+            dropped_bytes += len(payload)
             drop += 1
-        self._drop(drop)
-        self.trim_at = TRIM_ABOVE_BYTES + (self._sizes[0] if self._sizes else self.end_bytes)
+        self._drop(drop, dropped_bytes)
 
-    def _drop(self, count: int) -> None:
-        """Forget the first ``count`` entries: whole batches, and of the one that is cut the part before."""
+    def _drop(self, count: int, size_bytes: int) -> None:
+        """Forget the first ``count`` entries."""
         if not count:
             return
-        first = self._first + count
-        batches = bisect_right(self._starts, first) - 1
-        if count == len(self._entries):
-            self._starts.clear()
-            self._sizes.clear()
-            self._forget_newest()
-        else:
-            cut = self._entries[self._starts[batches] - self._first : count] if batches >= 0 else []
-            del self._starts[:batches]
-            del self._sizes[:batches]
-            self._starts[0] = first
-            self._sizes[0] += payload_bytes(cut)
-            if len(self._starts) == 1:
-                self._forget_newest()
         del self._entries[:count]
-        self._first = first
+        self._first += count
+        self._begin_bytes += size_bytes
+        self.trim_at = TRIM_ABOVE_BYTES + self._begin_bytes
+        if self._first > self._newest_start:
+            self._forget_newest()
 
-    def read(self, start: int, stop: int, max_bytes: int) -> list[Entry] | None:
-        """Entries of ``[start, stop)`` up to ``max_bytes`` (at least one); None if ``start`` is not in the tail."""
+    def read(self, start: int, stop: int, max_bytes: int) -> Sequence[Entry] | None:
+        """Entries of ``[start, stop)`` up to ``max_bytes`` and ``READ_ENTRIES`` (at least one); None if ``start`` is
+        not in the tail."""
         if start == self._newest_start and stop - start >= len(self._newest):
             entries = self._newest
-            size_bytes = self._newest_bytes
         else:
-            offset = start - self._first
-            if offset < 0 or offset >= len(self._entries):
+            offset, there = start - self._first, len(self._entries)
+            if offset < 0 or offset >= there:
                 return None
-            if start + 1 == stop:
-                return [self._entries[offset]]
-            starts = self._starts
-            entries = self._entries[offset : stop - self._first]
-            behind = bisect_left(starts, stop)
-            upto = self._sizes[behind] if behind < len(starts) else self.end_bytes
-            size_bytes = upto - self._sizes[bisect_right(starts, start) - 1]
-        if size_bytes <= max_bytes:
+            entries = self._entries.part(offset, min(stop - self._first, there, offset + READ_ENTRIES))
+        if payload_bytes(entries) <= max_bytes:
             return entries
-        size_bytes = 0
-        for position, entry in enumerate(entries):
-            size_bytes += len(entry.payload)
-            if size_bytes > max_bytes and position:
-                return entries[:position]
-        return entries
+        return entries[: fitting(entries, max_bytes)]
+
+
+def fitting(entries: Sequence[Entry], max_bytes: int) -> int:
+    """How many of ``entries`` have no more than ``max_bytes`` together, at least one."""
+    size_bytes = 0
+    for position, payload in enumerate(payloads_of(entries)):
+        size_bytes += len(payload)
+        if size_bytes > max_bytes and position:
+            return position
+    return len(entries)
 
 
 class LogWriter:
@@ -315,7 +298,7 @@ class LogWriter:
         queue.clear()
         self._is_plain = False
         entries = head.entries
-        last_index = entries[-1].log_id.index
+        last_index = entries.last.index if type(entries) is Entries else entries[-1].index
         return head.io_id, self._batch(None, None, None, entries, last_index), last_index
 
     def _joined_batch(self) -> tuple[IoId, LogBatch, int]:
@@ -323,7 +306,7 @@ class LogWriter:
         vote: Vote | None = None
         truncate_since: int | None = None
         purge_upto: LogId | None = None
-        entries: list[Entry] = []
+        entries: Sequence[Entry] = ()
         size_bytes = 0
         io_id = 0
         queue = self._queue
@@ -335,13 +318,13 @@ class LogWriter:
                     more_bytes = payload_bytes(more)
                     if size_bytes + more_bytes > MAX_BATCH_BYTES or len(entries) + len(more) > MAX_BATCH_ENTRIES:
                         taken, size_bytes = _fitting(more, len(entries), size_bytes)
-                        entries = [*entries, *more[:taken]]
+                        entries = _joined(entries, more[:taken])
                         if taken < len(more):
                             # The rest is a batch of its own; only that completes the command.
                             queue[0] = AppendInputEntries(command.io_id, more[taken:])
                             break
                     else:
-                        entries = [*entries, *more] if entries else more
+                        entries = _joined(entries, more) if entries else more
                         size_bytes += more_bytes
                 case SaveCommitted():
                     self._committed = command.committed
@@ -355,7 +338,7 @@ class LogWriter:
                     if entries and command.since > entries[0].index:
                         entries = entries[: command.since - entries[0].index]
                     else:
-                        entries = []
+                        entries = ()
                         truncate_since = command.since if truncate_since is None else min(truncate_since, command.since)
                     size_bytes = payload_bytes(entries)
                 case PurgeLog():
@@ -373,6 +356,7 @@ class LogWriter:
             last_index = max(last_index, purge_upto.index)
         if entries:
             last_index = entries[-1].index
+            entries = entries[:]  # no longer one that grows
         return io_id, self._batch(vote, truncate_since, purge_upto, entries, last_index), last_index
 
     def _batch(
@@ -380,7 +364,7 @@ class LogWriter:
         vote: Vote | None,
         truncate_since: int | None,
         purge_upto: LogId | None,
-        entries: list[Entry],
+        entries: Sequence[Entry],
         last_index: int,
     ) -> LogBatch:
         """With what is to be saved as ``committed`` beside it, if that is news."""
@@ -417,7 +401,7 @@ class LogWriter:
         finally:
             self._failed(error)
 
-    async def read(self, start: int, stop: int, max_bytes: int) -> list[Entry]:
+    async def read(self, start: int, stop: int, max_bytes: int) -> Sequence[Entry]:
         """Entries of ``[start, stop)``, from memory or from the storage; a non-empty prefix.
 
         Raises: StorageError, also for an empty answer: that is damage, not the end of the log (§6 items 47, 48).
@@ -449,17 +433,24 @@ class LogWriter:
             await result
 
 
-def _fitting(entries: list[Entry], count: int, size_bytes: int) -> tuple[int, int]:
+def _joined(entries: Sequence[Entry], more: Sequence[Entry]) -> EntryLog:
+    """``entries`` followed by ``more``; what was made here before grows."""
+    joined = entries if type(entries) is EntryLog else EntryLog(entries)
+    joined.extend(more)
+    return joined
+
+
+def _fitting(entries: Sequence[Entry], count: int, size_bytes: int) -> tuple[int, int]:
     """How many of ``entries`` still fit a batch of ``count`` entries and ``size_bytes``, and its size then. An empty
     batch takes at least one."""
-    for taken, entry in enumerate(entries):
-        if count + taken and (count + taken >= MAX_BATCH_ENTRIES or size_bytes + len(entry.payload) > MAX_BATCH_BYTES):
+    for taken, payload in enumerate(payloads_of(entries)):
+        if count + taken and (count + taken >= MAX_BATCH_ENTRIES or size_bytes + len(payload) > MAX_BATCH_BYTES):
             return taken, size_bytes
-        size_bytes += len(entry.payload)
+        size_bytes += len(payload)
     return len(entries), size_bytes
 
 
-def check_consecutive(entries: list[Entry], start: int, stop: int) -> None:
+def check_consecutive(entries: Sequence[Entry], start: int, stop: int) -> None:
     """What a storage read must be: a non-empty run from ``start`` on. Raises: StorageError."""
     if not entries or entries[0].index != start or entries[-1].index != start + len(entries) - 1:
         got = f"{entries[0].index}..{entries[-1].index} ({len(entries)})" if entries else "nothing"

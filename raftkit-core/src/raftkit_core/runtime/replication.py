@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from raftkit_core.engine.commands import Replicate, ReplicateSnapshot
@@ -20,7 +20,7 @@ from raftkit_core.runtime.messages import Notification, ReplicationFailed
 from raftkit_core.runtime.peer_calls import PeerMethod
 from raftkit_core.runtime.peers import PeerTable
 from raftkit_core.runtime.stalls import StallDetector
-from raftkit_core.types.entry import Entry, payload_bytes
+from raftkit_core.types.entry import Entry, last_log_id, payload_bytes
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.messages import AppendEntriesRequest, AppendEntriesResponse, Busy, Success
@@ -50,7 +50,7 @@ class Outgoing:
         entries = request.entries
         self.request = request
         self.count = len(entries)
-        self.last = entries[-1].log_id if entries else request.prev_log_id
+        self.last = last_log_id(entries) if entries else request.prev_log_id
         """The log id a peer has when it has taken this."""
         self.size_bytes = payload_bytes(entries)
         self.timeout = base_timeout + self.size_bytes / (1024 * 1024)
@@ -85,7 +85,7 @@ class RequestCache:
         prev: LogId | None,
         start: int,
         stop: int,
-        entries: list[Entry],
+        entries: Sequence[Entry],
         lease_ms: int,
         base_timeout: float,
     ) -> Outgoing:

@@ -29,10 +29,12 @@ from raftkit_core.types.decoding import DECODE_ERRORS
 from raftkit_core.types.entry import (
     MEMBERSHIP,
     NORMAL,
+    Entries,
     Entry,
     Envelope,
     decode_envelope,
     decode_membership,
+    payloads_of,
     plain_decoder,
 )
 from raftkit_core.types.ids import RequestId
@@ -91,7 +93,7 @@ class Batch:
     def __init__(self, log: Sequence[Entry], entries: Sequence[AppliedEntry], system: SystemMachine) -> None:
         self.log = log
         self.entries = entries
-        self.last_log_id = log[-1].log_id
+        self.last_log_id = log.last if type(log) is Entries else log[-1].log_id
         self._system = system
 
     def commands(self) -> Sequence[Entry]:
@@ -361,11 +363,11 @@ class StateMachineWorker:
     def prepare(self, entries: Sequence[Entry]) -> Batch:
         """Decode what the machine gets. The leader decoded every command before it proposed it; one that is unreadable
         all the same is refused alike on every node rather than stopping all of them."""
-        first = entries[0].log_id
+        first = entries.first if type(entries) is Entries else entries[0].log_id
         assert first.index == self.applied_index + 1, f"{first} does not follow {self.applied}"
         commands = self._decode_alike(entries)
         if commands is not None:
-            self.system.observe(max(map(_time_ms, entries)))
+            self.system.observe(entries.time_ms if type(entries) is Entries else max(map(_time_ms, entries)))
             return Batch(entries, AppliedEntries(entries, commands), self.system)
         batch = _MixedBatch(entries, self.system)
         for entry in entries:
@@ -377,9 +379,12 @@ class StateMachineWorker:
         anything else, or unreadable: then each is looked at by itself."""
         machine = self.machine
         try:
-            envelopes = list(map(plain_decoder(machine.name), map(_payload, entries)))
-            if not _ALL_NORMAL.issuperset(map(_kind, entries)):
+            if type(entries) is Entries:
+                if entries.kind != NORMAL:
+                    return None
+            elif not _ALL_NORMAL.issuperset(map(_kind, entries)):
                 return None
+            envelopes = list(map(plain_decoder(machine.name), payloads_of(entries)))
             codec = machine.codec
             if codec is not self._codec:
                 self._codec, self._decode_commands = codec, decoder_of(codec)
@@ -644,5 +649,4 @@ class StateMachineWorker:
 
 _ALL_NORMAL = frozenset((NORMAL,))
 _kind = attrgetter("kind")
-_payload = attrgetter("payload")
 _time_ms = attrgetter("time_ms")

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import Any
 
 from raftkit_core.errors import NotApplied, OutcomeUnknown, RaftError, RPCTimeout
 from raftkit_core.network.reply import Reply
 from raftkit_core.runtime.messages import ClientWriteResponse, Write
-from raftkit_core.types.entry import Entry
+from raftkit_core.types.entry import Entries, Entry
 from raftkit_core.types.ids import RequestId
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.vote import LeaderId
@@ -75,26 +76,28 @@ class WaitingClients:
 
     def resolve_all(self, log: Sequence[Entry], results: Sequence[Any]) -> None:
         """Every entry of ``log`` was applied, with the result at its place; an error is a refusal."""
-        first = log[0].log_id.index
-        for writers in self._take(first, log[-1].log_id.index):
+        first, last = (log.first, log.last) if type(log) is Entries else (log[0].log_id, log[-1].log_id)
+        for writers in self._take(first.index, last.index):
             writes, leader_id = writers.writes, writers.leader_id
-            if len(writes) < len(log):
-                start = writers.first - first
-                entries, their_results = log[start : start + len(writes)], results[start : start + len(writes)]
+            start, stop = writers.first - first.index, writers.first - first.index + len(writes)
+            their_results = results if len(writes) == len(results) else results[start:stop]
+            if type(log) is Entries:
+                is_theirs = first.leader_id == leader_id
             else:
-                entries, their_results = log, results
-            if entries[0].log_id.leader_id != leader_id or entries[-1].log_id.leader_id != leader_id:
-                for (_, future, _), entry, result in zip(writes, entries, their_results, strict=True):
+                # Leader ids never fall along the log: equal at both ends, they are equal in between.
+                is_theirs = log[start].log_id.leader_id == leader_id == log[stop - 1].log_id.leader_id
+            if not is_theirs:
+                for (_, future, _), entry, result in zip(writes, log[start:stop], their_results, strict=True):
                     response = result if isinstance(result, RaftError) else ClientWriteResponse(entry.log_id, result)
                     self._answer(future, leader_id, entry.log_id, response)
                 continue
-            # Leader ids never fall along the log: equal at both ends, they are equal in between.
-            for (_, future, _), entry, result in zip(writes, entries, their_results, strict=True):
+            log_ids = map(LogId, repeat(leader_id), range(writers.first, writers.first + len(writes)))
+            for (_, future, _), log_id, result in zip(writes, log_ids, their_results, strict=True):
                 if not future.done():
                     if isinstance(result, RaftError):
                         future.set_exception(result)
                     else:
-                        future.set_result(ClientWriteResponse(entry.log_id, result))
+                        future.set_result(ClientWriteResponse(log_id, result))
 
     def resolve(self, log_id: LogId, response: ClientWriteResponse | RaftError) -> None:
         """The entry ``log_id`` was applied; an error is a refusal."""

@@ -10,7 +10,7 @@ import msgspec
 
 from raftkit_core.errors import BadCommand, CommandRejected
 from raftkit_core.types.adapter import AdapterContext
-from raftkit_core.types.entry import Entry
+from raftkit_core.types.entry import Entries, Entry
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import StoredMembership
 from raftkit_core.types.snapshot import SnapshotMeta
@@ -89,7 +89,7 @@ class AppliedEntries(Sequence[AppliedEntry]):
         assert len(log) == len(commands), "one command for each entry"
         self._log = log
         self.commands = commands
-        self.first_index = log[0].log_id.index
+        self.first_index = log.first.index if type(log) is Entries else log[0].index
 
     def __len__(self) -> int:
         return len(self.commands)

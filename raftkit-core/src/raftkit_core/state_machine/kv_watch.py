@@ -20,7 +20,7 @@ import msgspec
 
 from raftkit_core.errors import Compacted, RaftError, Stopped
 from raftkit_core.state_machine.kv_codec import KvCodec
-from raftkit_core.types.entry import Entry, decode_envelope, payload_bytes
+from raftkit_core.types.entry import Entries, Entry, decode_envelope, indexes_of, payload_bytes, payloads_of
 from raftkit_core.types.kv import Delete, KvCommand, KvEvent, WriteResult
 
 RING_ENTRIES = 16_384
@@ -42,7 +42,7 @@ class _Part(msgspec.Struct, eq=False):
     def commands(self) -> list[KvCommand]:
         """Decoded for the first reader."""
         if self._commands is None:
-            self._commands = _CODEC.decode_commands([decode_envelope(entry.payload).body for entry in self.entries])
+            self._commands = _CODEC.decode_commands([decode_envelope(each).body for each in payloads_of(self.entries)])
         return self._commands
 
 
@@ -63,7 +63,7 @@ class ChangeRing:
 
     def feed(self, log: Sequence[Entry], entries: Sequence[Entry], results: Sequence[Any]) -> None:
         """A batch was applied: all of it, the entries that reached the machine, and the machine's results of them."""
-        self.position = position = log[-1].log_id.index
+        self.position = position = log.last.index if type(log) is Entries else log[-1].index
         if entries:
             size_bytes = payload_bytes(log)
             self._parts.append(_Part(position, entries, results, size_bytes))
@@ -192,10 +192,9 @@ class KvWatch:
         looked = 0
         for part in self._ring.parts_from(self._next):
             commands = part.commands()
-            start = bisect_left(part.entries, self._next, key=lambda entry: entry.log_id.index)
-            for at in range(start, len(part.entries)):
-                command = commands[at]
-                index = part.entries[at].log_id.index
+            indexes = indexes_of(part.entries)
+            for at in range(bisect_left(indexes, self._next), len(indexes)):
+                command, index = commands[at], indexes[at]
                 self._next = index + 1
                 looked += 1
                 if command.key.startswith(self._prefix):

@@ -7,8 +7,7 @@ A node whose disk is gone has forgotten its vote and must not come back under it
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Sequence
-from operator import attrgetter
+from collections.abc import AsyncIterator, MutableSequence, Sequence
 
 import msgspec
 
@@ -25,16 +24,17 @@ from raftkit_core.storage.interface import (
 )
 from raftkit_core.storage.snapshot_format import SnapshotDecoder, check_fits, check_snapshot_id
 from raftkit_core.types.adapter import AdapterContext
-from raftkit_core.types.entry import Entries, Entry, payload_bytes
+from raftkit_core.types.entry import Entries, Entry, indexes_of, payload_bytes
+from raftkit_core.types.entry_log import EntryLog
 from raftkit_core.types.identity import StoreIdentity
 from raftkit_core.types.log_id import LogId, index_of, log_id_lt, next_index
 from raftkit_core.types.snapshot import SnapshotMeta, SnapshotSource
 from raftkit_core.types.vote import Vote
 
 PIECE_BYTES = 1024 * 1024
+PIECE_ENTRIES = 1024
 LARGE_BYTES = 4 * PIECE_BYTES
 """Of a snapshot: what is larger is checked in a thread, a few milliseconds are not worth one."""
-_index = attrgetter("log_id.index")
 
 
 class MemoryDisk:
@@ -51,7 +51,7 @@ class MemoryDisk:
         self.vote: Vote | None = None
         self.committed: LogId | None = None
         self.last_purged: LogId | None = None
-        self.entries: list[Entry] = []
+        self.entries: MutableSequence[Entry] = EntryLog()
         self.log_bytes = 0
         self.snapshot: tuple[SnapshotMeta, bytes | bytearray] | None = None
         self.kept: tuple[str, bytes] | None = None
@@ -124,11 +124,12 @@ class MemoryLogStorage(RaftLogStorage):
             )
         found: list[Entry] = []
         size = 0
-        for entry in entries[start - first : stop - first]:
-            size += len(entry.payload)
-            if found and size > max_bytes:
-                break
-            found.append(entry)
+        for at in range(start - first, min(stop - first, len(entries)), PIECE_ENTRIES):
+            for entry in entries[at : min(at + PIECE_ENTRIES, stop - first)]:
+                size += len(entry.payload)
+                if found and size > max_bytes:
+                    return found
+                found.append(entry)
         return found
 
     def write(self, batch: LogBatch) -> None:
@@ -153,13 +154,16 @@ class MemoryLogStorage(RaftLogStorage):
         """Clauses L4 and L10: no hole, and ``committed`` within the log as it will be."""
         disk = self.disk
         held, entries, committed = disk.entries, batch.entries, batch.committed
-        last = held[-1].log_id.index if held else index_of(disk.last_purged)
+        if not held:
+            last = index_of(disk.last_purged)
+        else:
+            last = held.next_index - 1 if type(held) is EntryLog else held[-1].index
         if batch.truncate_since is not None:
             last = max(min(last, batch.truncate_since - 1), index_of(disk.last_purged))
         if batch.purge_upto is not None and batch.purge_upto.index > last:
             last = batch.purge_upto.index
-        if type(entries) is Entries and entries and entries[0].log_id.index == last + 1:
-            last += len(entries)  # made consecutive
+        if type(entries) is Entries and entries.first.index == last + 1:
+            last += len(entries.payloads)  # made consecutive
         elif entries:
             last = _end_of(entries, last + 1)
         if committed is not None and committed.index > last:
@@ -168,7 +172,7 @@ class MemoryLogStorage(RaftLogStorage):
     def _truncate(self, since: int) -> None:
         disk = self.disk
         keep = max(since - next_index(disk.last_purged), 0)
-        disk.log_bytes -= sum(len(entry.payload) for entry in disk.entries[keep:])
+        disk.log_bytes -= payload_bytes(disk.entries[keep:])
         del disk.entries[keep:]
         if index_of(disk.committed) > index_of(disk.last_log_id):
             disk.committed = disk.last_log_id
@@ -178,7 +182,7 @@ class MemoryLogStorage(RaftLogStorage):
         if upto.index <= index_of(disk.last_purged):
             return
         count = upto.index - next_index(disk.last_purged) + 1
-        disk.log_bytes -= sum(len(entry.payload) for entry in disk.entries[:count])
+        disk.log_bytes -= payload_bytes(disk.entries[:count])
         del disk.entries[:count]
         disk.last_purged = upto
 
@@ -288,7 +292,7 @@ class _MemorySink(SnapshotSink):
 def _end_of(entries: Sequence[Entry], first: int) -> int:
     """The last index of ``entries``. Raises: StorageError unless they are consecutive from ``first`` on (L4)."""
     last = first + len(entries) - 1
-    indexes = list(map(_index, entries))
+    indexes = list(indexes_of(entries))
     if indexes != list(range(first, last + 1)):
         raise StorageError(
             f"append of entries {indexes[0]}..{indexes[-1]} after index {first - 1} would make a hole", subject="log"

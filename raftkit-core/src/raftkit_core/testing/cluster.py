@@ -80,7 +80,7 @@ class MemoryCluster:
 
     def log(self, node_id: NodeId) -> list[Entry]:
         """What is durable there."""
-        return self.disk(node_id).entries
+        return list(self.disk(node_id).entries)
 
     async def start(
         self, node_id: NodeId, *, config: Config | None = None, instruments: Iterable[Instrument] = ()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import count, repeat
 from operator import attrgetter
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, overload
 
 import msgspec
 
@@ -39,25 +39,90 @@ class Entry(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return self.log_id.index
 
 
-class Entries(list[Entry]):
-    """Consecutive entries proposed together: one leader, one cluster time, one kind. Equal to the list it is; not to be
-    changed.
+class Entries(Sequence[Entry]):
+    """Consecutive entries of one leader and one kind: mostly what was proposed together. Equal to a list of the same
+    entries; not to be changed.
 
-    What was known when it was made need not be found out again, entry by entry, at every station of its way:
-    ``size_bytes`` of payload, and the ``payloads`` themselves.
+    An :class:`Entry` is made when somebody asks for it, and most never are: log, frames and state machines go by the
+    ``payloads``. ``times`` is the cluster time of each, None where all were proposed at ``time_ms``, which is the last
+    one's in any case.
     """
 
-    __slots__ = ("payloads", "size_bytes")
+    __slots__ = ("_only", "first", "kind", "last", "payloads", "size_bytes", "time_ms", "times")
 
-    def __init__(self, first: LogId, time_ms: int, kind: int, payloads: list[bytes]) -> None:
+    def __init__(
+        self, first: LogId, time_ms: int, kind: int, payloads: list[bytes], times: list[int] | None = None
+    ) -> None:
+        self.first = first
+        self.time_ms = time_ms
+        self.kind = kind
         self.payloads = payloads
-        if len(payloads) == 1:
-            self.append(Entry(first, time_ms, kind, payloads[0]))
+        self.times = times
+        self._only: Entry | None = None
+        length = len(payloads)
+        if length == 1:
+            self.last = first
             self.size_bytes = len(payloads[0])
-            return
+        else:
+            assert length, "no entries have no log id"
+            self.last = LogId(first.leader_id, first.index + length - 1)
+            self.size_bytes = sum(map(len, payloads))
+
+    def __len__(self) -> int:
+        return len(self.payloads)
+
+    def __iter__(self) -> Iterator[Entry]:
+        payloads, first = self.payloads, self.first
+        if len(payloads) == 1:
+            return iter((self[0],))
         log_ids = map(LogId, repeat(first.leader_id), count(first.index))
-        super().__init__(map(Entry, log_ids, repeat(time_ms), repeat(kind), payloads))
-        self.size_bytes = sum(map(len, payloads))
+        times = repeat(self.time_ms) if self.times is None else self.times
+        return map(Entry, log_ids, times, repeat(self.kind), payloads)
+
+    @overload
+    def __getitem__(self, at: int) -> Entry: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Entry]: ...
+
+    def __getitem__(self, at: int | slice) -> Entry | Sequence[Entry]:
+        if isinstance(at, slice):
+            start, stop, step = at.indices(len(self.payloads))
+            return list(self)[at] if step != 1 else self.part(start, stop) if start < stop else []
+        entry = self._only
+        if entry is not None and -1 <= at <= 0:
+            return entry
+        payload = self.payloads[at]
+        place = at if at >= 0 else at + len(self.payloads)
+        first = self.first
+        log_id = first if place == 0 else LogId(first.leader_id, first.index + place)
+        entry = Entry(log_id, self.time_ms if self.times is None else self.times[at], self.kind, payload)
+        if len(self.payloads) == 1:
+            self._only = entry
+        return entry
+
+    def part(self, start: int, stop: int) -> Entries:
+        """As the slice, which must not be empty."""
+        first, times = self.first, self.times
+        if times is not None:
+            times = times[start:stop]
+        return Entries(
+            LogId(first.leader_id, first.index + start),
+            self.time_ms if times is None else times[-1],
+            self.kind,
+            self.payloads[start:stop],
+            times,
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Entries | list):
+            return NotImplemented
+        return len(self) == len(other) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(list(self))
 
 
 def payload_bytes(entries: Sequence[Entry]) -> int:
@@ -67,7 +132,27 @@ def payload_bytes(entries: Sequence[Entry]) -> int:
     return sum(map(len, map(_payload, entries)))
 
 
+def payloads_of(entries: Sequence[Entry]) -> Sequence[bytes]:
+    """The payloads of ``entries``, in order."""
+    if type(entries) is Entries:
+        return entries.payloads
+    return list(map(_payload, entries))
+
+
+def last_log_id(entries: Sequence[Entry]) -> LogId:
+    """The log id of the last of ``entries``, which are some."""
+    return entries.last if type(entries) is Entries else entries[-1].log_id
+
+
+def indexes_of(entries: Sequence[Entry]) -> Sequence[int]:
+    """The indexes of ``entries``, in order."""
+    if type(entries) is Entries:
+        return range(entries.first.index, entries.last.index + 1)
+    return list(map(_index, entries))
+
+
 _payload = attrgetter("payload")
+_index = attrgetter("log_id.index")
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from raftkit_core.types.entry import Entry
@@ -48,7 +50,7 @@ class AppendEntriesRequest(msgspec.Struct, frozen=True):
 
     vote: Vote
     prev_log_id: LogId | None
-    entries: list[Entry]
+    entries: Sequence[Entry]
     leader_commit: LogId | None
     lease_ms: int
 

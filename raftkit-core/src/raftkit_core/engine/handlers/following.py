@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from raftkit_core.engine.commands import InstallSnapshot, Respond, RetireStore, SaveLease
 from raftkit_core.engine.handlers.log import LogHandler
 from raftkit_core.engine.handlers.replication import ReplicationHandler
@@ -10,7 +12,7 @@ from raftkit_core.engine.handlers.snapshot import SnapshotHandler
 from raftkit_core.engine.handlers.vote import VoteHandler
 from raftkit_core.engine.parts import EngineParts
 from raftkit_core.errors import PeerBusy, RaftError
-from raftkit_core.types.entry import Entry
+from raftkit_core.types.entry import Entries, Entry
 from raftkit_core.types.ids import RequestId
 from raftkit_core.types.log_id import LogId, index_of
 from raftkit_core.types.messages import (
@@ -109,7 +111,7 @@ class FollowingHandler:
         if not self._check_prev(matching, request_id, now):
             return
         if entries:
-            matching = entries[-1].log_id
+            matching = entries.last if type(entries) is Entries else entries[-1].log_id
             self._take(entries, now)
         state.accept(request.vote.leader_id, matching)
         if request.leader_commit is not None:
@@ -148,12 +150,13 @@ class FollowingHandler:
         self._answer(request_id, Conflict(self._parts.config.store_id, prev.index, state.log.last))
         return False
 
-    def _take(self, entries: list[Entry], now: float) -> None:
+    def _take(self, entries: Sequence[Entry], now: float) -> None:
         """Append what is missing. Entries already here are skipped: deleting after ``prev`` and appending again would
         lose committed entries in a crash between the two (§6 item 2)."""
         state = self._parts.state
         missing = entries
-        if entries[0].log_id.index <= state.log.last_index:
+        first = entries.first if type(entries) is Entries else entries[0].log_id
+        if first.index <= state.log.last_index:
             since = 0
             while since < len(entries) and state.has_log_id(entries[since].log_id):
                 since += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from raftkit_core.engine.commands import AppendInputEntries, DeleteConflictLog, PurgeLog
 from raftkit_core.engine.parts import EngineParts
 from raftkit_core.types.entry import MEMBERSHIP, Entries, Entry, decode_membership, payload_bytes
@@ -13,25 +15,26 @@ class LogHandler:
     def __init__(self, parts: EngineParts) -> None:
         self._parts = parts
 
-    def append(self, entries: list[Entry], now: float) -> list[StoredMembership]:
+    def append(self, entries: Sequence[Entry], now: float) -> list[StoredMembership]:
         """Append consecutive entries; gives the memberships among them, in order."""
         parts = self._parts
         state = parts.state
-        end = entries[-1]
-        first, last = entries[0].log_id, end.log_id
         if type(entries) is Entries:
             # Of one leader and one kind, and its size is known.
+            first, last, time_ms = entries.first, entries.last, entries.time_ms
             state.log.extend(first, last)
-            memberships = _memberships(entries) if end.kind == MEMBERSHIP else []
+            memberships = _memberships(entries) if entries.kind == MEMBERSHIP else []
             size_bytes = entries.size_bytes
         else:
+            end = entries[-1]
+            first, last, time_ms = entries[0].log_id, end.log_id, end.time_ms
             for entry in entries:
                 state.log.extend(entry.log_id, entry.log_id)
             memberships = _memberships(entries)
             size_bytes = payload_bytes(entries)
         state.log_bytes += size_bytes
-        if end.time_ms > state.last_time_ms:
-            state.last_time_ms = end.time_ms
+        if time_ms > state.last_time_ms:
+            state.last_time_ms = time_ms
         io_id = state.io.submit_entries(first.index, last, size_bytes, now)
         parts.output.push(AppendInputEntries(io_id, entries))
         return memberships
@@ -65,7 +68,7 @@ class LogHandler:
         self._parts.output.push(PurgeLog(io_id, upto))
 
 
-def _memberships(entries: list[Entry]) -> list[StoredMembership]:
+def _memberships(entries: Sequence[Entry]) -> list[StoredMembership]:
     """The memberships among ``entries``, in order."""
     found = [entry for entry in entries if entry.kind == MEMBERSHIP]
     return [StoredMembership(entry.log_id, decode_membership(entry.payload)) for entry in found]

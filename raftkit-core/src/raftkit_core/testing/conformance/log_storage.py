@@ -40,7 +40,7 @@ from raftkit_core.testing.conformance.log_case import (
 from raftkit_core.testing.conformance.log_durability import LogDurabilityCases
 from raftkit_core.testing.conformance.log_shapes import LogShapeCases
 from raftkit_core.types.adapter import AdapterContext
-from raftkit_core.types.entry import BLANK, MEMBERSHIP, NORMAL, Entry
+from raftkit_core.types.entry import BLANK, MEMBERSHIP, NORMAL, Entries, Entry
 from raftkit_core.types.identity import STORE_FORMAT, StoreIdentity
 from raftkit_core.types.log_id import LogId, index_of
 from raftkit_core.types.vote import LeaderId
@@ -178,6 +178,18 @@ class LogStorageConformance(LogDurabilityCases, LogShapeCases, LogStorageCase):
         async with opened(opener) as storage:
             assert await read_all(storage, 0, 4) == written
             assert (await storage.read_state()).last_log_id == written[-1].log_id
+
+    async def test_l2_entries_that_were_proposed_together_are_read_back_one_by_one(self) -> None:
+        """``entries`` is any sequence: mostly an :class:`Entries`, which makes each when it is asked for."""
+        opener = self.opener()
+        together = Entries(log_id(3, 0), 17, NORMAL, [b"first", b"", b"third"])
+        joined = Entries(log_id(3, 3), 40, NORMAL, [b"fourth", b"fifth"], [18, 40])
+        async with opened(opener) as storage:
+            await write(storage, LogBatch(entries=together))
+            await write(storage, LogBatch(entries=joined, committed=together.last))
+        async with opened(opener) as storage:
+            assert await read_all(storage, 0, 5) == [*together, *joined]
+            assert (await storage.read_state()).last_log_id == joined.last
 
     async def test_l2_everything_of_many_batches_is_there_after_reopening(self) -> None:
         opener = self.opener()

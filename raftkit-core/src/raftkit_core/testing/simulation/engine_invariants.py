@@ -7,7 +7,7 @@ leases, acknowledged entries, answered reads) and holds the engine to it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Protocol
 
@@ -176,7 +176,7 @@ class RingInvariants(Invariants):
             if node_id == node.id and index >= first and disk.vote.leader_id <= leader_id and first in disk.entries:
                 self.broken("S17", node, f"removes {since}.., acknowledged up to {index} to {leader_id}")
 
-    def appending(self, node: Watched, entries: list[Entry]) -> None:
+    def appending(self, node: Watched, entries: Sequence[Entry]) -> None:
         """Entries enter the log in memory. S10: never over others; S18: a leader changes the membership only when an
         entry of its own is committed."""
         engine = node.engine

@@ -81,6 +81,7 @@ class SimDisk(MemoryDisk):
         self, node_id: NodeId = "", random: Random | None = None, observer: DiskObserver | None = None
     ) -> None:
         super().__init__(node_id)
+        self.entries = []  # looked at entry by entry
         self.node_id = node_id
         self.random = Random(0) if random is None else random
         self.observer: DiskObserver = Unobserved() if observer is None else observer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from raftkit_core.engine.handlers.following import FollowingHandler
@@ -91,7 +92,7 @@ def _(patch: Patch) -> None:
     "Everything after the previous entry is removed and written again (openraft §6 item 2).",
 )
 def _(patch: Patch) -> None:
-    def take(self: FollowingHandler, entries: list[Entry], now: float) -> None:
+    def take(self: FollowingHandler, entries: Sequence[Entry], now: float) -> None:
         self._truncate(entries[0].index, now)
         for held in self._log.append(entries, now)[-2:]:
             self._parts.state.membership.append(held)
@@ -260,7 +261,7 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     original = FollowingHandler._take
 
-    def take(self: FollowingHandler, entries: list[Entry], now: float) -> None:
+    def take(self: FollowingHandler, entries: Sequence[Entry], now: float) -> None:
         last = self._parts.state.log.last_index
         fresh = [entry for entry in entries if entry.index > last]
         if fresh:

@@ -1,0 +1,207 @@
+"""Many entries in little space: columns of payloads and times instead of an object for each."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, MutableSequence, Sequence
+from itertools import chain, repeat
+from typing import overload
+
+from raftkit_core.types.entry import Entries, Entry
+from raftkit_core.types.log_id import LogId
+from raftkit_core.types.vote import LeaderId
+
+RUN_ENTRIES = 4096
+"""A run that is as long is not added to: to cut off its begin moves the rest of it."""
+
+
+class _Run:
+    """Entries of one leader and kind with consecutive indexes."""
+
+    __slots__ = ("first_index", "kind", "leader_id", "payloads", "times")
+
+    def __init__(self, leader_id: LeaderId, first_index: int, kind: int) -> None:
+        self.leader_id = leader_id
+        self.first_index = first_index
+        self.kind = kind
+        self.payloads: list[bytes] = []
+        self.times: list[int] = []
+
+    def part(self, start: int, stop: int) -> Entries:
+        times = self.times[start:stop]
+        first = LogId(self.leader_id, self.first_index + start)
+        return Entries(first, times[-1], self.kind, self.payloads[start:stop], times)
+
+
+class EntryLog(MutableSequence[Entry]):
+    """A list of entries that costs two references an entry. Made for a log: to add at the end, to cut off at either end
+    and to read a slice is quick; every other change copies all of it.
+
+    A slice is an :class:`Entries` where its entries have one leader and kind, else a list.
+    """
+
+    __slots__ = ("_begin", "_end", "_runs", "_starts", "next_index")
+
+    def __init__(self, entries: Iterable[Entry] = ()) -> None:
+        self._runs: list[_Run] = []
+        self._starts: list[int] = []
+        """How many entries were ever before each run."""
+        self._begin = 0
+        self._end = 0
+        self.next_index = 0
+        """The index behind the last entry that was added."""
+        self.extend(entries)
+
+    def __len__(self) -> int:
+        return self._end - self._begin
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Entry]:
+        for run in self._runs:
+            yield from run.part(0, len(run.payloads))
+
+    @overload
+    def __getitem__(self, at: int) -> Entry: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> MutableSequence[Entry]: ...
+
+    def __getitem__(self, at: int | slice) -> Entry | Sequence[Entry]:
+        if isinstance(at, slice):
+            start, stop, step = at.indices(len(self))
+            return list(self)[at] if step != 1 else self.part(start, stop) if start < stop else []
+        place = at if at >= 0 else at + len(self)
+        if not 0 <= place < len(self):
+            raise IndexError(at)
+        return self.part(place, place + 1)[0]
+
+    def part(self, start: int, stop: int) -> Sequence[Entry]:
+        """As the slice, which must not be empty nor go beyond the end."""
+        starts = self._starts
+        start += self._begin
+        stop += self._begin
+        number = bisect_right(starts, start) - 1
+        run, before = self._runs[number], starts[number]
+        if number + 1 == len(starts) or stop <= starts[number + 1]:
+            return run.part(start - before, stop - before)
+        found: list[Entry] = []
+        while True:
+            found += run.part(start - before, min(stop - before, len(run.payloads)))
+            number += 1
+            if number == len(starts) or stop <= starts[number]:
+                return found
+            run, start = self._runs[number], starts[number]
+            before = start
+
+    def payloads(self) -> Iterator[bytes]:
+        return chain.from_iterable([run.payloads for run in self._runs])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, EntryLog | Entries | list):
+            return NotImplemented
+        return len(self) == len(other) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+    # --- changing ---------------------------------------------------------------------------------------------------
+
+    def extend(self, entries: Iterable[Entry]) -> None:
+        if type(entries) is Entries:
+            first, payloads, times = entries.first, entries.payloads, entries.times
+            run = self._run_for(first, entries.kind)
+            run.payloads += payloads
+            run.times += repeat(entries.time_ms, len(payloads)) if times is None else times
+            self._end += len(payloads)
+            self.next_index = first.index + len(payloads)
+        else:
+            for entry in entries:
+                self.append(entry)
+
+    def append(self, entry: Entry) -> None:
+        run = self._run_for(entry.log_id, entry.kind)
+        run.payloads.append(entry.payload)
+        run.times.append(entry.time_ms)
+        self._end += 1
+        self.next_index = entry.log_id.index + 1
+
+    def _run_for(self, first: LogId, kind: int) -> _Run:
+        """The last run if an entry ``first`` can follow in it, else a new one."""
+        if self._runs:
+            last = self._runs[-1]
+            if (
+                first.index == self.next_index
+                and kind == last.kind
+                and len(last.payloads) < RUN_ENTRIES
+                and first.leader_id == last.leader_id
+            ):
+                return last
+        run = _Run(first.leader_id, first.index, kind)
+        self._runs.append(run)
+        self._starts.append(self._end)
+        return run
+
+    def __delitem__(self, at: int | slice) -> None:
+        if isinstance(at, slice):
+            start, stop, step = at.indices(len(self))
+            if step == 1 and start >= stop:
+                return
+            if step == 1 and stop == len(self):
+                self._cut_behind(self._begin + start)
+                return
+            if step == 1 and start == 0:
+                self._cut_before(self._begin + stop)
+                return
+        entries = list(self)
+        del entries[at]
+        self._replace(entries)
+
+    def _cut_behind(self, end: int) -> None:
+        """Keep what is before the place ``end``."""
+        starts, runs = self._starts, self._runs
+        while starts and starts[-1] >= end:
+            starts.pop()
+            runs.pop()
+        self._end = end
+        if runs:
+            last, left = runs[-1], end - starts[-1]
+            del last.payloads[left:]
+            del last.times[left:]
+            self.next_index = last.first_index + left
+
+    def _cut_before(self, begin: int) -> None:
+        """Keep what is from the place ``begin`` on; that is something."""
+        starts, runs = self._starts, self._runs
+        number = bisect_right(starts, begin) - 1
+        del starts[:number]
+        del runs[:number]
+        first, left = runs[0], begin - starts[0]
+        del first.payloads[:left]
+        del first.times[:left]
+        first.first_index += left
+        self._begin = starts[0] = begin
+
+    @overload
+    def __setitem__(self, at: int, value: Entry) -> None: ...
+
+    @overload
+    def __setitem__(self, at: slice, value: Iterable[Entry]) -> None: ...
+
+    def __setitem__(self, at: int | slice, value: Entry | Iterable[Entry]) -> None:
+        entries = list(self)
+        entries[at] = value  # type: ignore[index, assignment]
+        self._replace(entries)
+
+    def insert(self, at: int, value: Entry) -> None:
+        entries = list(self)
+        entries.insert(at, value)
+        self._replace(entries)
+
+    def _replace(self, entries: list[Entry]) -> None:
+        self._runs.clear()
+        self._starts.clear()
+        self._begin = self._end = 0
+        self.extend(entries)

@@ -1,0 +1,116 @@
+"""``Entries`` and ``EntryLog`` are the lists of entries they stand for, whatever is done to them."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raftkit_core.types.entry import BLANK, NORMAL, Entries, Entry, indexes_of, payload_bytes, payloads_of
+from raftkit_core.types.entry_log import RUN_ENTRIES, EntryLog
+from raftkit_core.types.log_id import LogId
+from raftkit_core.types.vote import LeaderId
+
+T1, T2 = LeaderId(1, "n1"), LeaderId(2, "n2")
+
+
+def plain(term: LeaderId, start: int, stop: int, time_ms: int = 5, kind: int = NORMAL) -> list[Entry]:
+    return [Entry(LogId(term, index), time_ms, kind, b"%d" % index) for index in range(start, stop)]
+
+
+def together(term: LeaderId, start: int, stop: int, time_ms: int = 5, kind: int = NORMAL) -> Entries:
+    return Entries(LogId(term, start), time_ms, kind, [b"%d" % index for index in range(start, stop)])
+
+
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_entries_are_the_list_of_what_they_stand_for(length: int) -> None:
+    made, expected = together(T1, 3, 3 + length), plain(T1, 3, 3 + length)
+    assert made == expected
+    assert expected == made
+    assert list(made) == expected
+    assert [made[at] for at in range(-length, length)] == [*expected, *expected]
+    assert (made.first, made.last, len(made)) == (expected[0].log_id, expected[-1].log_id, length)
+    assert (payload_bytes(made), payloads_of(made)) == (payload_bytes(expected), payloads_of(expected))
+    assert list(indexes_of(made)) == indexes_of(expected)
+    assert repr(made) == repr(expected)
+    for start in range(-1, length + 1):
+        for stop in range(-1, length + 2):
+            assert made[start:stop] == expected[start:stop], (start, stop)
+    assert made[::-1] == expected[::-1]
+    assert made != expected[:-1]
+    assert made != together(T2, 3, 3 + length)
+    for outside in (length, -length - 1):
+        with pytest.raises(IndexError):
+            made[outside]
+
+
+def test_entries_of_different_times_keep_them() -> None:
+    made = Entries(LogId(T1, 3), 9, NORMAL, [b"3", b"4", b"5"], [5, 5, 9])
+    expected = [*plain(T1, 3, 5), *plain(T1, 5, 6, 9)]
+    assert (list(made), [made[0], made[1], made[2]], made[1:], made[:2]) == (
+        expected,
+        expected,
+        expected[1:],
+        expected[:2],
+    )
+    assert made.part(0, 2).time_ms == 5
+
+
+@given(st.integers(0, 2**32))
+def test_a_log_of_columns_is_the_list_it_stands_for(seed: int) -> None:
+    random = Random(seed)
+    log, expected = EntryLog(), list[Entry]()
+    term, end, time_ms = 1, random.choice([0, 4]), 0
+    for _ in range(random.randrange(1, 30)):
+        match random.randrange(9):
+            case 0 | 1 | 2 | 3:
+                if random.random() < 0.2:
+                    term += 1
+                time_ms += random.randrange(2)
+                length = random.choice([1, 1, 2, 5])
+                where = LeaderId(term, "n1"), end, end + length, time_ms, random.choice([NORMAL, NORMAL, BLANK])
+                log.extend(together(*where) if random.random() < 0.7 else plain(*where))
+                expected += plain(*where)
+                end += length
+            case 4:
+                keep = random.randrange(len(expected) + 1)
+                del log[keep:]
+                del expected[keep:]
+                end -= 0 if not expected else end - 1 - expected[-1].index
+            case 5:
+                drop = random.randrange(len(expected) + 1)
+                del log[:drop]
+                del expected[:drop]
+            case 6 if expected:
+                at = random.randrange(len(expected))
+                log[at] = expected[at] = Entry(LogId(T2, 100), 7, NORMAL, b"other")
+                log.insert(at, expected[0])
+                expected.insert(at, expected[0])
+            case 7 if expected:
+                at = random.randrange(len(expected))
+                assert log.pop(at) == expected.pop(at)
+            case _:
+                pass
+        assert len(log) == len(expected)
+        assert log == expected
+        assert list(log.payloads()) == payloads_of(expected)
+        start, stop = sorted(random.choices(range(-2, len(expected) + 2), k=2))
+        assert log[start:stop] == expected[start:stop]
+        if expected:
+            assert (log[0], log[-1]) == (expected[0], expected[-1])
+
+
+def test_a_log_is_read_across_its_runs() -> None:
+    log, expected = EntryLog(), list[Entry]()
+    for number in range(5):
+        where = T1, number * RUN_ENTRIES // 2, (number + 1) * RUN_ENTRIES // 2, number
+        log.extend(together(*where))
+        expected += plain(*where)
+    del log[:10]
+    del expected[:10]
+    assert log == expected
+    assert log[RUN_ENTRIES - 20 : RUN_ENTRIES + 20] == expected[RUN_ENTRIES - 20 : RUN_ENTRIES + 20]
+    with pytest.raises(IndexError):
+        log[len(expected)]
