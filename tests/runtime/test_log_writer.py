@@ -26,7 +26,7 @@ from raftkit_core.storage.memory import MemoryDisk, MemoryLogStorage
 from raftkit_core.testing.builders import entry, log_id, vote
 from raftkit_core.testing.virtual_time import VirtualClock
 from raftkit_core.types.adapter import AdapterContext
-from raftkit_core.types.entry import Entry
+from raftkit_core.types.entry import NORMAL, Entries, Entry
 
 pytestmark = pytest.mark.virtual_time
 
@@ -102,6 +102,21 @@ async def test_a_write_that_finishes_at_once_is_reported_in_the_same_turn() -> N
     lane.submit(lane.vote(1), lane.append(1, 0, 2))
     assert lane.flushed == [2]
     assert len(lane.storage.batches) == 1
+
+
+@pytest.mark.parametrize("takes_columns", [False, True])
+async def test_a_storage_is_given_lists_unless_it_takes_columns(takes_columns: bool) -> None:
+    lane = await Lane().open()
+    lane.storage.takes_columns = takes_columns
+    one, two, three = (Entries(log_id(1, "n1", first), first, NORMAL, [b"a", b"b"]) for first in (0, 2, 4))
+    lane.storage.gate.clear()
+    lane.submit(AppendInputEntries(lane.io(), one))
+    lane.submit(AppendInputEntries(lane.io(), two), AppendInputEntries(lane.io(), three))
+    lane.storage.gate.set()
+    await lane.writer.close()
+    given = [batch.entries for batch in lane.storage.batches]
+    assert [type(entries) for entries in given] == [Entries if takes_columns else list] * 2
+    assert given == [list(one), [*two, *three]]
 
 
 async def test_what_gathers_during_a_write_becomes_one_batch() -> None:

@@ -36,6 +36,8 @@ _DURABILITY_TEXT = {
 class SqliteLogStorage(RaftLogStorage):
     """A log in the file ``path``; a relative one is looked for in the node's ``data_dir``, if it has one."""
 
+    takes_columns = True
+
     def __init__(self, path: str | Path, options: SqliteOptions | None = None) -> None:
         self.options = SqliteOptions() if options is None else options
         self._path = Path(path)

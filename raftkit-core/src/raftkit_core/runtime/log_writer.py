@@ -376,6 +376,8 @@ class LogWriter:
                 f"committed {committed} is ahead of the log, which ends at {last_index}"
             )
             self._saved_committed = committed
+        if type(entries) is Entries and not self.storage.takes_columns:
+            entries = list(entries)
         return LogBatch(vote, truncate_since, purge_upto, entries, committed)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Sequence
+from typing import ClassVar
 
 import msgspec
 
@@ -78,6 +79,9 @@ class RaftLogStorage(ABC):
     - **L10** ``committed`` may lag and may be lost; it is never ahead of the durable log.
     - **L11** ``close`` is idempotent, releases the claim, and ends every thread and connection.
     """
+
+    takes_columns: ClassVar[bool] = False
+    """Whether ``write`` takes an :class:`Entries`, which is quicker. Else ``LogBatch.entries`` is a list."""
 
     @abstractmethod
     async def open(self, context: AdapterContext) -> StoreIdentity | None:

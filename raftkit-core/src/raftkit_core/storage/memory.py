@@ -74,6 +74,8 @@ class MemoryDisk:
 class MemoryLogStorage(RaftLogStorage):
     """A log on a :class:`MemoryDisk`. ``write`` is finished when it returns."""
 
+    takes_columns = True
+
     def __init__(self, disk: MemoryDisk | None = None) -> None:
         self.disk = MemoryDisk() if disk is None else disk
         self._failure: StorageError | None = None

@@ -180,11 +180,12 @@ class LogStorageConformance(LogDurabilityCases, LogShapeCases, LogStorageCase):
             assert (await storage.read_state()).last_log_id == written[-1].log_id
 
     async def test_l2_entries_that_were_proposed_together_are_read_back_one_by_one(self) -> None:
-        """``entries`` is any sequence: mostly an :class:`Entries`, which makes each when it is asked for."""
         opener = self.opener()
         together = Entries(log_id(3, 0), 17, NORMAL, [b"first", b"", b"third"])
         joined = Entries(log_id(3, 3), 40, NORMAL, [b"fourth", b"fifth"], [18, 40])
         async with opened(opener) as storage:
+            if not storage.takes_columns:
+                pytest.skip("this storage is given lists")
             await write(storage, LogBatch(entries=together))
             await write(storage, LogBatch(entries=joined, committed=together.last))
         async with opened(opener) as storage:
