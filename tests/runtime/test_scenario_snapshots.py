@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from raftkit_core.clock import SystemClock
 from raftkit_core.config import Config, SnapshotPolicy
-from raftkit_core.errors import PeerBusy, StorageCorrupt
+from raftkit_core.errors import PeerBusy, StorageCorrupt, StorageFull
 from raftkit_core.network.memory import DROP
 from raftkit_core.raft import Raft
+from raftkit_core.runtime.service import SPACE_KEPT
 from raftkit_core.state_machine.interface import ApplyBatch
 from raftkit_core.state_machine.kv import KvStateMachine
+from raftkit_core.storage.file_snapshots import FileSnapshotStorage
 from raftkit_core.storage.interface import SnapshotSink
 from raftkit_core.storage.memory import MemorySnapshotStorage
-from raftkit_core.testing.cluster import MemoryCluster, memory_cluster
+from raftkit_core.testing.cluster import MemoryCluster, memory_cluster, outcome
+from raftkit_core.types.adapter import AdapterContext
 from raftkit_core.types.identity import PeerIdentity
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.kv import Get, Put
@@ -465,6 +470,46 @@ async def test_a_snapshot_of_unknown_size_is_not_taken() -> None:
             await follower._service.install_snapshot(request, 0, _no_bytes(), peer)
         await write(leader, 1)
         await cluster.applied(leader.metrics().value.last_log_index or 0)  # the sender's mistake stops no node
+
+
+@pytest.mark.parametrize(("size", "fits"), [(2**60, False), (10_000_001, False), (10_000_000, True)])
+async def test_a_snapshot_that_finds_no_room_is_refused_before_a_byte_of_it_and_stops_no_node(
+    size: int, fits: bool
+) -> None:
+    async with memory_cluster(2) as cluster:
+        leader, follower, peer = await _leader_and_follower(cluster)
+
+        async def free_bytes() -> int:
+            return 10_000_000 + SPACE_KEPT
+
+        follower._service._snapshots.free_bytes = free_bytes  # type: ignore[method-assign]
+        asking = follower._service.snapshot_offset(_announced(leader.metrics().value.vote, size), peer)
+        if fits:
+            assert await asking == 0
+        else:
+            with pytest.raises(StorageFull, match=f"{size} bytes finds no room"):
+                await asking
+        await write(leader, 1)
+        await cluster.applied(leader.metrics().value.last_log_index or 0)
+
+
+async def test_an_announcement_that_is_repeated_at_once_stops_no_node(tmp_path: Path) -> None:
+    """The network may double it, and files are opened in a thread: the second must not find the first one's file."""
+    async with memory_cluster(2) as cluster:
+        leader, follower, peer = await _leader_and_follower(cluster)
+        files = FileSnapshotStorage(tmp_path)
+        await files.open(AdapterContext("n2", clock=SystemClock()))
+        follower._service._snapshots = files
+        request = _announced(leader.metrics().value.vote, 100)
+        first, second = await asyncio.gather(
+            outcome(follower._service.snapshot_offset(request, peer)),
+            outcome(follower._service.snapshot_offset(request, peer)),
+        )
+        assert first == 0
+        assert isinstance(second, PeerBusy)
+        assert await follower._service.snapshot_offset(request, peer) == 0
+        assert follower.fatal is None
+        await files.close()
 
 
 async def test_a_newer_leader_takes_the_place_of_one_whose_snapshot_does_not_come_on() -> None:

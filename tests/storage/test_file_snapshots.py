@@ -8,6 +8,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -136,6 +137,28 @@ async def test_another_snapshot_and_a_fresh_start_do_not_resume(tmp_path: Path) 
         assert fresh.offset == 0
         with pytest.raises(StorageError, match="already being written"):
             await storage.sink("aa-01")
+
+
+async def test_receives_that_broke_off_do_not_pile_up(tmp_path: Path) -> None:
+    """Each new snapshot of a leader has another id; what was received of the former ones is of no use."""
+    async with _storage(tmp_path) as storage:
+        for snapshot_id in ("aa", "bb", "cc"):
+            sink = await storage.sink(snapshot_id, resume=True)
+            await sink.write(b"half")
+            await sink.abort(keep=True)
+        assert _files(tmp_path) == ["cc.part"]
+        assert (await storage.sink("cc", resume=True)).offset == 4
+
+
+async def test_what_is_free_is_what_the_file_system_says_if_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with _storage(tmp_path) as storage:
+        free = await storage.free_bytes()
+        assert free is not None
+        assert 0 < free < 2**60
+        monkeypatch.setattr(file_snapshots.shutil, "disk_usage", lambda folder: SimpleNamespace(total=0, free=0))
+        assert await storage.free_bytes() is None
 
 
 async def test_what_a_crash_left_is_cleared_at_open_and_the_newest_receive_kept(tmp_path: Path) -> None:

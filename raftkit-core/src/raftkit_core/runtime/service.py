@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 
-from raftkit_core.errors import IdentityError, NeedsRejoin, PeerBusy, StorageCorrupt, StorageError
+from raftkit_core.errors import IdentityError, NeedsRejoin, PeerBusy, StorageCorrupt, StorageError, StorageFull
 from raftkit_core.runtime.limits import seconds_for_bytes
 from raftkit_core.runtime.messages import (
     HeartbeatArrived,
@@ -46,6 +46,8 @@ log = logging.getLogger("raftkit.runtime")
 PEER_DEADLINE = 60.0
 """The longest a peer's request may wait here; the transport's own deadline is shorter."""
 
+SPACE_KEPT = 64 * 1024 * 1024
+"""Bytes on the disk that no snapshot from a peer may take: the log must go on."""
 
 TERM_JUMP_MAX = 2**40
 """Elections in a life of a cluster, many times over: whoever is further ahead than that is broken, and would use up
@@ -165,6 +167,8 @@ class PeerService:
         self.uncork: Callable[[], None] = _nothing
         """The node's own, once there is one: they are called for whatever comes in."""
         self._receiving: _Reception | None = None
+        self._looking = False
+        """Whether it is being looked up how much of an announced snapshot is here."""
         self._alarmed: set[NodeId] = set()
 
     def attach(self, core: RaftCore) -> None:
@@ -350,13 +354,25 @@ class PeerService:
     async def snapshot_offset(self, request: InstallSnapshotRequest, peer: PeerIdentity) -> int:
         self._check_sender(request.vote.node_id, peer, request.vote.term)
         self._check_receiving(request)
+        self._looking = True
         try:
             sink = await self._snapshots.sink(request.meta.snapshot_id, resume=True)
             offset = sink.offset
             await sink.abort(keep=True)
+            free = await self._snapshots.free_bytes()
         except StorageError as error:
             self.core.fail(error)
             raise
+        finally:
+            self._looking = False
+        needed = request.meta.size_bytes - offset
+        if free is not None and needed > free - SPACE_KEPT:
+            log.warning("a snapshot of %s is not taken: it needs %d bytes, %d are free", peer.node_id, needed, free)
+            raise StorageFull(
+                f"a snapshot of {needed} bytes finds no room: {free} are free, {SPACE_KEPT} of them for the log",
+                subject="snapshot",
+                verb="write",
+            )
         return offset
 
     def _check_receiving(self, request: InstallSnapshotRequest) -> None:
@@ -370,6 +386,8 @@ class PeerService:
             if request.vote.leader_id > self._receiving.vote.leader_id:
                 self._receiving.displace()
             raise PeerBusy("a snapshot is being received already")
+        if self._looking:
+            raise PeerBusy("another snapshot is announced at this moment")
 
     async def install_snapshot(
         self, request: InstallSnapshotRequest, offset: int, chunks: AsyncIterator[bytes], peer: PeerIdentity

@@ -2,8 +2,8 @@
 
 ``current.snapshot`` is the published one. It is replaced by a rename after the new file is on the disk, so a crash
 leaves the old or the new one, whole. ``<snapshot id>.tmp`` is being written and worthless after a crash;
-``<snapshot id>.part`` is a receive that broke off and may go on. There is no index file: what a snapshot is stands in
-its own header.
+``<snapshot id>.part`` is a receive that broke off and may go on; the newest is kept. There is no index file: what a
+snapshot is stands in its own header.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -119,6 +120,10 @@ class FileSnapshotStorage(RaftSnapshotStorage):
         part = self.folder / f"{snapshot_id}.part"
         with _translated("write", path):
             path.unlink(missing_ok=True)
+            if resume:
+                for other in self.folder.glob("*.part"):
+                    if other != part:  # of another snapshot: nobody will go on with it
+                        other.unlink(missing_ok=True)
             if resume and _is_own_file(part):
                 part.rename(path)
                 fd = os.open(path, os.O_RDWR | _NOFOLLOW | _CLOEXEC)
@@ -138,6 +143,16 @@ class FileSnapshotStorage(RaftSnapshotStorage):
             with contextlib.suppress(FileNotFoundError):
                 size += path.lstat().st_size
         return size
+
+    async def free_bytes(self) -> int | None:
+        return await in_thread(self._free_bytes)
+
+    def _free_bytes(self) -> int | None:
+        try:
+            usage = shutil.disk_usage(self.folder)
+        except OSError:
+            return None
+        return usage.free if usage.total > 0 else None  # some file systems do not say
 
     def _publish(self, sink: _FileSink, meta: SnapshotMeta) -> SnapshotMeta:
         """In a thread, one at a time. ``_current`` moves in here, so a cancelled caller cannot leave it behind."""

@@ -201,3 +201,7 @@ class RaftSnapshotStorage(ABC):
 
     @abstractmethod
     async def size_bytes(self) -> int: ...
+
+    async def free_bytes(self) -> int | None:
+        """How much more can be stored; None where nobody knows."""
+        return None
