@@ -203,21 +203,9 @@ def test_one_append_is_encoded_once_for_all_peers() -> None:
     encoder = wire.AppendEncoder()
     first = encoder.encode(APPEND)
     assert encoder.encode(APPEND) is first
-    for index in range(wire.MEMO_ENTRIES_MAX):
-        encoder.encode(AppendEntriesRequest(VOTE, None, [], None, index))
-    assert encoder.encode(APPEND) is not first
+    encoder.encode(AppendEntriesRequest(VOTE, None, [], None, 1))
+    assert encoder.encode(APPEND) is not first, "the newest only: streams at one place share one request"
     assert encoder.encode(APPEND) == first
-
-
-def test_the_memo_of_encoded_appends_is_bounded_in_bytes() -> None:
-    encoder = wire.AppendEncoder()
-    big = [
-        AppendEntriesRequest(VOTE, None, [Entry(LogId(T1, 0), 0, NORMAL, bytes(5 * 1024 * 1024))], None, lease)
-        for lease in range(3)
-    ]
-    for request in big:
-        encoder.encode(request)
-    assert len(encoder._memo) == 1
 
 
 def test_entries_that_are_not_consecutive_are_not_encoded() -> None:

@@ -58,6 +58,7 @@ CALL_BYTES_MAX = 2 * MAX_FRAME_BYTES
 """Bytes of pending calls on one lane; one whole frame always fits."""
 TIMEOUT_MAX = 3600.0
 
+_ANSWER, _ERROR = int(Kind.ANSWER), int(Kind.ERROR)
 RAISED_AS_ITSELF = frozenset({Kind.FORWARD, Kind.READ_INDEX})
 """Calls made on behalf of a client: the peer's typed answer is the client's answer."""
 AS_LONG_AS_CLIENTS_WAIT = RAISED_AS_ITSELF
@@ -130,6 +131,7 @@ class Connection:
     def take(self, frames: Sequence[FrameBytes]) -> None:
         """As :meth:`received_many`, for who has corked the node already."""
         lane = self._lane
+        self.heard_at = self.now()
         for data in frames:
             if lane._connection is self:
                 lane._received(self, data)
@@ -191,6 +193,9 @@ class CallLane:
         self._next_id = 1
         self._unsent: list[tuple[int, bytes]] = []
         self._connection: Connection | None = None
+        self._link: Link | None = None
+        """That of the open connection."""
+        self._time: Callable[[], float] = _time_of_the_loop
         self._dialling: asyncio.Task[None] | None = None
         self._hello_waiters: list[asyncio.Future[HelloResponse]] = []
         self._aborted: list[Link] = []
@@ -207,15 +212,14 @@ class CallLane:
         An encoded message that is too large fails the reply too: nothing is raised here.
         """
         call = _Call()
-        size = len(body)
-        connection, calls = self._connection, self._calls
-        link = None if connection is None else connection.link
+        calls, link, size = self._calls, self._link, len(body)
+        bytes_pending = self._call_bytes + size
         if (
-            self._closed
+            link is None
             or size > self._body_bytes_max
-            or self._call_bytes + size > CALL_BYTES_MAX
+            or bytes_pending > CALL_BYTES_MAX
             or len(calls) >= CALLS_MAX
-            or (link is not None and link.unsent_bytes)
+            or link.unsent_bytes
         ) and (refusal := self._refusal(size, link)) is not None:
             call.set_exception(refusal)
             return call
@@ -223,13 +227,12 @@ class CallLane:
             timeout = min(max(timeout, 0.0), TIMEOUT_MAX)
         request_id = self._next_id
         self._next_id = request_id + 1
-        now = asyncio.get_running_loop().time() if connection is None else connection.now()
         call.kind = kind
         call.size = size
-        call.sent_at = now
+        call.sent_at = now = self._time()
         call.due = due = now + timeout
         calls[request_id] = call
-        self._call_bytes += size
+        self._call_bytes = bytes_pending
         if due < self._deadlines.timer_at:
             self._deadlines.arm(due, asyncio.get_running_loop())
         timeout_ms = ceil(timeout * 1000)
@@ -348,7 +351,9 @@ class CallLane:
         connection.hello = None
         connection.heard_at = connection.now()
         self._connection = connection
+        self._time = connection.now
         assert connection.link is not None, "an open connection has a link"
+        self._link = connection.link
         unsent, self._unsent = self._unsent, []
         for request_id, frame in unsent:
             if request_id in self._calls:
@@ -375,16 +380,16 @@ class CallLane:
         return call is not None and not call.done()
 
     def _received(self, connection: Connection, data: FrameBytes) -> None:
-        connection.heard_at = now = connection.now()
         try:
             frame = decode_frame(data)
             call = self._calls.get(frame.request_id)
             if call is None:
                 return  # late: its caller has gone (T4)
-            if frame.kind == Kind.ANSWER:
-                answer, error = decode_answer(call.kind, frame.body), None
-            elif frame.kind == Kind.ERROR:
-                answer, error = None, remote_error(call.kind, self.target, frame.body)
+            error: RaftError | None = None
+            if frame.kind == _ANSWER:
+                answer = decode_answer(call.kind, frame.body)
+            elif frame.kind == _ERROR:
+                error = remote_error(call.kind, self.target, frame.body)
             else:
                 raise FrameError(f"a peer must not send frames of kind {frame.kind} here")
         except FrameError as garbage:
@@ -392,7 +397,7 @@ class CallLane:
             return
         del self._calls[frame.request_id]
         self._call_bytes -= call.size
-        call.seconds = now - call.sent_at
+        call.seconds = connection.heard_at - call.sent_at
         if error is None:
             call.set_result(answer)
         else:
@@ -464,6 +469,7 @@ class CallLane:
 
     def _drop(self, error: RPCError) -> None:
         connection, self._connection = self._connection, None
+        self._link = None
         if connection is not None and connection.link is not None:
             self._abort(connection.link)
         if connection is not None and isinstance(error, Unreachable):
@@ -475,6 +481,10 @@ class CallLane:
         link.abort()
         self._aborted = [old for old in self._aborted if not old.finished]
         self._aborted.append(link)
+
+
+def _time_of_the_loop() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _failed(future: asyncio.Future[Any], error: BaseException) -> None:

@@ -80,7 +80,7 @@ class MemoryHub:
         self._isolated: dict[NodeId, bool] = {}
         self.is_undisturbed = True
         """Whether every message passes, and at once."""
-        self._due: list[_Pipe] = []
+        self.due: list[_Pipe] = []
         """What delivers in the next turn."""
 
     @classmethod
@@ -161,16 +161,10 @@ class MemoryHub:
             self._cuts or self._isolated or self._latency or self._pre_hook is not None or self._post_hook is not None
         )
 
-    def deliver_soon(self, pipe: _Pipe) -> None:
-        """Have ``pipe`` deliver in the next turn of the loop, together with all others that have something by then."""
-        due = self._due
-        if not due:
-            asyncio.get_running_loop().call_soon(self._deliver)
-        due.append(pipe)
-
-    def _deliver(self) -> None:
-        """What goes to one node on several connections is dealt with in one go there, as what comes on one is."""
-        due, self._due = self._due, []
+    def deliver(self) -> None:
+        """Deliver what is due. What goes to one node on several connections is dealt with in one go there, as what
+        comes on one is."""
+        due, self.due = self.due, []
         corked: list[RaftService] = []
         try:
             for pipe in due:
@@ -179,8 +173,9 @@ class MemoryHub:
                     service.cork()
                     corked.append(service)
             for pipe in due:
+                frames, pipe.ready = pipe.ready, []
                 try:
-                    pipe.flush()
+                    pipe.take(frames)
                 except Exception as error:
                     asyncio.get_running_loop().call_exception_handler(
                         {"message": "a frame could not be delivered", "exception": error}
@@ -217,9 +212,9 @@ class _Pipe:
         self._hub = hub
         self.find_service = find_service
         """Gives the service of the node it leads to."""
-        self._take = deliver
+        self.take = deliver
         self._loop = asyncio.get_running_loop()
-        self._ready: list[bytes] = []
+        self.ready: list[bytes] = []
         """To be delivered in the next turn."""
         self._late: deque[tuple[float, bytes]] = deque()
         """What is delayed, and what came after it; until when."""
@@ -229,9 +224,13 @@ class _Pipe:
         if self._late:
             self.push_late(frame, 0.0)
             return
-        if not self._ready:
-            self._hub.deliver_soon(self)
-        self._ready.append(frame)
+        ready = self.ready
+        if not ready:
+            due = self._hub.due
+            if not due:
+                self._loop.call_soon(self._hub.deliver)
+            due.append(self)
+        ready.append(frame)
 
     def push_late(self, frame: bytes, delay: float) -> None:
         """``push`` in ``delay`` seconds, and what comes after it not before."""
@@ -244,33 +243,28 @@ class _Pipe:
             self._timer = self._loop.call_at(self._late[0][0], self._come)
 
     def close(self) -> None:
-        self._ready.clear()
+        self.ready.clear()
         self._late.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def flush(self) -> None:
-        """Deliver what is ready, to a node that is corked; what is pushed meanwhile has its own turn."""
-        frames, self._ready = self._ready, []
-        if frames:
-            self._take(frames)
-
     def _come(self) -> None:
         """The time of what was delayed has come."""
         self._timer = None
         late, now = self._late, self._loop.time()
+        frames, self.ready = self.ready, []
         while late and late[0][0] <= now:
-            self._ready.append(late.popleft()[1])
+            frames.append(late.popleft()[1])
         if late:
             self._timer = self._loop.call_at(late[0][0], self._come)
         service = self.find_service()
         if service is None:
-            self.flush()
+            self.take(frames)
             return
         service.cork()
         try:
-            self.flush()
+            self.take(frames)
         finally:
             service.uncork()
 

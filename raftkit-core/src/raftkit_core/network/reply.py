@@ -19,6 +19,8 @@ class Reply(Generic[T]):
     """
 
     # As defaults of the class they cost nothing until they change; every write makes four of these.
+    answered: bool = False
+    """Whether ``outcome`` is the answer."""
     failed: bool = False
     """Whether ``outcome`` is an error."""
     outcome: Any = None
@@ -41,6 +43,7 @@ class Reply(Generic[T]):
         if self._state:
             return
         self._state = _ANSWERED
+        self.answered = True
         self.outcome = value
         listener = self._listener
         if listener is not None:

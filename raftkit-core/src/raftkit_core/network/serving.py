@@ -49,6 +49,7 @@ HANDLER_TIMEOUT = 60.0
 REQUESTS_MAX = 1024
 """Requests of one connection under way; reading stops there until some are answered."""
 REQUEST_BYTES_MAX = 2 * MAX_FRAME_BYTES
+_HELLO, _FORWARD, _APPEND_ENTRIES = Kind.HELLO, Kind.FORWARD, Kind.APPEND_ENTRIES
 ADMITTED_AGAIN = frozenset({Kind.VOTE, Kind.PRE_VOTE, Kind.READ_INDEX, Kind.FORWARD})
 """Before these it is looked at again who asks: it may have been removed since it said hello."""
 OF_A_LEADER = frozenset({Kind.APPEND_ENTRIES, Kind.HEARTBEAT, Kind.TRANSFER_LEADER})
@@ -128,8 +129,9 @@ class ServedConnection:
 
     def take(self, frames: Sequence[FrameBytes]) -> None:
         """As :meth:`received_many`, for who has corked the node already."""
+        received = self.received
         for data in frames:
-            self.received(data)
+            received(data)
 
     def received(self, data: FrameBytes) -> None:
         """Take one frame. Raises: FrameError, and the connection must be closed."""
@@ -140,31 +142,31 @@ class ServedConnection:
         if kind is None:
             raise FrameError(f"{request_kind(frame.kind).name} does not belong on this connection")
         peer = self.peer
-        if peer is None and kind is not Kind.HELLO:
-            # Not even decoded: a small frame can become many objects.
-            raise FrameError(f"{kind.name} before hello" + (" was answered" if self._greeting else ""))
-        if kind is Kind.FORWARD and self._came_before(frame.request_id):
+        if peer is None or kind is _HELLO:
+            if kind is not _HELLO:
+                # Not even decoded: a small frame can become many objects.
+                raise FrameError(f"{kind.name} before hello" + (" was answered" if self._greeting else ""))
+            self._greeting = peer is None
+            greeting = decode_request(kind, frame.body)
+            self._start(self._hello(greeting), frame.request_id, len(data), frame.timeout_ms)
+            return
+        if kind is _FORWARD and self._came_before(frame.request_id):
             return
         message = decode_request(kind, frame.body)
-        if kind is Kind.HELLO:
-            self._greeting = peer is None
-            self._start(self._hello(message), frame.request_id, len(data), frame.timeout_ms)
-            return
-        assert peer is not None, "looked at above"
         service = self._find_service()
         if service is None:
             self._reply_error(frame.request_id, to_info(_not_served(self.group)))
             return
         try:
-            if kind is not Kind.APPEND_ENTRIES or self._admission is not None:
-                answer = self._dispatch(service, kind, message, peer)
-            else:
+            if kind is _APPEND_ENTRIES and self._admission is None:
                 answer = service.append_entries(message, peer)
+            else:
+                answer = self._dispatch(service, kind, message, peer)
         except Exception as error:
             self._reply_failure(frame.request_id, error)
             return
-        if isinstance(answer, Reply) and answer.done():
-            self._answer(frame.request_id, answer)
+        if isinstance(answer, Reply) and answer.answered:
+            self._reply(frame.request_id, answer.outcome)
         else:
             self._start(answer, frame.request_id, len(data), frame.timeout_ms)
 
@@ -277,15 +279,12 @@ class ServedConnection:
         self._running_bytes -= size
         if self._room is not None:
             self._make_room()
-        if not self._closed:
-            self._answer(request_id, reply)
-
-    def _answer(self, request_id: int, reply: Reply[Any]) -> None:
-        """Send what the node has said."""
+        if self._closed:
+            return
         if reply.failed:
             self._reply_failure(request_id, reply.outcome)
         else:
-            self._reply(request_id, reply.result())
+            self._reply(request_id, reply.outcome)
 
     def _done(self, serial: int, future: asyncio.Future[Any]) -> None:
         error = None if future.cancelled() else future.exception()  # retrieved, also when nobody waits any more

@@ -28,7 +28,7 @@ from msgspec import Raw
 from raftkit_core.errors import ErrorInfo, PayloadTooLarge
 from raftkit_core.types.entry import MEMBERSHIP, Entries, Entry, decode_membership
 from raftkit_core.types.entry_log import EntryLog
-from raftkit_core.types.ids import MAX_ENTRY_BYTES, MAX_FRAME_BYTES, is_node_id
+from raftkit_core.types.ids import INT_MAX, MAX_ENTRY_BYTES, MAX_FRAME_BYTES, Natural, is_node_id
 from raftkit_core.types.log_id import LogId, next_index
 from raftkit_core.types.membership import Membership
 from raftkit_core.types.messages import (
@@ -57,14 +57,10 @@ T = TypeVar("T")
 FrameBytes = bytes | memoryview
 """A frame as it came in. What is decoded of it has bytes of its own; only ``Frame.body`` is a part of it."""
 
-INT_MAX = 2**63 - 1
 FRAME_OVERHEAD_BYTES = 32
 """More than the array, kind, request id and timeout of a frame ever take."""
 JOINED_BYTES_MIN = 2048
 """A body of this size is copied into its frame once; the encoder would copy it each time its buffer grows."""
-MEMO_BYTES_MAX = 8 * 1024 * 1024
-"""Encoded appends kept for the next peer, beside the newest one."""
-MEMO_ENTRIES_MAX = 4
 TEXT_MAX = 4096
 """Longest name, address or message in a frame, in characters."""
 
@@ -103,15 +99,12 @@ class SnapshotOffer(msgspec.Struct, frozen=True, array_like=True):
     ticket: str = ""
 
 
-_Int = Annotated[int, msgspec.Meta(ge=0, le=INT_MAX)]
-
-
 class Frame(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One frame, its body not decoded yet."""
 
     kind: int
-    request_id: _Int
-    timeout_ms: _Int
+    request_id: Natural
+    timeout_ms: Natural
     body: msgspec.Raw
 
 
@@ -120,10 +113,10 @@ _Payload = Annotated[bytes, msgspec.Meta(max_length=MAX_ENTRY_BYTES)]
 
 
 class _Run(msgspec.Struct, array_like=True, gc=False):
-    term: _Int
+    term: Natural
     node_id: str
-    first_index: _Int
-    time_ms: _Int
+    first_index: Natural
+    time_ms: Natural
     kind: _EntryKind
     payloads: list[_Payload]
 
@@ -132,7 +125,7 @@ class _Append(msgspec.Struct, array_like=True, gc=False):
     vote: Vote
     prev_log_id: LogId | None
     leader_commit: LogId | None
-    lease_ms: _Int
+    lease_ms: Natural
     runs: list[_Run]
 
 
@@ -232,7 +225,7 @@ def decode_request(kind: Kind, body: bytes | msgspec.Raw) -> Any:
     if kind is Kind.APPEND_ENTRIES:
         return decode_append(body)
     message = _guarded(_decode_request[kind], body)
-    _check(message)
+    _QUICK_CHECKS.get(type(message), _check)(message)
     return message
 
 
@@ -246,7 +239,7 @@ def decode_answer(kind: Kind, body: bytes | msgspec.Raw) -> Any:
         message = _decode_answer[kind](body)
     except _UNDECODABLE as error:
         raise FrameError(f"not a valid frame: {error}") from None
-    _check(message)
+    _QUICK_CHECKS.get(type(message), _check)(message)
     return message
 
 
@@ -312,9 +305,14 @@ def decode_append(body: bytes | msgspec.Raw) -> AppendEntriesRequest:
     prev = raw.prev_log_id
     ours = raw.vote.leader_id
     _check_leader_id(ours)
-    _check_log_id(prev)
-    _check_log_id(raw.leader_commit)
-    expected, last_leader = (0, None) if prev is None else (prev.index + 1, prev.leader_id)
+    expected, last_leader = 0, None
+    if prev is not None:
+        expected, last_leader = prev.index + 1, prev.leader_id
+        if last_leader != ours:
+            _check_leader_id(last_leader)
+    commit = raw.leader_commit
+    if commit is not None and commit.leader_id != ours:
+        _check_leader_id(commit.leader_id)
     entries: Sequence[Entry] = []
     joined: EntryLog | None = None
     runs = raw.runs
@@ -349,31 +347,23 @@ def decode_append(body: bytes | msgspec.Raw) -> AppendEntriesRequest:
 
 
 class AppendEncoder:
-    """Remembers the last few encoded appends by request object, so that one append is encoded once for all peers.
-
-    Bounded by :data:`MEMO_ENTRIES_MAX` and :data:`MEMO_BYTES_MAX`; the newest is kept whatever its size.
-    """
+    """Remembers the newest encoded append by request object, so that one append is encoded once for all peers."""
 
     def __init__(self) -> None:
-        self._memo: list[tuple[AppendEntriesRequest, bytes]] = []
-        self._bytes = 0
+        self._newest: AppendEntriesRequest | None = None
+        self._body = b""
 
     def encode(self, request: AppendEntriesRequest) -> bytes:
         """The body of ``request``. Raises: ValueError if its entries are not consecutive."""
-        for known, body in self._memo:
-            if known is request:
-                return body
-        body = encode_append(request)
-        self._memo.append((request, body))
-        self._bytes += len(body)
-        while len(self._memo) > 1 and (len(self._memo) > MEMO_ENTRIES_MAX or self._bytes > MEMO_BYTES_MAX):
-            self._bytes -= len(self._memo.pop(0)[1])
-        return body
+        if request is not self._newest:
+            self._body = encode_append(request)
+            self._newest = request
+        return self._body
 
     def clear(self) -> None:
-        """Forget everything, and the memory it holds."""
-        self._memo.clear()
-        self._bytes = 0
+        """Forget it, and the memory it holds."""
+        self._newest = None
+        self._body = b""
 
 
 # --- Strictness -----------------------------------------------------------------------------------------------------
@@ -391,17 +381,13 @@ _is_known_node_id = lru_cache(maxsize=1024)(is_node_id)  # the same few ids come
 
 
 def _check_log_id(log_id: LogId | None) -> None:
-    """:func:`_check` for what every message holds."""
+    """:func:`_check` for what every message holds; its integers are checked by their types."""
     if log_id is not None:
-        if not 0 <= log_id.index <= INT_MAX:
-            raise FrameError(f"integer {log_id.index} is not in [0, 2**63)")
         _check_leader_id(log_id.leader_id)
 
 
 @lru_cache(maxsize=1024)  # the same few come in every message; what is wrong is never kept
 def _check_leader_id(leader_id: LeaderId) -> None:
-    if not 0 <= leader_id.term <= INT_MAX:
-        raise FrameError(f"term {leader_id.term} is not in [0, 2**63)")
     if leader_id.node_id and not _is_known_node_id(leader_id.node_id):
         raise FrameError(f"{leader_id.node_id[:80]!r} is no node id")
 

@@ -22,7 +22,7 @@ from raftkit_core.runtime.peers import PeerTable
 from raftkit_core.runtime.stalls import StallDetector
 from raftkit_core.types.entry import Entry, last_log_id, payload_bytes
 from raftkit_core.types.ids import NodeId
-from raftkit_core.types.log_id import LogId
+from raftkit_core.types.log_id import LogId, index_of
 from raftkit_core.types.messages import AppendEntriesRequest, AppendEntriesResponse, Busy, Success
 
 RETRY_SECONDS = 0.02
@@ -38,7 +38,18 @@ LOST_BEFORE_SHRINKING = 2
 class Outgoing:
     """One request, and what every stream that sends it has to know about it."""
 
-    __slots__ = ("commit", "count", "last", "request", "session", "size_bytes", "start", "stop", "timeout")
+    __slots__ = (
+        "commit",
+        "count",
+        "last",
+        "last_index",
+        "request",
+        "session",
+        "size_bytes",
+        "start",
+        "stop",
+        "timeout",
+    )
 
     def __init__(
         self, command: Replicate, start: int, stop: int, request: AppendEntriesRequest, base_timeout: float
@@ -52,6 +63,7 @@ class Outgoing:
         self.count = len(entries)
         self.last = last_log_id(entries) if entries else request.prev_log_id
         """The log id a peer has when it has taken this."""
+        self.last_index = index_of(self.last)
         self.size_bytes = payload_bytes(entries)
         self.timeout = base_timeout + self.size_bytes / (1024 * 1024)
         """In seconds."""
@@ -157,17 +169,15 @@ class ReplicationStream:
             self._pump()
 
     def _pump(self) -> None:
+        """Send what is ordered and fits the window. What a failure or the end makes void has left the queue then."""
         queue = self._queue
-        while queue and self._reading is None and not self._closed:
+        while queue and self._reading is None:
             if self._inflight_bytes >= self._max_bytes_inflight and self._inflight:
                 return  # carried on when an answer frees the window
             command, prev = queue[0]
-            if command.epoch <= self._failed_epoch:
-                queue.popleft()
-                continue
             start = 0 if prev is None else prev.index + 1
             stop = command.last_index + 1
-            if self._entries_limit_left > 0 and stop > start + self._entries_limit:
+            if self._entries_limit_left and stop > start + self._entries_limit:
                 stop = start + self._entries_limit
             outgoing = self._requests.find(command, start, stop)
             if outgoing is None:
@@ -195,8 +205,7 @@ class ReplicationStream:
         if isinstance(error, StorageError) and start < self._writer.first_index:
             # Purged meanwhile: the engine sends a snapshot instead, unless it has given up this order already.
             if self._queue and self._queue[0][0] is command:
-                self._queue.popleft()
-                self._report(command.epoch, RETRY_SECONDS)
+                self._fail_epoch(command.epoch, RETRY_SECONDS)
         elif error is not None:
             self._failed(error)
             return
@@ -204,11 +213,10 @@ class ReplicationStream:
 
     def _send(self, command: Replicate, outgoing: Outgoing) -> None:
         """Send one request; what is left of the order stays at the head of the queue."""
-        last = outgoing.last
-        if command.single or last is None or last.index >= command.last_index:
+        if command.single or outgoing.last_index >= command.last_index:
             self._queue.popleft()
         else:
-            self._queue[0] = (command, last)
+            self._queue[0] = (command, outgoing.last)
         self._inflight += 1
         self._inflight_bytes += outgoing.size_bytes
         try:
@@ -286,7 +294,6 @@ class ReplicationStream:
         self._report(epoch, delay)
 
     def _report(self, epoch: int, delay: float) -> None:
-        self._failed_epoch = max(self._failed_epoch, epoch)
         loop = asyncio.get_running_loop()
 
         def report() -> None:

@@ -39,7 +39,7 @@ from raftkit_core.types.messages import (
     VoteResponse,
 )
 from raftkit_core.types.snapshot import is_snapshot_id
-from raftkit_core.types.vote import Vote
+from raftkit_core.types.vote import LeaderId, Vote
 
 log = logging.getLogger("raftkit.runtime")
 
@@ -295,22 +295,24 @@ class PeerService:
                 hint="upgrade the older node",
             )
 
-    def _check_sender(self, claimed: NodeId, peer: PeerIdentity, term: int = 0) -> RaftCore:
+    def _check_sender(self, claimed: LeaderId, peer: PeerIdentity) -> RaftCore:
         """Only the store the membership names may speak for a node; a node without a cluster believes nobody."""
         core = self._core
         if core is None or core.fatal is not None:
             core = self.core
             core.check_running()
-        if claimed != peer.node_id:
-            raise IdentityError(f"{peer.node_id} speaks for {claimed}")
-        if term - core.engine.vote.term > TERM_JUMP_MAX:
+        if claimed.node_id != peer.node_id:
+            raise IdentityError(f"{peer.node_id} speaks for {claimed.node_id}")
+        engine = core.engine
+        term = claimed.term
+        if term > TERM_JUMP_MAX and term - engine.vote.term > TERM_JUMP_MAX:
             if peer.node_id not in self._alarmed:
                 self._alarmed.add(peer.node_id)  # members only come this far, so it stays small
-                log.error("%s names term %d, here it is %d: refused", peer.node_id, term, core.engine.vote.term)
+                log.error("%s names term %d, here it is %d: refused", peer.node_id, term, engine.vote.term)
             raise IdentityError(f"{peer.node_id} names term {term}, which no election can have led to")
         if self._identity.current.cluster_id is None:
             raise PeerBusy("this node belongs to no cluster yet")
-        if core.engine.is_foreign_store(peer.node_id, peer.store_id):
+        if engine.is_foreign_store(peer.node_id, peer.store_id):
             raise NeedsRejoin(
                 f"{peer.node_id} has store {peer.store_id}, which is not the one the membership names",
                 hint=f"let it rejoin: raftkit member rejoin {peer.node_id}",
@@ -320,11 +322,10 @@ class PeerService:
     # --- messages ---------------------------------------------------------------------------------------------------
 
     def append_entries(self, request: AppendEntriesRequest, peer: PeerIdentity) -> Awaitable[AppendEntriesResponse]:
-        core = self._check_sender(request.vote.node_id, peer, request.vote.term)
-        return core.append_arrived(request, PEER_DEADLINE)
+        return self._check_sender(request.vote.leader_id, peer).append_arrived(request, PEER_DEADLINE)
 
     def heartbeat(self, request: HeartbeatRequest, peer: PeerIdentity) -> Awaitable[AppendEntriesResponse]:
-        core = self._check_sender(request.vote.node_id, peer, request.vote.term)
+        core = self._check_sender(request.vote.leader_id, peer)
         return core.ask(PEER_DEADLINE, lambda request_id: HeartbeatArrived(request_id, request))
 
     def vote(self, request: VoteRequest, peer: PeerIdentity) -> Awaitable[VoteResponse]:
@@ -334,25 +335,25 @@ class PeerService:
         return self._vote(request, peer, is_pre_vote=True)
 
     def _vote(self, request: VoteRequest, peer: PeerIdentity, *, is_pre_vote: bool) -> Awaitable[VoteResponse]:
-        core = self._check_sender(request.vote.node_id, peer, request.vote.term)
+        core = self._check_sender(request.vote.leader_id, peer)
         return core.ask(PEER_DEADLINE, lambda request_id: VoteArrived(request_id, request, peer.store_id, is_pre_vote))
 
     def transfer_leader(self, request: TransferLeaderRequest, peer: PeerIdentity) -> Awaitable[TransferLeaderResponse]:
-        core = self._check_sender(request.vote.node_id, peer, request.vote.term)
+        core = self._check_sender(request.vote.leader_id, peer)
         return core.ask(PEER_DEADLINE, lambda request_id: TransferArrived(request_id, request))
 
     def read_index(self, request: ReadIndexRequest, peer: PeerIdentity) -> Awaitable[ReadIndexResponse]:
-        self._check_sender(peer.node_id, peer)
+        self._check_sender(LeaderId(0, peer.node_id), peer)
         return self._read_index(request)
 
     def forward(self, request: ForwardRequest, peer: PeerIdentity) -> Awaitable[ForwardResponse]:
-        self._check_sender(peer.node_id, peer)
+        self._check_sender(LeaderId(0, peer.node_id), peer)
         return self._forward(request)
 
     # --- snapshots --------------------------------------------------------------------------------------------------
 
     async def snapshot_offset(self, request: InstallSnapshotRequest, peer: PeerIdentity) -> int:
-        self._check_sender(request.vote.node_id, peer, request.vote.term)
+        self._check_sender(request.vote.leader_id, peer)
         self._check_receiving(request)
         self._looking = True
         try:
@@ -392,7 +393,7 @@ class PeerService:
     async def install_snapshot(
         self, request: InstallSnapshotRequest, offset: int, chunks: AsyncIterator[bytes], peer: PeerIdentity
     ) -> InstallSnapshotResponse:
-        core = self._check_sender(request.vote.node_id, peer, request.vote.term)
+        core = self._check_sender(request.vote.leader_id, peer)
         self._check_receiving(request)
         reception = self._receiving = _Reception(request.vote)
         try:

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import TypeAlias
+from typing import Annotated, TypeAlias
+
+import msgspec
+
+INT_MAX = 2**63 - 1
+"""The largest integer anything stored or sent may hold."""
+
+Natural: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=INT_MAX)]
+"""An integer as it may come in: decoders refuse others."""
 
 NodeId: TypeAlias = str
 """1 to 63 of ``[A-Za-z0-9._-]``, starting with a letter or digit; compared as bytes. ``""`` is reserved for index 0."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from raftkit_core.types.ids import Natural
 from raftkit_core.types.vote import LeaderId
 
 
@@ -11,7 +12,7 @@ class LogId(msgspec.Struct, frozen=True, order=True, array_like=True, gc=False):
     """Identity of a log entry: who proposed it, and where. The order is leader id first, then index, in both modes."""
 
     leader_id: LeaderId
-    index: int
+    index: Natural
 
     @property
     def term(self) -> int:

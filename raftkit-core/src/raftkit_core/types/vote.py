@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import msgspec
 
+from raftkit_core.types.ids import Natural
+
 
 class LeaderId(msgspec.Struct, frozen=True, order=True, array_like=True, gc=False):
     """Who leads (or wants to), and in which term."""
 
-    term: int
+    term: Natural
     node_id: str
 
     def __str__(self) -> str:
