@@ -98,12 +98,12 @@ class World:
         request = AppendEntriesRequest(vote(term, granted=True), None, [], None, 0)
         self.oracle.answers(node, "n1", Kind.APPEND_ENTRIES, request, Success("", log_id(term, index)))
 
-    def elect(self, node: str, term: int) -> None:
+    def elect(self, node: str, term: int, last: LogId | None = None) -> None:
         """A fair election in ``term``."""
         for each in self.members:
             self.write(each, ("vote", vote(term, node)))
         for each in self.members:
-            self.grants(each, term, node, log_id(1, 3))
+            self.grants(each, term, node, last or log_id(1, 3))
         self.leads(node, term)
         for each in self.members:
             self.write(each, ("vote", vote(term, node, granted=True)))
@@ -427,4 +427,15 @@ def test_what_is_right_is_not_noticed() -> None:
     world.write("n1", ("entry", entry(2, 5, encode_membership(joint), node="n2", kind=MEMBERSHIP)))
     world.write("n1", ("snapshot", (msgspec.structs.replace(meta(log_id(1, 3))), b"")), ("purge", log_id(1, 3)))
     world.oracle.check_pointers("n1")
+    assert world.broken == []
+
+
+def test_what_was_committed_and_not_told_may_be_told_in_a_later_term() -> None:
+    world = World()
+    for node in world.members:
+        world.write(node, ("entry", entry(1, 4, kind=NORMAL)))
+        world.acknowledges(node, 4)
+    world.elect("n1", 2, log_id(1, 4))
+    world.leads("n1", 2, commit=log_id(1, 4))
+    world.write("n3", ("committed", log_id(1, 4)))
     assert world.broken == []

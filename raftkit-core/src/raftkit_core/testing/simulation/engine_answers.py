@@ -49,7 +49,7 @@ class RingAnswers:
         match command.response:
             case VoteResponse(granted=granted):
                 if granted and not asked.is_pre_vote:
-                    invariants.granting(each, request, asked.held, asked.arrived_at)
+                    invariants.granting(each, request, asked)
                 elif granted:
                     invariants.willing(each, request, asked.held)
                 elif not granted:

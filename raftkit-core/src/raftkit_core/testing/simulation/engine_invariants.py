@@ -105,16 +105,21 @@ class RingInvariants(Invariants):
         if node.engine.vote == request.vote != asked.vote:
             self.broken("S3", node, f"refuses {request.vote} and takes it over from {asked.vote}")
 
-    def granting(self, node: Watched, request: VoteRequest, held: LogId | None, local_now: float) -> None:
-        """A grant leaves. S3: to nobody with a shorter log than was ``held`` when it asked; S15: that log is durable;
-        S22: to nobody within a lease that was acknowledged."""
+    def granting(self, node: Watched, request: VoteRequest, asked: Asked) -> None:
+        """A grant leaves. S3: to nobody with a shorter log than was held when it asked; S15: that log is durable; S22:
+        to nobody within a lease that was acknowledged, but for who brings the word of the leader it was given to."""
         assert node.engine is not None
+        held, local_now = asked.held, asked.arrived_at
         self.granted(node, request.vote)
         if log_id_lt(request.last_log_id, held):
             self.broken("S3", node, f"grants {request.vote} with {request.last_log_id}, while it holds {held}")
         if held is not None and node.engine.vote == request.vote and not node.disk.holds(held):
             self.broken("S15", node, f"grants {request.vote} while {held} is not on its disk")
-        if request.transfer_of is None and local_now < self.holds.get(node.id, 0.0) - 1e-6:
+        proof = request.transfer_of
+        if proof is not None and proof == asked.vote:
+            if proof.leader_id not in self.handed_over:
+                self.broken("S22", node, f"grants {request.vote} for a hand-over that {proof} never asked for")
+        elif local_now < self.holds.get(node.id, 0.0) - 1e-6:
             self.broken("S22", node, f"grants {request.vote} {self.holds[node.id] - local_now:.3f} s within a lease")
 
     def willing(self, node: Watched, request: VoteRequest, held: LogId | None) -> None:

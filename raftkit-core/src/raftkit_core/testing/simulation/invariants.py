@@ -102,13 +102,15 @@ class Invariants:
         self._require(durable.leader_id == leader_id, "S2", node, f"leads under {vote} while its disk holds {durable}")
         voters = self.grants.get(leader_id, set()) | {node.id}
         self._require(members.is_quorum(voters), "S2", node, f"leads with the votes of {sorted(voters)} only")
-        assert node.engine is not None
-        purged = index_of(node.engine.state.log.purged)
+        snapshot = node.disk.snapshot
+        covered = max(index_of(node.disk.purged), -1 if snapshot is None else index_of(snapshot.last_log_id))
         for index, (log_id, _) in self.committed.items():
             if self.committed_under[index] > leader_id:
                 continue  # a greater leader has been: this one wins late, and can commit nothing any more
-            held = node.engine.log_id_at(index)
-            self._require(index <= purged or held == log_id, "S7", node, f"leads with {held} instead of {log_id}")
+            entry = node.log.get(index)
+            held = None if entry is None else entry.log_id
+            is_held = held == log_id or (held is None and index <= covered)
+            self._require(is_held, "S7", node, f"leads with {held} instead of {log_id}")
 
     # --- the log ----------------------------------------------------------------------------------------------------
 
@@ -159,19 +161,19 @@ class Invariants:
     # --- commit and apply -------------------------------------------------------------------------------------------
 
     def committing(self, node: Watched, before: LogId | None, upto: LogId) -> None:
-        """``node`` raises what it holds for committed. S5 for a leader, S6 for everybody."""
+        """``node`` raises what it holds for committed. S5: a leader what a quorum holds, anybody else what a leader has
+        committed before; S6."""
         engine = node.engine
         assert engine is not None
         if engine.is_leader:
             leader_id = engine.vote.leader_id
             self._require(upto.leader_id == leader_id, "S5", node, f"{leader_id} commits {upto} of another leader")
-            holders = [other.id for other in self._nodes.values() if other.disk.holds(upto)]
+            holders = self._holders(upto)
             self._require(
-                self.members_of(node).is_quorum(holders),
-                "S5",
-                node,
-                f"commits {upto}, durable only at {sorted(holders)}",
+                self.members_of(node).is_quorum(holders), "S5", node, f"commits {upto}, durable only at {holders}"
             )
+        elif upto.index in node.log and upto.index not in self.committed:
+            self._require(self._was_committed(node, upto), "S5", node, f"commits {upto}, which no leader has committed")
         for index in range(index_of(before) + 1, upto.index + 1):
             entry = node.log.get(index)
             if entry is not None:
@@ -180,6 +182,15 @@ class Invariants:
                 self._require(
                     first == (entry.log_id, entry.payload), "S6", node, f"commits {entry.log_id}, not {first[0]}"
                 )
+
+    def _holders(self, log_id: LogId) -> list[NodeId]:
+        return [other.id for other in self._nodes.values() if other.disk.holds(log_id)]
+
+    def _was_committed(self, node: Watched, upto: LogId) -> bool:
+        """Whether ``node`` committed it as a leader, in the very step in which it stopped to be one."""
+        if self.leaders.get(upto.leader_id) != node.id:
+            return False
+        return self.members_of(node).is_quorum(self._holders(upto))
 
     def applied(self, node: Watched, index: int, digest: int) -> None:
         """The machine of ``node`` stands at ``index`` with ``digest``. S12."""

@@ -79,6 +79,8 @@ class Oracle:
         self.said: dict[tuple[NodeId, LeaderId], int] = {}
         """Up to where it ever said so."""
         self._commit_told_last: tuple[NodeId, LogId] | None = None
+        self._told_index = -1
+        """Up to where some leader told others that it is committed."""
         self.sessions = SessionRules(trace, self.breach)
         self.on_moment: Callable[[str, NodeId], None] = lambda moment, node: None
         """Is told when somebody becomes leader ("winner"), or has published a snapshot of others ("install")."""
@@ -421,6 +423,7 @@ class Oracle:
         if self._commit_told_last == (leader, commit):
             return
         self._commit_told_last = (leader, commit)
+        self._told_index = max(self._told_index, commit.index)
         known = self.committed.get(commit.index)
         if known is not None:
             if known.log_id != commit:
@@ -433,12 +436,12 @@ class Oracle:
         if commit.leader_id != leader_id:
             if not self._committed_by_its_own(commit, leader):
                 self.breach("S5", leader, f"{leader_id} commits {commit} of another leader")
-            return  # a quorum held it then; a store of that quorum may be lost by now, and its node come back empty
-        holders = self._holders(leader, commit)
-        if not self._is_held(leader, commit, holders):
+            # A quorum held it then; a store of that quorum may be lost by now, and its node come back empty.
+        elif not self._is_held(leader, commit, self._holders(leader, commit)):
+            holders = self._holders(leader, commit)
             members = self._effective(leader)
             self.breach("S5", leader, f"commits {commit}, durable only at {holders} of {members.configs}")
-        for node in holders:
+        for node in self._disks:
             entry = self._disks[node].entry_at(commit.index)
             if entry is not None and entry.log_id == commit:
                 for index in range(self.committed_index + 1, commit.index + 1):
@@ -464,6 +467,8 @@ class Oracle:
     def _takes_for_committed(self, node: NodeId, upto: LogId) -> None:
         """``node`` takes ``upto`` for committed, and nobody was told of that yet: only who leads, or led before it was
         restarted, may be the first. S5."""
+        if upto.index <= self._told_index:
+            return
         led = [leader_id for leader_id, leader in self.leaders.items() if leader == node]
         if upto.leader_id.node_id == node and upto.leader_id not in self.leaders:
             led.append(upto.leader_id)  # a single voter speaks to nobody
