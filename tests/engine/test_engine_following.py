@@ -9,7 +9,6 @@ from raftkit_core.engine.commands import (
     Commit,
     DeleteConflictLog,
     Respond,
-    SaveCommitted,
     SaveLease,
     SaveVote,
 )
@@ -169,7 +168,6 @@ def test_entries_of_several_leaders_are_taken_in_one_write() -> None:
     items = [membership_entry(ZERO, THREE), entry(log_id(1, "n1", 1)), entry(log_id(3, "n3", 2))]
     assert append(engine, None, *items, commit=log_id(3, "n3", 2)) == [
         AppendInputEntries(1, items),
-        SaveCommitted(log_id(3, "n3", 2)),
         Respond(1, 7, Success(ME, log_id(3, "n3", 2)), LEADER),
     ]
     assert engine.effective == THREE

@@ -16,7 +16,6 @@ from raftkit_core.engine.commands import (
     ReplicateCommitted,
     ReplicateSnapshot,
     Respond,
-    SaveCommitted,
     SaveVote,
     SendHeartbeat,
 )
@@ -142,7 +141,7 @@ def test_a_single_voter_commits_only_what_is_flushed() -> None:
     assert engine.state.committed == ZERO
     engine.on_log_flushed(2, 0.0)
     assert engine.take_commands() == []
-    assert flush(engine) == [SaveCommitted(noop), Commit(1, noop)]
+    assert flush(engine) == [Commit(1, noop)]
 
 
 def test_entries_of_an_earlier_term_are_committed_only_by_one_of_the_own() -> None:
@@ -157,7 +156,7 @@ def test_entries_of_an_earlier_term_are_committed_only_by_one_of_the_own() -> No
     assert engine.state.committed == ZERO
     commands = ack(engine, "n2", 3)
     noop = log_id(2, "n1", 3)
-    assert commands[:2] == [SaveCommitted(noop), Commit(1, noop)]
+    assert commands[0] == Commit(1, noop)
 
 
 def test_the_own_flush_is_one_ack_like_any_other() -> None:
@@ -167,7 +166,7 @@ def test_the_own_flush_is_one_ack_like_any_other() -> None:
     at = log_id(1, "n1", 2)
     assert ack(engine, "n2", 2) == []
     commands = ack(engine, "n3", 2)
-    assert commands[0] == SaveCommitted(at)
+    assert engine.state.committed == at
     assert not any(isinstance(each, Commit) for each in commands)
     assert flush(engine) == [Commit(2, at)]
 
@@ -177,7 +176,7 @@ def test_one_follower_and_the_own_flush_are_a_quorum_of_three() -> None:
     write(engine)
     at = log_id(1, "n1", 2)
     assert flush(engine) == []
-    assert ack(engine, "n2", 2)[:2] == [SaveCommitted(at), Commit(2, at)]
+    assert ack(engine, "n2", 2)[0] == Commit(2, at)
 
 
 def test_d01_a_voter_that_acknowledges_twice_does_not_commit_for_a_quorum() -> None:
@@ -214,7 +213,7 @@ def test_a_peer_with_nothing_in_flight_hears_of_a_commit_soon() -> None:
     write(engine)
     flush(engine)
     at = log_id(1, "n1", 2)
-    assert ack(engine, "n2", 2) == [SaveCommitted(at), Commit(2, at), ReplicateCommitted(1)]
+    assert ack(engine, "n2", 2) == [Commit(2, at), ReplicateCommitted(1)]
     assert commit_notices(engine) == [("n2", at)]
     assert ack(engine, "n3", 2) == [ReplicateCommitted(1)]  # its answer raised nothing, but leaves it idle
     assert commit_notices(engine) == [("n3", at)]
@@ -228,7 +227,7 @@ def test_one_notice_is_ordered_for_all_peers_and_all_commits_until_it_is_due() -
     flush(engine)
     assert ReplicateCommitted(1) in ack(engine, "n2", 2)
     at = log_id(1, "n1", 3)
-    assert ack(engine, "n3", 3) == [SaveCommitted(at), Commit(3, at)]
+    assert ack(engine, "n3", 3) == [Commit(3, at)]
     assert ack(engine, "n2", 3) == []
     assert commit_notices(engine) == [("n2", at), ("n3", at)]
 

@@ -11,7 +11,6 @@ from raftkit_core.engine.commands import (
     Replicate,
     ReplicateSnapshot,
     Respond,
-    SaveCommitted,
     SendHeartbeat,
     SendPreVote,
     SendVote,
@@ -320,7 +319,7 @@ def test_an_entry_is_applied_when_it_is_committed_and_flushed_here() -> None:
         AppendEntriesRequest(LEADER, LAST, [entry(log_id(3, "n3", 3))], log_id(3, "n3", 3), 500), 7, 1.0
     )
     commands = engine.take_commands()
-    assert SaveCommitted(log_id(3, "n3", 3)) in commands
+    assert engine.state.committed == log_id(3, "n3", 3)
     assert Commit(1, LAST) in commands, "what is durable may be applied"
     assert flush(engine, 1.0) == [Commit(3, log_id(3, "n3", 3))]
 

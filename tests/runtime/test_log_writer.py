@@ -15,7 +15,6 @@ from raftkit_core.engine.commands import (
     DeleteConflictLog,
     LogCommand,
     PurgeLog,
-    SaveCommitted,
     SaveLease,
     SaveVote,
 )
@@ -93,8 +92,8 @@ class Lane:
     def purge(self, term: int, upto: int) -> PurgeLog:
         return PurgeLog(self.io(), log_id(term, "n1", upto))
 
-    def committed(self, term: int, index: int) -> SaveCommitted:
-        return SaveCommitted(log_id(term, "n1", index))
+    def commit(self, term: int, index: int) -> None:
+        self.writer.save_committed(log_id(term, "n1", index))
 
 
 async def test_a_write_that_finishes_at_once_is_reported_in_the_same_turn() -> None:
@@ -154,8 +153,9 @@ async def test_a_batch_is_cut_by_entries_and_by_bytes_even_within_one_command() 
 async def test_committed_never_causes_a_write_and_rides_with_the_next() -> None:
     lane = await Lane().open()
     lane.submit(lane.append(1, 0, 3))
-    lane.submit(lane.committed(1, 2))
-    lane.submit(lane.committed(1, 3))
+    lane.commit(1, 2)
+    lane.commit(1, 3)
+    lane.submit()
     assert len(lane.storage.batches) == 1
     assert lane.disk.committed is None
     lane.submit(lane.vote(2))
@@ -166,32 +166,43 @@ async def test_committed_never_causes_a_write_and_rides_with_the_next() -> None:
 
 async def test_committed_is_saved_at_close() -> None:
     lane = await Lane().open()
-    lane.submit(lane.append(1, 0, 3), lane.committed(1, 3))
+    lane.submit(lane.append(1, 0, 3))
+    lane.commit(1, 3)
     await lane.writer.close()
     assert lane.disk.committed == log_id(1, "n1", 3)
 
 
 async def test_committed_is_not_saved_before_the_entries_it_names_are_written() -> None:
-    """The lane holds [purge, truncate, append, committed]: the first batch can hold the purge alone. Were ``committed``
-    in it, a crash after it would leave the old tail as committed."""
+    """The lane holds [purge, truncate, append]: the first batch can hold the purge alone. Were what is to be appended
+    saved as committed in it, a crash after it would leave the old tail as committed."""
     lane = await Lane().open()
     lane.submit(lane.vote(1), lane.append(1, 0, 9))
     lane.storage.gate.clear()
     lane.submit(lane.vote(2))
     await asyncio.sleep(0)
-    lane.submit(lane.purge(1, 3), lane.truncate(5), lane.append(2, 5, 7), lane.committed(2, 7))
+    lane.submit(lane.purge(1, 3), lane.truncate(5), lane.append(2, 5, 7))
+    with pytest.raises(AssertionError, match="is not durable"):
+        lane.commit(2, 10)
+    lane.commit(1, 3)
     lane.storage.gate.set()
     await asyncio.sleep(0.1)
     assert lane.failures == []
     saved = [(batch.purge_upto, batch.truncate_since, batch.committed) for batch in lane.storage.batches[2:]]
-    assert saved == [(log_id(1, "n1", 3), None, None), (None, 5, log_id(2, "n1", 7))]
+    assert saved == [(log_id(1, "n1", 3), None, log_id(1, "n1", 3)), (None, 5, None)]
+    lane.commit(2, 7)
+    lane.submit(lane.vote(3))
+    assert lane.disk.committed == log_id(2, "n1", 7)
 
 
 async def test_committed_is_never_ahead_of_the_log_after_a_truncation_without_appends() -> None:
     lane = await Lane().open()
     lane.submit(lane.vote(1), lane.append(1, 0, 9))
-    lane.submit(lane.truncate(5), SaveLease(lane.io(), 500), lane.append(2, 5, 7), lane.committed(2, 7))
+    lane.submit(lane.truncate(5), SaveLease(lane.io(), 500), lane.append(2, 5, 7))
+    lane.commit(1, 4)
     await asyncio.sleep(0.1)
+    assert lane.disk.committed == log_id(1, "n1", 4)
+    lane.commit(2, 7)
+    lane.submit(lane.vote(3))
     assert lane.failures == []
     assert lane.leases == [500]
     assert lane.disk.committed == log_id(2, "n1", 7)
@@ -305,11 +316,11 @@ async def test_joined_batches_mean_the_same_as_the_commands_one_by_one(seed: int
                 purged = random.randrange(purged, committed)
                 commands.append(lane.purge(1, purged))
                 purged += 1
-            elif kind == 4 and end > committed:
+            elif kind == 4 and end > committed and lane.flushed[-1:] == [lane._io_id]:
                 committed = random.randrange(committed, end) + 1
                 held = model(done + commands)[committed - 1]
                 assert held is not None
-                commands.append(SaveCommitted(held.log_id))
+                lane.writer.save_committed(held.log_id)
             else:
                 commands.append(SaveLease(lane.io(), 500 + lane._io_id))
         if random.random() < 0.4:

@@ -1,8 +1,7 @@
 """Orders of the engine, carried out by the runtime in the order they are emitted.
 
-The log lane (``SaveVote``, ``SaveLease``, ``AppendInputEntries``, ``DeleteConflictLog``, ``PurgeLog``,
-``SaveCommitted``) is written in order and never waits for anything. Everything else may wait for the lane, never the
-other way round: ``when`` is the io_id that must be flushed first (0: at once).
+The log lane (``SaveVote``, ``SaveLease``, ``AppendInputEntries``, ``DeleteConflictLog``, ``PurgeLog``) is
+written in order and never waits for anything. Everything else may wait for the lane, never the other way round: ``when`` is the io_id that must be flushed first (0: at once).
 """
 
 from __future__ import annotations
@@ -59,13 +58,6 @@ class PurgeLog(msgspec.Struct, frozen=True, gc=False):
     when: ClassVar[IoId] = 0
     io_id: IoId
     upto: LogId
-
-
-class SaveCommitted(msgspec.Struct, frozen=True, gc=False):
-    """Log lane, without a flush of its own: rides with the next write (``LogBatch.committed``)."""
-
-    when: ClassVar[IoId] = 0
-    committed: LogId
 
 
 class SendVote(msgspec.Struct, frozen=True):
@@ -181,7 +173,10 @@ class QuitLeader(msgspec.Struct, frozen=True, gc=False):
 
 
 class Commit(msgspec.Struct, frozen=True, gc=False):
-    """Apply entries ``since..upto``: they are committed, and durable here (``RaftStateMachine.apply``)."""
+    """Apply entries ``since..upto``: they are committed, and durable here (``RaftStateMachine.apply``).
+
+    The log is told as well, without a flush of its own: it rides with the next write (``LogBatch.committed``).
+    """
 
     when: ClassVar[IoId] = 0
     since: int
@@ -218,7 +213,7 @@ class Respond(msgspec.Struct, frozen=True):
     under: Vote | None = None
 
 
-LogCommand: TypeAlias = SaveVote | SaveLease | AppendInputEntries | DeleteConflictLog | PurgeLog | SaveCommitted
+LogCommand: TypeAlias = SaveVote | SaveLease | AppendInputEntries | DeleteConflictLog | PurgeLog
 Command: TypeAlias = (
     LogCommand
     | SendVote

@@ -28,7 +28,6 @@ from raftkit_core.engine.commands import (
     ReplicateSnapshot,
     Respond,
     RetireStore,
-    SaveCommitted,
     SaveLease,
     SaveVote,
     SendHeartbeat,
@@ -132,7 +131,6 @@ class CommandRunner:
             Replicate: self._replicate,
             Commit: self._commit,
             Respond: self._respond,
-            SaveCommitted: writer.save_committed,
             SaveVote: writer.submit,
             SaveLease: writer.submit,
             DeleteConflictLog: writer.submit,
@@ -203,7 +201,9 @@ class CommandRunner:
     def _commit(self, command: Commit) -> None:
         if self._instruments.is_tracing:
             self._instruments.trace("CommandRunner.commit")
-        self._worker.commit(command.upto)
+        upto = command.upto
+        self._writer.save_committed(upto)
+        self._worker.commit(upto)
 
     def _tell_committed_soon(self, command: ReplicateCommitted) -> None:
         if self._notice_timer is None:

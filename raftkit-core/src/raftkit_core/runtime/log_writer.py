@@ -17,7 +17,6 @@ from raftkit_core.engine.commands import (
     DeleteConflictLog,
     LogCommand,
     PurgeLog,
-    SaveCommitted,
     SaveLease,
     SaveVote,
 )
@@ -152,10 +151,9 @@ class LogWriter:
         self._failed = failed
         self._queue: deque[LogCommand] = deque()
         self._is_plain = False
-        """The queue is one append that is a batch by itself, and perhaps what is committed then."""
+        """The queue is one append that is a batch by itself."""
         self._committed: LogId | None = None
-        """The last ``committed`` whose place in the lane has come: everything before it is written, or under way."""
-        self._saved_committed: LogId | None = None
+        """What the next batch saves as committed; None if that is no news."""
         self._task: asyncio.Future[None] | None = None
         self._retiring: asyncio.Task[None] | None = None
         self._dead = False
@@ -181,9 +179,6 @@ class LogWriter:
             case AppendInputEntries():
                 self.append(command)
                 return
-            case SaveCommitted():
-                self.save_committed(command)
-                return
             case DeleteConflictLog():
                 self.tail.truncate(command.since)
             case PurgeLog():
@@ -201,16 +196,11 @@ class LogWriter:
         self._is_plain = not queue and size_bytes <= MAX_BATCH_BYTES and len(entries) <= MAX_BATCH_ENTRIES
         queue.append(command)
 
-    def save_committed(self, command: SaveCommitted) -> None:
-        """Keeps its place in the lane: saved before what precedes it, it would vouch for entries that are still to be
-        replaced. Of several in a row the last is enough."""
-        queue = self._queue
-        if not queue:
-            self._committed = command.committed  # its place has come
-            return
-        if isinstance(queue[-1], SaveCommitted):
-            queue.pop()
-        queue.append(command)
+    def save_committed(self, committed: LogId) -> None:
+        """Everything up to ``committed`` is: saved with the next batch, or at close, without a write of its own. It is
+        durable already, or it would vouch for entries that are still to be replaced."""
+        assert committed.index <= self.durable_index, f"committed {committed} is not durable: {self.durable_index} is"
+        self._committed = committed
 
     def kick(self) -> None:
         """Start writing what has gathered, unless a write is under way. A write that finishes at once is followed by
@@ -220,11 +210,6 @@ class LogWriter:
             head = queue[0]
             if isinstance(head, AppendInputEntries):
                 pass  # mostly
-            elif isinstance(head, SaveCommitted):
-                # Never causes a write of its own: it rides with the next one, and is saved at close.
-                self._committed = head.committed
-                queue.popleft()
-                continue
             elif isinstance(head, SaveLease):
                 queue.popleft()
                 self._began = self._now()
@@ -291,11 +276,8 @@ class LogWriter:
         if not self._is_plain:
             return self._joined_batch()
         queue = self._queue
-        head, behind = queue[0], queue[-1]
-        assert isinstance(head, AppendInputEntries), "a plain queue begins with its append"
-        if isinstance(behind, SaveCommitted):
-            self._committed = behind.committed
-        queue.clear()
+        head = queue.popleft()
+        assert isinstance(head, AppendInputEntries), "a plain queue is an append"
         self._is_plain = False
         entries = head.entries
         last_index = entries.last.index if type(entries) is Entries else entries[-1].index
@@ -326,10 +308,6 @@ class LogWriter:
                     else:
                         entries = _joined(entries, more) if entries else more
                         size_bytes += more_bytes
-                case SaveCommitted():
-                    self._committed = command.committed
-                    queue.popleft()
-                    continue
                 case SaveVote():
                     vote = command.vote
                 case DeleteConflictLog():
@@ -369,13 +347,11 @@ class LogWriter:
     ) -> LogBatch:
         """With what is to be saved as ``committed`` beside it, if that is news."""
         committed = self._committed
-        if committed is self._saved_committed or committed == self._saved_committed:
-            committed = None
         if committed is not None:
             assert committed.index <= last_index, (
                 f"committed {committed} is ahead of the log, which ends at {last_index}"
             )
-            self._saved_committed = committed
+            self._committed = None
         if type(entries) is Entries and not self.storage.takes_columns:
             entries = list(entries)
         return LogBatch(vote, truncate_since, purge_upto, entries, committed)
@@ -428,7 +404,7 @@ class LogWriter:
             if self._task is not None:
                 await asyncio.wait([self._task])
         committed = self._committed
-        if self._dead or committed is None or committed == self._saved_committed:
+        if self._dead or committed is None:
             return
         result = self.storage.write(LogBatch(committed=committed))
         if result is not None:

@@ -10,7 +10,6 @@ from raftkit_core.engine.commands import (
     ReplicateCommitted,
     ReplicateSnapshot,
     Respond,
-    SaveCommitted,
     SendHeartbeat,
     SendTransferLeader,
 )
@@ -424,7 +423,6 @@ class ReplicationHandler:
         membership = state.membership
         if membership.committed is not membership.effective:
             membership.commit(committed)
-        self._parts.output.push(SaveCommitted(committed))
         self.apply_durable()
         self._snapshot.check_policy()
 

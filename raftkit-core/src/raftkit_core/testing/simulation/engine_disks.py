@@ -9,7 +9,6 @@ from raftkit_core.engine.commands import (
     DeleteConflictLog,
     LogCommand,
     PurgeLog,
-    SaveCommitted,
     SaveLease,
     SaveVote,
 )
@@ -42,15 +41,11 @@ class RingDisks:
             self.ring.after(each.paused_until - self.ring.now, lambda: self._flush(each, life))
             return
         each.flushing = False
-        io_id = 0
         disk = self.ring.stream(f"disk {each.id}")
         for _ in range(disk.randint(1, len(each.lane))):
             written = each.lane.popleft()
             self.write(each, written)
-            io_id = getattr(written, "io_id", io_id)
-        if not io_id:
-            self.ring.carry_out(each)
-            return
+            io_id = written.io_id
         each.engine.on_log_flushed(io_id, self.ring.clock(each))
         if disk.random() < self.ring.faults.late_flush and each.last_flush:
             self.ring.seen["flush reported late"] += 1
@@ -79,8 +74,6 @@ class RingDisks:
                 disk.purged = upto
                 disk.entries = {index: entry for index, entry in disk.entries.items() if index > upto.index}
                 self.ring.invariants.purged(each)
-            case SaveCommitted(committed=committed):
-                each.to_save = committed
         saved = each.to_save
         rides = self.ring.stream(f"disk {each.id}").random() < 0.5
         if saved is not None and saved.index <= index_of(disk.last_log_id) and rides:

@@ -74,7 +74,7 @@ class RingNode:
         self.digest = 0
         self.committed: LogId | None = None
         self.to_save: LogId | None = None
-        """The last committed position whose place in the lane has come."""
+        """What is committed and durable here: saved with a later write."""
         self.flushing = False
         self.last_flush = 0
 

@@ -21,7 +21,6 @@ from raftkit_core.engine.commands import (
     ReplicateSnapshot,
     Respond,
     RetireStore,
-    SaveCommitted,
     SaveLease,
     SaveVote,
     SendHeartbeat,
@@ -33,6 +32,7 @@ from raftkit_core.engine.engine import Engine
 from raftkit_core.testing.simulation.engine_node import RingNode
 from raftkit_core.testing.simulation.invariants import InvariantBroken
 from raftkit_core.types.entry import MEMBERSHIP
+from raftkit_core.types.log_id import index_of
 
 if TYPE_CHECKING:
     from raftkit_core.testing.simulation.engine_ring import EngineRing
@@ -44,12 +44,15 @@ class RingOrders:
     def __init__(self, ring: EngineRing) -> None:
         self.ring = ring
 
+    def look_at_committed(self, each: RingNode, engine: Engine) -> None:
+        """The engine may have committed more; what is not durable here is not applied yet."""
+        committed = engine.state.committed
+        if committed is not None and committed.index > index_of(each.committed):
+            self.ring.invariants.committing(each, each.committed, committed)
+            each.committed = committed
+
     def run(self, each: RingNode, engine: Engine, command: Command) -> None:
         match command:
-            case SaveCommitted(committed=committed):
-                self.ring.invariants.committing(each, each.committed, committed)
-                each.committed = committed
-                each.lane.append(command)  # keeps its place: sooner it would vouch for what is still to be replaced
             case AppendInputEntries(entries=entries):
                 self.ring.invariants.appending(each, entries)
                 each.log.update({entry.index: entry for entry in entries})
@@ -96,6 +99,8 @@ class RingOrders:
                 self.ring.seen["election won"] += 1
                 self._lead(each, command)
             case Commit():
+                self.look_at_committed(each, engine)
+                each.to_save = command.upto
                 self.ring.machines.apply(each, command)
             case BuildSnapshot():
                 self.ring.machines.build(each)

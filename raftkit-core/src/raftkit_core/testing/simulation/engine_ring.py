@@ -271,6 +271,7 @@ class EngineRing:
                 check_membership = check_membership or any(entry.kind == MEMBERSHIP for entry in command.entries)
             elif isinstance(command, DeleteConflictLog | PurgeLog):
                 check_membership = True
+        self.orders.look_at_committed(each, engine)
         if check_membership:
             self.invariants.check_membership(each)
         self.invariants.check_pointers(each)
