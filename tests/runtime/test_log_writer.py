@@ -76,7 +76,8 @@ class Lane:
     def submit(self, *commands: LogCommand) -> None:
         for command in commands:
             self.writer.submit(command)
-        self.writer.kick()
+        if written := self.writer.kick():
+            self.flushed.append(written)
 
     def append(self, term: int, first: int, last: int, size: int = 1) -> AppendInputEntries:
         return AppendInputEntries(

@@ -57,9 +57,9 @@ FOLLOWER_PATH = [
     ("engine/handlers/following.py", "FollowingHandler.handle_append"),
     ("runtime/log_writer.py", "LogWriter.append"),
     ("storage/memory.py", "MemoryLogStorage.write"),
+    ("runtime/waiting_clients.py", "WaitingClients.respond"),
     ("engine/engine.py", "Engine.on_log_flushed"),
     ("runtime/command_runner.py", "CommandRunner.release"),
-    ("runtime/waiting_clients.py", "WaitingClients.respond"),
 ]
 
 

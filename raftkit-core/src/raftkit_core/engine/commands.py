@@ -1,7 +1,8 @@
 """Orders of the engine, carried out by the runtime in the order they are emitted.
 
-The log lane (``SaveVote``, ``SaveLease``, ``AppendInputEntries``, ``DeleteConflictLog``, ``PurgeLog``) is
-written in order and never waits for anything. Everything else may wait for the lane, never the other way round: ``when`` is the io_id that must be flushed first (0: at once).
+The log lane (``SaveVote``, ``SaveLease``, ``AppendInputEntries``, ``DeleteConflictLog``, ``PurgeLog``) is written in
+order and never waits for anything. Everything else may wait for the lane, never the other way round: ``when`` is the
+io_id that must be flushed first (0: at once).
 """
 
 from __future__ import annotations

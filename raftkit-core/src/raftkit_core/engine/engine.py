@@ -58,8 +58,10 @@ class Engine:
 
     def __init__(self, config: EngineConfig, state: RaftState, entropy: Entropy) -> None:
         parts = self._parts = EngineParts(config, state, entropy)
+        self.commands: list[Command] = parts.output.queue
+        """Orders since they were last taken, to be carried out in this sequence."""
         self.take_commands: Callable[[], list[Command]] = parts.output.take
-        """Orders since the last call, to be carried out in this sequence."""
+        """Take them: they are given once."""
         self._server_state = ServerStateHandler(parts)
         self._log = LogHandler(parts)
         self._vote = VoteHandler(parts, self._server_state)

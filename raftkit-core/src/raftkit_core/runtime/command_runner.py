@@ -57,7 +57,7 @@ from raftkit_core.runtime.stalls import StallDetector
 from raftkit_core.runtime.state_machine_worker import StateMachineWorker
 from raftkit_core.runtime.waiting_clients import WaitingClients
 from raftkit_core.storage.interface import RaftSnapshotStorage, SnapshotSink
-from raftkit_core.types.ids import NodeId, RequestId
+from raftkit_core.types.ids import IoId, NodeId, RequestId
 from raftkit_core.types.membership import Node
 from raftkit_core.types.messages import AppendEntriesResponse, VoteRequest
 
@@ -97,8 +97,11 @@ class CommandRunner:
         self._notify = notify
         self._failed = failed
         self._parked: list[tuple[int, Command]] = []
-        self._flushed = 0
-        """Up to where the log is known to be flushed: it only grows."""
+        self._flushed: IoId = 0
+        """Up to where the log is known to be flushed, and everybody who waited for it told: it only grows."""
+        self._written: IoId = 0
+        """Up to where the log was written at once while commands were carried out; the engine is to hear of it."""
+        self._lane = writer.queue
         self._requests = RequestCache()
         self._streams: dict[NodeId, ReplicationStream] = {}
         self._stalls = stalls
@@ -158,28 +161,47 @@ class CommandRunner:
 
     # --- the queue --------------------------------------------------------------------------------------------------
 
-    def run(self, commands: Iterable[Command]) -> None:
-        """Carry out ``commands`` in order; what waits for the log is parked."""
+    def run(self, commands: Iterable[Command]) -> IoId:
+        """Carry out ``commands`` in order; what waits for the log is parked. Gives up to where the log is durable by
+        that, if its storage finished at once (0: nothing new)."""
         actions = self._actions
         for command in commands:
             if self._halted:
-                return
+                return 0
             when = command.when
-            if when and when > self._flushed and not self._is_flushed(when):
+            if when and when > self._flushed and self._must_wait(when):
                 self._parked.append((when, command))
             else:
                 actions[type(command)](command)
-        self._writer.kick()
+        if self._lane:
+            self._kick()
+        written, self._written = self._written, 0
+        return written
 
-    def _is_flushed(self, io_id: int) -> bool:
-        self._flushed = self._engine.flushed_io
-        return io_id <= self._flushed
+    def _kick(self) -> None:
+        """Write what has gathered."""
+        written = self._writer.kick()
+        if written:
+            self._written = written
+            if not self._parked:
+                self._flushed = written  # else what waits is released first
+
+    def _must_wait(self, io_id: IoId) -> bool:
+        """Whether a command has to wait for ``io_id``, or for its turn after those that wait already. A storage that
+        finishes at once gets its chance first."""
+        if self._lane:
+            self._kick()
+        if self._parked:
+            return True
+        if io_id > self._flushed:
+            self._flushed = max(self._flushed, self._engine.flushed_io)
+        return io_id > self._flushed
 
     def release(self) -> None:
         """More of the log is durable: carry out what waited for it, in the order of emission."""
         if not self._parked or self._halted:
             return
-        flushed = self._flushed = self._engine.flushed_io
+        flushed = self._flushed = max(self._flushed, self._engine.flushed_io)
         parked, self._parked = self._parked, []
         for when, command in parked:
             if self._halted:

@@ -145,11 +145,13 @@ class LogWriter:
         self.storage = storage
         self._stalls = StallDetector() if stalls is None else stalls
         self._now = self._stalls.now
+        self._observe = self._stalls.figures.flush.observe
         self._first_index = 0
         self._save_lease = save_lease
         self._flushed = flushed
         self._failed = failed
-        self._queue: deque[LogCommand] = deque()
+        self.queue: deque[LogCommand] = deque()
+        """What :meth:`kick` is to begin with."""
         self._is_plain = False
         """The queue is one append that is a batch by itself."""
         self._committed: LogId | None = None
@@ -187,12 +189,12 @@ class LogWriter:
             case _:
                 pass
         self._is_plain = False
-        self._queue.append(command)
+        self.queue.append(command)
 
     def append(self, command: AppendInputEntries) -> None:
         entries = command.entries
         size_bytes = self.tail.append(entries)
-        queue = self._queue
+        queue = self.queue
         self._is_plain = not queue and size_bytes <= MAX_BATCH_BYTES and len(entries) <= MAX_BATCH_ENTRIES
         queue.append(command)
 
@@ -202,19 +204,18 @@ class LogWriter:
         assert committed.index <= self.durable_index, f"committed {committed} is not durable: {self.durable_index} is"
         self._committed = committed
 
-    def kick(self) -> None:
-        """Start writing what has gathered, unless a write is under way. A write that finishes at once is followed by
-        the next in the same turn."""
-        queue = self._queue
+    def kick(self) -> IoId:
+        """Start writing what has gathered, unless a write is under way. One that finishes at once is followed by the
+        next. Gives up to where all is durable by that: for the caller to deal with (0: nothing new)."""
+        done: IoId = 0
+        queue = self.queue
         while queue and self._task is None and not self._dead:
             head = queue[0]
-            if isinstance(head, AppendInputEntries):
-                pass  # mostly
-            elif isinstance(head, SaveLease):
+            if type(head) is SaveLease:
                 queue.popleft()
                 self._began = self._now()
                 self._start(self._save_lease(head.lease_ms), head.io_id, self.durable_index)
-                return
+                return done
             io_id, batch, last_index = self._next_batch()
             storage = self.storage
             began = self._began = self._now()
@@ -223,15 +224,18 @@ class LogWriter:
             except Exception as error:
                 self._stalls.ran(storage, "write", began)
                 self._fail(error)
-                return
+                return 0
             seconds = self._now() - began
             if seconds > STALL_SECONDS:
                 self._stalls.ran(storage, "write", began)
             if result is not None:
                 self._start(self._stalls.watched(result, storage, "write"), io_id, last_index)
-                return
-            self._stalls.figures.flush.observe(seconds)
-            self._done(io_id, last_index)
+                return done
+            self._observe(seconds)
+            self._written(last_index)
+            if io_id:
+                done = io_id
+        return done
 
     def _start(self, write: Awaitable[None], io_id: IoId, last_index: int) -> None:
         # A future is under way already; anything else gets a task.
@@ -247,25 +251,32 @@ class LogWriter:
         if error is not None:
             self._fail(error)
             return
-        self._stalls.figures.flush.observe(self._now() - self._began)
+        self._observe(self._now() - self._began)
         self._done(io_id, last_index)
-        try:
-            self.kick()
-        except Exception as broken:
-            self._fail(broken)
 
     def _done(self, io_id: IoId, last_index: int) -> None:
+        """A write that took its time is finished: on with the next."""
+        self._written(last_index)
+        if io_id and not self._dead:
+            self._flushed(io_id)
+        try:
+            io_id = self.kick()
+        except Exception as broken:
+            self._fail(broken)
+            return
+        if io_id:
+            self._flushed(io_id)
+
+    def _written(self, last_index: int) -> None:
         self.durable_index = last_index
         tail = self.tail
         if tail.end_bytes > tail.trim_at:
             tail.trim(last_index)
-        if io_id and not self._dead:
-            self._flushed(io_id)
 
     def _fail(self, error: BaseException) -> None:
         """Fail-stop: nothing is written after a failed write, and nothing is retried (S28)."""
         self._dead = True
-        self._queue.clear()
+        self.queue.clear()
         self._failed(error)
 
     def _next_batch(self) -> tuple[IoId, LogBatch, int]:
@@ -275,13 +286,17 @@ class LogWriter:
         """
         if not self._is_plain:
             return self._joined_batch()
-        queue = self._queue
-        head = queue.popleft()
-        assert isinstance(head, AppendInputEntries), "a plain queue is an append"
         self._is_plain = False
+        head = self.queue.popleft()
+        assert type(head) is AppendInputEntries, "a plain queue is an append"
         entries = head.entries
-        last_index = entries.last.index if type(entries) is Entries else entries[-1].index
-        return head.io_id, self._batch(None, None, None, entries, last_index), last_index
+        if type(entries) is Entries:
+            last_index = entries.last.index
+            if not self.storage.takes_columns:
+                entries = list(entries)
+        else:
+            last_index = entries[-1].index
+        return head.io_id, LogBatch(None, None, None, entries, self._news(last_index)), last_index
 
     def _joined_batch(self) -> tuple[IoId, LogBatch, int]:
         """As :meth:`_next_batch`, whatever is queued."""
@@ -291,7 +306,7 @@ class LogWriter:
         entries: Sequence[Entry] = ()
         size_bytes = 0
         io_id = 0
-        queue = self._queue
+        queue = self.queue
         while queue:
             command = queue[0]
             match command:
@@ -335,26 +350,18 @@ class LogWriter:
         if entries:
             last_index = entries[-1].index
             entries = entries[:]  # no longer one that grows
-        return io_id, self._batch(vote, truncate_since, purge_upto, entries, last_index), last_index
+            if type(entries) is Entries and not self.storage.takes_columns:
+                entries = list(entries)
+        batch = LogBatch(vote, truncate_since, purge_upto, entries, self._news(last_index))
+        return io_id, batch, last_index
 
-    def _batch(
-        self,
-        vote: Vote | None,
-        truncate_since: int | None,
-        purge_upto: LogId | None,
-        entries: Sequence[Entry],
-        last_index: int,
-    ) -> LogBatch:
-        """With what is to be saved as ``committed`` beside it, if that is news."""
+    def _news(self, last_index: int) -> LogId | None:
+        """What is to be saved as committed beside a batch after which the log ends at ``last_index``, if it is news."""
         committed = self._committed
         if committed is not None:
-            assert committed.index <= last_index, (
-                f"committed {committed} is ahead of the log, which ends at {last_index}"
-            )
+            assert committed.index <= last_index, f"committed {committed} is ahead of the log's end, {last_index}"
             self._committed = None
-        if type(entries) is Entries and not self.storage.takes_columns:
-            entries = list(entries)
-        return LogBatch(vote, truncate_since, purge_upto, entries, committed)
+        return committed
 
     @property
     def first_index(self) -> int:
@@ -366,7 +373,7 @@ class LogWriter:
         if self._dead:
             return
         self._dead = True
-        self._queue.clear()
+        self.queue.clear()
         self._retiring = asyncio.ensure_future(self._retire(self._task, save, error))
 
     async def _retire(
@@ -393,14 +400,15 @@ class LogWriter:
     def halt(self) -> None:
         """Write nothing more, for a reason outside the lane; the write under way goes on, and vouches for nothing."""
         self._dead = True
-        self._queue.clear()
+        self.queue.clear()
 
     async def close(self) -> None:
         """Finish the write under way and, unless halted, what is queued, and save ``committed``. Closes no storage."""
         if self._retiring is not None:
             await asyncio.wait([self._retiring])
-        while self._task is not None or (self._queue and not self._dead):
-            self.kick()
+        while self._task is not None or (self.queue and not self._dead):
+            if io_id := self.kick():
+                self._flushed(io_id)
             if self._task is not None:
                 await asyncio.wait([self._task])
         committed = self._committed

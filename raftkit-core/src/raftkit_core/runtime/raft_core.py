@@ -140,6 +140,7 @@ class RaftCore:
         """Who waits for a turn after which the metrics may differ."""
         self._state = engine.state
         """To look at, after every turn."""
+        self._orders = engine.commands
         self._inbox: deque[RaftMsg] = deque()
         self._joining: list[Write] = []
         """The writes of the last message, while single ones may join them: as long as there is ``_room`` for bytes."""
@@ -159,7 +160,6 @@ class RaftCore:
         self._corks = 0
         self._carrying = False
         """Commands are being carried out; what they finish at once comes next."""
-        self._flushed_now: IoId = 0
         self._applied_now: LogId | None = None
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         self.fatal: BaseException | None = None
@@ -395,7 +395,7 @@ class RaftCore:
 
     async def _run(self) -> None:
         """Turns are steps of the event loop, scheduled when something is there; this task owns them and their end."""
-        self.runner.run(self.engine.take_commands())
+        self._carry_out(self._now())
         self.worker.go_on()
         self.ticker.start()
         self._show()
@@ -554,34 +554,27 @@ class RaftCore:
         if self.lease_watchers:
             for check in list(self.lease_watchers):
                 check()
-        engine, runner, worker = self.engine, self.runner, self.worker
-        commands = engine.take_commands()
+        engine, runner, worker, orders = self.engine, self.runner, self.worker, self._orders
         self._carrying = True
-        while commands:
-            runner.run(commands)
-            if self._flushed_now:
-                # A storage that finished at once: dealt with here, not within the call that finished it.
-                io_id = self._flushed_now
-                self._flushed_now = 0
+        while orders:
+            commands = orders.copy()
+            orders.clear()
+            io_id = runner.run(commands)
+            if io_id:
                 engine.on_log_flushed(io_id, now)
                 runner.release()
             if worker.is_ordered:
                 worker.go_on()  # after the answers to a leader, which wait for the log alone
-            log_id = self._applied_now
-            if log_id is not None:
-                self._applied_now = None
+            if self._applied_now is not None:
+                log_id, self._applied_now = self._applied_now, None
                 engine.on_applied(log_id, now)
-            commands = engine.take_commands()
         self._carrying = False
 
     def log_flushed(self, io_id: IoId) -> None:
-        """The log lane has done everything up to ``io_id``."""
-        if self._carrying:
-            self._flushed_now = io_id
-        else:
-            self.cork()
-            self.notify(LogFlushed(io_id))
-            self.uncork()
+        """The log lane has done everything up to ``io_id``, later than in the turn that began it."""
+        self.cork()
+        self.notify(LogFlushed(io_id))
+        self.uncork()
 
     def _write(self, messages: Sequence[ClientWrite], now: float) -> None:
         """Propose everything that waits as one append; refuse all of it alike."""

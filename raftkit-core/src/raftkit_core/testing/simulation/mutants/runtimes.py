@@ -47,14 +47,15 @@ def _waiters(waiting: WaitingClients) -> list[tuple[int, Any, float]]:
 def _(patch: Patch) -> None:
     original = CommandRunner.run
 
-    def run(self: CommandRunner, commands: Any) -> None:
-        original(self, commands)
+    def run(self: CommandRunner, commands: Any) -> int:
+        written = original(self, commands)
         for command in commands:
             if not isinstance(command, DeleteConflictLog):
                 continue
             for index, future, _ in _waiters(self._waiting):
                 if index >= command.since and not future.done():
                     future.set_exception(NotApplied("the entry was truncated"))
+        return written
 
     patch.set(CommandRunner, "run", run)
 
@@ -205,7 +206,6 @@ def _(patch: Patch) -> None:
         if not task.cancelled() and task.exception() is not None:
             self._task = None
             self._done(io_id, last_index)
-            self.kick()
             return
         original(self, task, io_id, last_index)
 
@@ -261,8 +261,8 @@ def _(patch: Patch) -> None:
 
     def submit(self: LogWriter, command: Any) -> None:
         original(self, command)
-        if isinstance(command, SaveVote) and len(self._queue) > 1:
-            self._queue.rotate(1)
+        if isinstance(command, SaveVote) and len(self.queue) > 1:
+            self.queue.rotate(1)
 
     patch.set(LogWriter, "submit", submit)
 
@@ -291,12 +291,12 @@ def _(patch: Patch) -> None:
     "What waits for the log leaves when it is emitted.",
 )
 def _(patch: Patch) -> None:
-    def run(self: CommandRunner, commands: Any) -> None:
+    def run(self: CommandRunner, commands: Any) -> int:
         for command in commands:
             if self._halted:
-                return
+                return 0
             self._actions[type(command)](command)
-        self._writer.kick()
+        return self._writer.kick()
 
     patch.set(CommandRunner, "run", run)
 
