@@ -76,8 +76,9 @@ class Lane:
     def submit(self, *commands: LogCommand) -> None:
         for command in commands:
             self.writer.submit(command)
-        if written := self.writer.kick():
-            self.flushed.append(written)
+        self.writer.kick()
+        if self.writer.written > max(self.flushed, default=0):
+            self.flushed.append(self.writer.written)
 
     def append(self, term: int, first: int, last: int, size: int = 1) -> AppendInputEntries:
         return AppendInputEntries(

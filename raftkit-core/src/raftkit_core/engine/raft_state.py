@@ -34,6 +34,7 @@ class RaftState:
         "log",
         "log_bytes",
         "membership",
+        "revision",
         "server_state",
         "snapshot",
         "snapshot_mark",
@@ -67,6 +68,8 @@ class RaftState:
         self.snapshot = snapshot
         self.io = IoState(self.log.last)
         self.server_state = ServerState.LEARNER
+        self.revision = 0
+        """Grows whenever vote, role or effective membership may have changed."""
         self.last_time_ms = last_time_ms
         """Cluster time of the last entry seen; never falls."""
         self.accepted: LogId | None = None

@@ -96,11 +96,9 @@ class CommandRunner:
         self._instruments = instruments
         self._notify = notify
         self._failed = failed
-        self._parked: list[tuple[int, Command]] = []
-        self._flushed: IoId = 0
-        """Up to where the log is known to be flushed, and everybody who waited for it told: it only grows."""
-        self._written: IoId = 0
-        """Up to where the log was written at once while commands were carried out; the engine is to hear of it."""
+        self.parked: list[tuple[int, Command]] = []
+        self._released: IoId = 0
+        """Up to where the log was durable when it was last looked at, and nobody waits any more: it only grows."""
         self._lane = writer.queue
         self._requests = RequestCache()
         self._streams: dict[NodeId, ReplicationStream] = {}
@@ -132,7 +130,7 @@ class CommandRunner:
         self._actions: dict[type, Callable[[Any], None]] = {
             AppendInputEntries: self._append_entries if instruments.is_tracing else writer.append,
             Replicate: self._replicate,
-            Commit: self._commit,
+            Commit: self._commit_traced if instruments.is_tracing else self._commit,
             Respond: self._respond,
             SaveVote: writer.submit,
             SaveLease: writer.submit,
@@ -161,53 +159,41 @@ class CommandRunner:
 
     # --- the queue --------------------------------------------------------------------------------------------------
 
-    def run(self, commands: Iterable[Command]) -> IoId:
-        """Carry out ``commands`` in order; what waits for the log is parked. Gives up to where the log is durable by
-        that, if its storage finished at once (0: nothing new)."""
+    def run(self, commands: Iterable[Command]) -> None:
+        """Carry out ``commands`` in order; what waits for the log is parked."""
         actions = self._actions
         for command in commands:
             if self._halted:
-                return 0
+                return
             when = command.when
-            if when and when > self._flushed and self._must_wait(when):
-                self._parked.append((when, command))
+            if when and when > self._released and self._must_wait(when):
+                self.parked.append((when, command))
             else:
                 actions[type(command)](command)
         if self._lane:
-            self._kick()
-        written, self._written = self._written, 0
-        return written
-
-    def _kick(self) -> None:
-        """Write what has gathered."""
-        written = self._writer.kick()
-        if written:
-            self._written = written
-            if not self._parked:
-                self._flushed = written  # else what waits is released first
+            self._writer.kick()
 
     def _must_wait(self, io_id: IoId) -> bool:
         """Whether a command has to wait for ``io_id``, or for its turn after those that wait already. A storage that
         finishes at once gets its chance first."""
+        writer = self._writer
         if self._lane:
-            self._kick()
-        if self._parked:
-            return True
-        if io_id > self._flushed:
-            self._flushed = max(self._flushed, self._engine.flushed_io)
-        return io_id > self._flushed
+            writer.kick()
+        if not self.parked:
+            self._released = writer.written
+        return io_id > self._released
 
     def release(self) -> None:
         """More of the log is durable: carry out what waited for it, in the order of emission."""
-        if not self._parked or self._halted:
+        if self._halted:
             return
-        flushed = self._flushed = max(self._flushed, self._engine.flushed_io)
-        parked, self._parked = self._parked, []
+        self._released = flushed = self._writer.written
+        parked, self.parked = self.parked, []
         for when, command in parked:
             if self._halted:
                 return
             if when > flushed:
-                self._parked.append((when, command))
+                self.parked.append((when, command))
             else:
                 self._actions[type(command)](command)
 
@@ -221,11 +207,13 @@ class CommandRunner:
             stream.replicate(command)  # None or another: its leadership is over, or the peer is gone
 
     def _commit(self, command: Commit) -> None:
-        if self._instruments.is_tracing:
-            self._instruments.trace("CommandRunner.commit")
         upto = command.upto
         self._writer.save_committed(upto)
         self._worker.commit(upto)
+
+    def _commit_traced(self, command: Commit) -> None:
+        self._instruments.trace("CommandRunner.commit")
+        self._commit(command)
 
     def _tell_committed_soon(self, command: ReplicateCommitted) -> None:
         if self._notice_timer is None:
@@ -397,7 +385,7 @@ class CommandRunner:
     def halt(self) -> None:
         """From now on nothing is carried out, answered or sent; what waits for the log is dropped."""
         self._halted = True
-        self._parked.clear()
+        self.parked.clear()
         if self._notice_timer is not None:
             self._notice_timer.cancel()
         self._close_streams()

@@ -159,6 +159,8 @@ class LogWriter:
         self._task: asyncio.Future[None] | None = None
         self._retiring: asyncio.Task[None] | None = None
         self._dead = False
+        self.written: IoId = 0
+        """Everything up to there is durable."""
         self._began = 0.0
         """When the write under way began."""
         self.tail = LogTail(0)
@@ -204,10 +206,9 @@ class LogWriter:
         assert committed.index <= self.durable_index, f"committed {committed} is not durable: {self.durable_index} is"
         self._committed = committed
 
-    def kick(self) -> IoId:
+    def kick(self) -> None:
         """Start writing what has gathered, unless a write is under way. One that finishes at once is followed by the
-        next. Gives up to where all is durable by that: for the caller to deal with (0: nothing new)."""
-        done: IoId = 0
+        next: ``written`` tells, and nobody is called."""
         queue = self.queue
         while queue and self._task is None and not self._dead:
             head = queue[0]
@@ -215,7 +216,7 @@ class LogWriter:
                 queue.popleft()
                 self._began = self._now()
                 self._start(self._save_lease(head.lease_ms), head.io_id, self.durable_index)
-                return done
+                return
             io_id, batch, last_index = self._next_batch()
             storage = self.storage
             began = self._began = self._now()
@@ -224,18 +225,19 @@ class LogWriter:
             except Exception as error:
                 self._stalls.ran(storage, "write", began)
                 self._fail(error)
-                return 0
+                return
             seconds = self._now() - began
             if seconds > STALL_SECONDS:
                 self._stalls.ran(storage, "write", began)
             if result is not None:
                 self._start(self._stalls.watched(result, storage, "write"), io_id, last_index)
-                return done
+                return
             self._observe(seconds)
-            self._written(last_index)
             if io_id:
-                done = io_id
-        return done
+                self.written = io_id
+            self.durable_index = last_index
+            if self.tail.end_bytes > self.tail.trim_at:
+                self.tail.trim(last_index)
 
     def _start(self, write: Awaitable[None], io_id: IoId, last_index: int) -> None:
         # A future is under way already; anything else gets a task.
@@ -256,22 +258,17 @@ class LogWriter:
 
     def _done(self, io_id: IoId, last_index: int) -> None:
         """A write that took its time is finished: on with the next."""
-        self._written(last_index)
-        if io_id and not self._dead:
-            self._flushed(io_id)
+        if io_id:
+            self.written = io_id
+        self.durable_index = last_index
+        if self.tail.end_bytes > self.tail.trim_at:
+            self.tail.trim(last_index)
         try:
-            io_id = self.kick()
+            self.kick()
         except Exception as broken:
             self._fail(broken)
-            return
-        if io_id:
-            self._flushed(io_id)
-
-    def _written(self, last_index: int) -> None:
-        self.durable_index = last_index
-        tail = self.tail
-        if tail.end_bytes > tail.trim_at:
-            tail.trim(last_index)
+        if io_id and not self._dead:
+            self._flushed(self.written)
 
     def _fail(self, error: BaseException) -> None:
         """Fail-stop: nothing is written after a failed write, and nothing is retried (S28)."""
@@ -407,8 +404,10 @@ class LogWriter:
         if self._retiring is not None:
             await asyncio.wait([self._retiring])
         while self._task is not None or (self.queue and not self._dead):
-            if io_id := self.kick():
-                self._flushed(io_id)
+            before = self.written
+            self.kick()
+            if self.written > before:
+                self._flushed(self.written)
             if self._task is not None:
                 await asyncio.wait([self._task])
         committed = self._committed

@@ -66,10 +66,8 @@ from raftkit_core.state_machine.system_commands import ExpireSessions
 from raftkit_core.types.condition import WriteCondition
 from raftkit_core.types.ids import IoId, RequestId
 from raftkit_core.types.log_id import LogId, index_of
-from raftkit_core.types.membership import StoredMembership
 from raftkit_core.types.messages import AppendEntriesRequest, AppendEntriesResponse
 from raftkit_core.types.metrics import ServerState
-from raftkit_core.types.vote import Vote
 
 log = logging.getLogger("raftkit.runtime")
 
@@ -141,6 +139,7 @@ class RaftCore:
         self._state = engine.state
         """To look at, after every turn."""
         self._orders = engine.commands
+        self._io = engine.state.io
         self._inbox: deque[RaftMsg] = deque()
         self._joining: list[Write] = []
         """The writes of the last message, while single ones may join them: as long as there is ``_room`` for bytes."""
@@ -153,9 +152,9 @@ class RaftCore:
         self._balancer = Balancer()
         self._task: asyncio.Task[None] | None = None
         self._context = contextvars.copy_context()
-        self._is_running = False
-        self._turn_is_due = False
-        """A turn is scheduled or under way, or begins when the frames that are being handed over are all here."""
+        self._turn_is_due = True
+        """A turn is scheduled or under way, or begins when the frames that are being handed over are all here; or there
+        is none to be had: before the loop runs, and once the node has ended."""
         self._is_corked = False
         self._corks = 0
         self._carrying = False
@@ -173,9 +172,7 @@ class RaftCore:
         )
         self._shown: tuple[ServerState, str | None, int] | None = None
         self._shown_membership: LogId | None = None
-        self._seen_state: ServerState | None = None
-        self._seen_vote: Vote | None = None
-        self._seen_membership: StoredMembership | None = None
+        self._shown_revision = -1
         self._stalled_since: float | None = None
         self.lease_watchers: dict[Callable[[], None], None] = {}
         self.sessions = SessionKeeper(worker.system)
@@ -214,7 +211,7 @@ class RaftCore:
         if self._room < 0 or condition is not None:
             if _running_loop() is not self._loop:
                 self.check_running()
-            if self._writes_alone > 1 and not self._turn_is_due and self._is_running and not self.waiting.has_writers:
+            if self._writes_alone > 1 and not self._turn_is_due and not self.waiting.has_writers:
                 return self._write_at_once(payload, timeout, condition)
             self._begin_writes(payload, condition)
         future: asyncio.Future[ClientWriteResponse] = self._create_future()
@@ -357,8 +354,6 @@ class RaftCore:
         """Something is there: have a turn soon, unless one is coming or under way (which looks again at its end)."""
         if not self._turn_is_due:
             self._turn_is_due = True
-            if not self._is_running:
-                return
             if self._corks:
                 self._is_corked = True
             else:
@@ -377,7 +372,8 @@ class RaftCore:
             self._next_turn()
 
     def _stop(self) -> None:
-        """Have the main task end everything."""
+        """Have the main task end everything; there are no more turns."""
+        self._turn_is_due = True
         if not self._stopped.done():
             self._stopped.set_result(None)
 
@@ -400,8 +396,6 @@ class RaftCore:
         self.ticker.start()
         self._show()
         self.watchers.wake()
-        self._is_running = True
-        self._turn_is_due = True
         self._next_turn()
         await self._stopped
 
@@ -428,16 +422,11 @@ class RaftCore:
 
     def _end_turn(self) -> None:
         """Show what changed; and another turn soon if something is left: others run in between."""
-        state = self._state
-        if (
-            state.vote is not self._seen_vote
-            or state.server_state is not self._seen_state
-            or state.membership.effective is not self._seen_membership
-        ):
+        if self._state.revision != self._shown_revision:
             self._show()
         if self.watchers.waiting:
             self.watchers.wake()
-        self._turn_is_due = False
+        self._turn_is_due = self.fatal is not None
         if self._notifications or self._inbox:
             self._wake()
 
@@ -445,9 +434,9 @@ class RaftCore:
 
     def append_arrived(self, request: AppendEntriesRequest, timeout: float) -> Reply[Any]:
         """A peer's append: as :meth:`ask`, but with nothing before it this is its turn."""
-        if self._turn_is_due or not self._is_running:
+        if self._turn_is_due:
             return self.ask(timeout, lambda request_id: AppendEntriesArrived(request_id, request))
-        if self.fatal is not None or _running_loop() is not self._loop:
+        if _running_loop() is not self._loop:
             self.check_running()
         now = self._now()
         request_id, reply = self.waiting.new_request(now + timeout)
@@ -464,10 +453,8 @@ class RaftCore:
 
     def append_answered(self, sent: Replicate, response: AppendEntriesResponse) -> None:
         """A peer's answer: as :meth:`notify`, but with nothing before it this is its turn."""
-        if self._turn_is_due or not self._is_running:
+        if self._turn_is_due:
             self.notify(ReplicationProgress(sent, response))
-            return
-        if self.fatal is not None:
             return
         self._turn_is_due = True
         try:
@@ -554,15 +541,19 @@ class RaftCore:
         if self.lease_watchers:
             for check in list(self.lease_watchers):
                 check()
-        engine, runner, worker, orders = self.engine, self.runner, self.worker, self._orders
+        orders = self._orders
+        if not orders:
+            return
+        engine, runner, writer, worker = self.engine, self.runner, self.writer, self.worker
         self._carrying = True
         while orders:
             commands = orders.copy()
             orders.clear()
-            io_id = runner.run(commands)
-            if io_id:
-                engine.on_log_flushed(io_id, now)
-                runner.release()
+            runner.run(commands)
+            if writer.written > self._io.flushed_io:
+                engine.on_log_flushed(writer.written, now)
+                if runner.parked:
+                    runner.release()
             if worker.is_ordered:
                 worker.go_on()  # after the answers to a leader, which wait for the log alone
             if self._applied_now is not None:
@@ -767,8 +758,7 @@ class RaftCore:
         """Tell observers what changed: the role, the vote (the leader follows from both) or the membership."""
         engine = self.engine
         state = self._state
-        self._seen_state, self._seen_vote = state.server_state, state.vote
-        self._seen_membership = state.membership.effective
+        self._shown_revision = state.revision
         shown = (state.server_state, engine.known_leader, state.vote.term)
         if shown != self._shown:
             before, self._shown = self._shown, shown

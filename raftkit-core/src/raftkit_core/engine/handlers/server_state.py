@@ -33,8 +33,9 @@ class ServerStateHandler:
         self.refresh()
 
     def refresh(self) -> None:
-        """Name the role after what is held."""
+        """Name the role after what is held: after any change of the role or of the effective membership."""
         parts = self._parts
+        parts.state.revision += 1
         if parts.leader is not None:
             parts.state.server_state = ServerState.LEADER
         elif parts.candidate is not None:

@@ -36,6 +36,7 @@ class VoteHandler:
         state = self._parts.state
         io_id = state.io.submit(now)
         state.vote = vote
+        state.revision += 1
         state.vote_io = io_id
         self._parts.output.push(SaveVote(io_id, vote))
         return io_id

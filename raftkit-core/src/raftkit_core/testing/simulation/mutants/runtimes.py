@@ -47,15 +47,14 @@ def _waiters(waiting: WaitingClients) -> list[tuple[int, Any, float]]:
 def _(patch: Patch) -> None:
     original = CommandRunner.run
 
-    def run(self: CommandRunner, commands: Any) -> int:
-        written = original(self, commands)
+    def run(self: CommandRunner, commands: Any) -> None:
+        original(self, commands)
         for command in commands:
             if not isinstance(command, DeleteConflictLog):
                 continue
             for index, future, _ in _waiters(self._waiting):
                 if index >= command.since and not future.done():
                     future.set_exception(NotApplied("the entry was truncated"))
-        return written
 
     patch.set(CommandRunner, "run", run)
 
@@ -188,6 +187,7 @@ def _(patch: Patch) -> None:
     def start(self: LogWriter, write: Any, io_id: int, last_index: int) -> None:
         original(self, write, io_id, last_index)
         if io_id and not self._dead:
+            self.written = io_id
             self._flushed(io_id)
 
     patch.set(LogWriter, "_start", start)
@@ -291,12 +291,12 @@ def _(patch: Patch) -> None:
     "What waits for the log leaves when it is emitted.",
 )
 def _(patch: Patch) -> None:
-    def run(self: CommandRunner, commands: Any) -> int:
+    def run(self: CommandRunner, commands: Any) -> None:
         for command in commands:
             if self._halted:
-                return 0
+                return
             self._actions[type(command)](command)
-        return self._writer.kick()
+        self._writer.kick()
 
     patch.set(CommandRunner, "run", run)
 
