@@ -263,11 +263,14 @@ class LogWriter:
         self.durable_index = last_index
         if self.tail.end_bytes > self.tail.trim_at:
             self.tail.trim(last_index)
+        if io_id and not self._dead:
+            self._flushed(io_id)
+        before = self.written
         try:
             self.kick()
         except Exception as broken:
             self._fail(broken)
-        if io_id and not self._dead:
+        if self.written > before and not self._dead:
             self._flushed(self.written)
 
     def _fail(self, error: BaseException) -> None:
