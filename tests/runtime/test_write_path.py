@@ -56,10 +56,10 @@ FOLLOWER_PATH = [
     ("engine/engine.py", "Engine.handle_append_entries"),
     ("engine/handlers/following.py", "FollowingHandler.handle_append"),
     ("runtime/log_writer.py", "LogWriter.append"),
+    ("runtime/command_runner.py", "CommandRunner.must_wait"),
     ("storage/memory.py", "MemoryLogStorage.write"),
     ("runtime/waiting_clients.py", "WaitingClients.respond"),
     ("engine/engine.py", "Engine.on_log_flushed"),
-    ("runtime/command_runner.py", "CommandRunner.release"),
 ]
 
 

@@ -166,14 +166,14 @@ class CommandRunner:
             if self._halted:
                 return
             when = command.when
-            if when and when > self._released and self._must_wait(when):
+            if when and when > self._released and self.must_wait(when):
                 self.parked.append((when, command))
             else:
                 actions[type(command)](command)
         if self._lane:
             self._writer.kick()
 
-    def _must_wait(self, io_id: IoId) -> bool:
+    def must_wait(self, io_id: IoId) -> bool:
         """Whether a command has to wait for ``io_id``, or for its turn after those that wait already. A storage that
         finishes at once gets its chance first."""
         writer = self._writer
