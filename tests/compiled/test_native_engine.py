@@ -87,7 +87,9 @@ def test_the_engine_suite_passes_on_it(native_python: Path) -> None:
     assert said.split()[0] == str(listed.count("::")), said
 
 
-@pytest.mark.parametrize("suite", ["test_scenario_life_cycle", "test_scenario_clients", "test_scenario_membership"])
+@pytest.mark.parametrize(
+    "suite", ["test_scenario_life_cycle", "test_scenario_clients", "test_scenario_reads", "test_scenario_membership"]
+)
 def test_nodes_run_on_it(native_python: Path, suite: str) -> None:
     path = f"tests/runtime/{suite}.py"
     assert " passed" in run(native_python, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", path)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import trustme
 
 from raftkit_core.types.security import Security
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 class Authority:

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 
 import pytest
+from three_nodes import ALL
 
 from raftkit_core.errors import RaftError, Stopped
 from raftkit_core.storage.interface import LogBatch
@@ -14,8 +15,6 @@ from raftkit_core.testing.cluster import memory_cluster, outcome
 from raftkit_core.types.kv import Put
 
 pytestmark = pytest.mark.virtual_time
-
-ALL = ("n1", "n2", "n3")
 
 
 @pytest.mark.parametrize("latency", [0.0, 0.003, 0.02])

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from three_nodes import ALL
 
 from raftkit_core.config import Config, SnapshotPolicy
 from raftkit_core.raft import Raft
@@ -22,7 +23,6 @@ from raftkit_core.types.vote import LeaderId, Vote
 
 pytestmark = pytest.mark.virtual_time
 
-ALL = ("n1", "n2", "n3")
 both_modes = pytest.mark.parametrize("single", [False, True], ids=["default", "single_term_leader"])
 
 

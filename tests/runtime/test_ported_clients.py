@@ -6,11 +6,11 @@ import asyncio
 from typing import Any
 
 import pytest
+from three_nodes import ALL, others
 
 from raftkit_core.config import Config, SnapshotPolicy
 from raftkit_core.errors import ChangeMembershipError, PayloadTooLarge, Stopped, StorageError
 from raftkit_core.network.memory import DROP
-from raftkit_core.raft import Raft
 from raftkit_core.storage.memory import MemoryLogStorage
 from raftkit_core.testing.cluster import memory_cluster, outcome
 from raftkit_core.types.condition import WriteCondition
@@ -21,12 +21,6 @@ from raftkit_core.types.membership import AddVoters
 from raftkit_core.types.metrics import ServerState
 
 pytestmark = pytest.mark.virtual_time
-
-ALL = ("n1", "n2", "n3")
-
-
-def others(leader: Raft) -> list[NodeId]:
-    return [node_id for node_id in ALL if node_id != leader.id]
 
 
 async def test_writers_end_with_equal_snapshots_near_the_policy_s_index() -> None:

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from three_nodes import ALL, others
 
 from raftkit_core.config import Config, ReadPolicy
 from raftkit_core.errors import NotAllowed, NotApplied, NotInMembers, QuorumNotEnough, WaitTimeout
@@ -24,17 +25,12 @@ from raftkit_core.types.vote import LeaderId, Vote
 
 pytestmark = pytest.mark.virtual_time
 
-ALL = ("n1", "n2", "n3")
 SLOW = {"election_timeout_min_ms": 3000, "election_timeout_max_ms": 4000}
 both_modes = pytest.mark.parametrize("single", [False, True], ids=["default", "single_term_leader"])
 
 
 def mode(single: bool, **settings: Any) -> Config:
     return Config(single_term_leader=single, **settings)
-
-
-def others(leader: Raft) -> list[NodeId]:
-    return [node_id for node_id in ALL if node_id != leader.id]
 
 
 def term_of(raft: Raft) -> int:

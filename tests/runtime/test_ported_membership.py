@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from three_nodes import last_index
 
 from raftkit_core.config import Config
 from raftkit_core.errors import RaftError
@@ -24,10 +25,6 @@ from raftkit_core.types.membership import (
 from raftkit_core.types.vote import ZERO_LEADER_ID
 
 pytestmark = pytest.mark.virtual_time
-
-
-def last_index(raft: Raft) -> int:
-    return raft.metrics().value.last_log_index or 0
 
 
 async def write_many(raft: Raft, count: int, tag: str = "k") -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from three_nodes import ALL
 
 from raftkit_core.config import Config
 from raftkit_core.errors import (
@@ -24,8 +25,6 @@ from raftkit_core.types.metrics import ServerState
 from raftkit_core.types.vote import ZERO_LEADER_ID, ZERO_VOTE
 
 pytestmark = pytest.mark.virtual_time
-
-ALL = ("n1", "n2", "n3")
 
 
 # --- initialize -------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from three_nodes import last_index
 
 from raftkit_core.config import Config
 from raftkit_core.errors import (
@@ -33,10 +34,6 @@ from raftkit_core.types.membership import (
 from raftkit_core.types.metrics import ServerState
 
 pytestmark = pytest.mark.virtual_time
-
-
-def last_index(raft: Raft) -> int:
-    return raft.metrics().value.last_log_index or 0
 
 
 def names(numbers: str) -> list[NodeId]:

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from three_nodes import ALL
 
 from raftkit_core.config import Config
 from raftkit_core.errors import IdentityError, NeedsRejoin, PeerBusy, StorageFull, WaitTimeout
@@ -20,8 +21,6 @@ from raftkit_core.types.metrics import ServerState
 from raftkit_core.types.vote import LeaderId, Vote
 
 pytestmark = pytest.mark.virtual_time
-
-ALL = ("n1", "n2", "n3")
 
 
 async def test_every_node_reports_the_same_leader() -> None:

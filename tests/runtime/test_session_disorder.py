@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from three_nodes import ALL
 
 from raftkit_core.config import Config, SnapshotPolicy
 from raftkit_core.errors import RaftError
@@ -19,7 +20,6 @@ from raftkit_core.testing.cluster import MemoryCluster, memory_cluster, outcome
 
 pytestmark = pytest.mark.virtual_time
 
-ALL = ("n1", "n2", "n3")
 SECONDS = 15.0
 
 

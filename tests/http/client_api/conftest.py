@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -54,6 +56,8 @@ from raftkit_http.api import attach
 from raftkit_http.api.guard import ApiLimits, ClientApi
 from raftkit_http.server import HttpServer
 from raftkit_http.settings import Address
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 class EchoMachine:
