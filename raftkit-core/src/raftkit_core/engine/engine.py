@@ -490,7 +490,8 @@ class Engine:
             self._replication.try_commit(parts.leader, now)
         if state.submitted is not state.committed:
             self._replication.apply_durable()
-        self._snapshot.go_on_purging(now)
+        if self._snapshot.step_io:
+            self._snapshot.go_on_purging(now)
 
     def on_commit_notice_due(self, now: float) -> None:
         """A moment has passed since ``ReplicateCommitted``: peers that have not heard of that commit are told."""
@@ -509,7 +510,8 @@ class Engine:
         applied = state.applied
         if applied is None or log_id.index > applied.index:
             state.applied = log_id
-            self._snapshot.on_applied(now)
+            if self._snapshot.looks_at_applied:
+                self._snapshot.on_applied(now)
 
     def on_vote_response(self, sender: Vote, target: NodeId, response: VoteResponse, now: float) -> None:
         """``sender`` is the vote that was asked for."""

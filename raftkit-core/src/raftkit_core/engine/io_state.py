@@ -36,7 +36,7 @@ class IoState:
 
     def submit_entries(self, first_index: int, last: LogId, size_bytes: int, now: float) -> int:
         """A write of entries ``first_index..last``."""
-        io_id = self.last_io = self.last_io + 1
+        self.last_io = io_id = self.last_io + 1
         self._pending.append((io_id, now, first_index, last, size_bytes))
         self.unflushed_bytes += size_bytes
         return io_id
@@ -63,9 +63,10 @@ class IoState:
         flushed = self.flushed_log_id
         if flushed is not None and index <= flushed.index:
             return 0
-        for io_id, _, _, log_id, _ in self._pending:
+        for write in self._pending:
+            log_id = write[3]
             if log_id is not None and log_id.index >= index:
-                return io_id
+                return write[0]
         return self.last_io
 
     def flush(self, io_id: int) -> None:
@@ -75,13 +76,17 @@ class IoState:
         assert io_id <= self.last_io, f"flushed {io_id}, but only {self.last_io} was submitted"
         self.flushed_io = io_id
         pending = self._pending
-        while pending and pending[0][0] <= io_id:
-            _, _, _, log_id, size_bytes = pending.popleft()
-            self.unflushed_bytes -= size_bytes
-            if log_id is not None:
-                flushed = self.flushed_log_id
-                if flushed is None or log_id.index > flushed.index:
-                    self.flushed_log_id = log_id
+        flushed = self.flushed_log_id
+        while pending:
+            write = pending[0]
+            if write[0] > io_id:
+                break
+            pending.popleft()
+            self.unflushed_bytes -= write[4]
+            log_id = write[3]
+            if log_id is not None and (flushed is None or log_id.index > flushed.index):
+                flushed = log_id
+        self.flushed_log_id = flushed
 
     def oldest_submitted_at(self) -> float | None:
         """When the oldest write under way was submitted, or None if all is durable."""

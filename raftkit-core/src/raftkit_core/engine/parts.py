@@ -34,6 +34,9 @@ class EngineParts:
     """The engine's own things, handed to every handler."""
 
     __slots__ = (
+        "_least_timeout",
+        "_random",
+        "_timeout_spread",
         "_view",
         "building_snapshot",
         "candidate",
@@ -53,6 +56,9 @@ class EngineParts:
         self.config = config
         self.state = state
         self.entropy = entropy
+        self._random = entropy.random
+        self._least_timeout = config.election_timeout_min
+        self._timeout_spread = config.election_timeout_max - config.election_timeout_min
         self.output = EngineOutput()
         self._view = View(state.membership.effective, config)
         self.leader: Leader | None = None
@@ -106,10 +112,7 @@ class EngineParts:
 
     def redraw_election_timeout(self, now: float) -> None:
         """A new timeout per campaign and per contact, so that two nodes do not split votes for ever (§6 item 40)."""
-        config = self.config
-        least = config.election_timeout_min
-        timeout = least + (config.election_timeout_max - least) * self.entropy.random()
-        self.state.election_deadline = now + timeout
+        self.state.election_deadline = now + (self._least_timeout + self._timeout_spread * self._random())
 
     def known_leader(self) -> NodeId | None:
         """Who leads, as far as this node knows: itself by role, another by its granted vote."""

@@ -56,7 +56,8 @@ class FollowingHandler:
         """
         parts = self._parts
         state = parts.state
-        if not vote.committed or vote.leader_id.node_id == parts.config.id:
+        config = parts.config
+        if not vote.committed or vote.leader_id.node_id == config.id:
             return False
         if vote != state.vote and not self._vote.update_vote(vote, now):
             return False
@@ -64,8 +65,8 @@ class FollowingHandler:
             # An equal vote in single-term mode, or a campaign that has not changed the vote: a pre-vote.
             self._server_state.step_down(f"{vote} leads", now)
         state.last_contact = now
-        if lease_ms < parts.config.leader_lease_ms:
-            lease_ms = parts.config.leader_lease_ms
+        if lease_ms < config.leader_lease_ms:
+            lease_ms = config.leader_lease_ms
         until = now + lease_ms / 1000
         if until > state.hold_until:
             state.hold_until = until
@@ -99,25 +100,27 @@ class FollowingHandler:
         """Take entries, or say what stands against them."""
         parts = self._parts
         state = parts.state
-        store_id = parts.config.store_id
-        if not self._accept_leader(request.vote, request.lease_ms, now):
+        config = parts.config
+        vote = request.vote
+        if not self._accept_leader(vote, request.lease_ms, now):
             self._refuse(request_id)
             return
         entries = request.entries
-        if parts.installing is not None or (entries and state.io.unflushed_bytes > parts.config.max_unflushed_bytes):
-            self._answer(request_id, Busy(store_id))
+        if parts.installing is not None or (entries and state.io.unflushed_bytes > config.max_unflushed_bytes):
+            self._answer(request_id, Busy(config.store_id))
             return
         matching = request.prev_log_id
-        if not self._check_prev(matching, request_id, now):
+        if matching != state.log.last and not self._check_prev(matching, request_id, now):
             return
         if entries:
             matching = entries.last if type(entries) is Entries else entries[-1].log_id
             self._take(entries, now)
-        state.accept(request.vote.leader_id, matching)
-        if request.leader_commit is not None:
-            self._commit(request.leader_commit)
+        state.accept(vote.leader_id, matching)
+        leader_commit = request.leader_commit
+        if leader_commit is not None:
+            self._commit(leader_commit)
         entries_io = 0 if matching is None else state.io.io_of(matching.index)
-        self._answer(request_id, Success(store_id, matching), entries_io)
+        self._answer(request_id, Success(config.store_id, matching), entries_io)
 
     def handle_heartbeat(self, request: HeartbeatRequest, request_id: RequestId, now: float) -> None:
         """An append without entries: contact, lease and commit."""
@@ -180,10 +183,11 @@ class FollowingHandler:
         """Commit what the leader has committed, but never beyond what this leader verified here (§6 item 3)."""
         state = self._parts.state
         assert state.accepted_under == state.vote.leader_id, "commit only under the leader that verified the log"
-        end = index_of(state.accepted)
+        accepted, committed = state.accepted, state.committed
+        end = -1 if accepted is None else accepted.index
         if leader_commit.index < end:
             end = leader_commit.index
-        if end <= index_of(state.committed):
+        if end <= (-1 if committed is None else committed.index):
             return
         committed = state.log.get(end)
         assert committed is not None, f"the leader committed {end}, which was accepted but is not in the log"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from raftkit_core.engine.commands import (
     Commit,
     ConfirmRead,
@@ -30,6 +32,9 @@ from raftkit_core.types.messages import (
     Success,
     TransferLeaderRequest,
 )
+
+
+NEVER: Final = float("-inf")
 
 
 class ReplicationHandler:
@@ -109,12 +114,16 @@ class ReplicationHandler:
             if entry.next_index > last_index:
                 return  # it has everything
             config = self._parts.config
-            while entry.next_index <= last_index and len(entry.inflight) < config.max_inflight:
+            while len(entry.inflight) < config.max_inflight:
                 start = entry.next_index
-                end = min(start + config.max_payload_entries - 1, last_index)
+                end = start + config.max_payload_entries - 1
+                if end > last_index:
+                    end = last_index
                 if not self._send_logs(leader, target, entry, start, end, now):
                     return
                 entry.next_index = end + 1
+                if end == last_index:
+                    return
         elif entry.state is ProgressState.PROBE and not entry.inflight:
             self._send_probe(leader, target, entry, now)
 
@@ -248,7 +257,10 @@ class ReplicationHandler:
         member's (a wiped node's acknowledgements must not count)."""
         parts = self._parts
         leader = parts.leader
-        if leader is None or leader.session != session or parts.is_foreign_store(target, response.store_id):
+        if leader is None or leader.session != session:
+            return None
+        store_id = response.store_id
+        if parts.view.bound.get(target, store_id) != store_id:
             return None
         return leader.progress.get(target)
 
@@ -266,7 +278,8 @@ class ReplicationHandler:
         entry = self._entry_of(session, target, response)
         if entry is None:
             return
-        if isinstance(response, HigherVote):
+        kind = type(response)
+        if kind is HigherVote:
             self._on_higher_vote(response, now)
             return
         leader = self._parts.leader
@@ -276,9 +289,9 @@ class ReplicationHandler:
         self._count_contact(leader, target, seq, sent_at)
         if entry.epoch == epoch:
             # Busy changes no progress: the stream backs off and then reports the failure, which probes again.
-            if isinstance(response, Success):
+            if kind is Success:
                 self._on_success(leader, target, entry, response.matching, now)
-            elif isinstance(response, Conflict):
+            elif kind is Conflict:
                 self._on_conflict(leader, target, entry, response)
         self._after_answer(leader, target, entry, now)
 
@@ -370,10 +383,11 @@ class ReplicationHandler:
             self._vote.update_vote(vote, now)
 
     def _count_contact(self, leader: Leader, target: NodeId, seq: int, sent_at: float) -> None:
-        if sent_at > leader.acked_at.get(target, float("-inf")):
-            leader.acked_at[target] = sent_at
-        if seq > leader.acked_seq.get(target, 0):
-            leader.acked_seq[target] = seq
+        acked_at, acked_seq = leader.acked_at, leader.acked_seq
+        if sent_at > acked_at.get(target, NEVER):
+            acked_at[target] = sent_at
+        if seq > acked_seq.get(target, 0):
+            acked_seq[target] = seq
 
     def _after_answer(self, leader: Leader, target: NodeId, entry: ProgressEntry, now: float) -> None:
         if leader.reads:
@@ -396,7 +410,7 @@ class ReplicationHandler:
         parts = self._parts
         state = parts.state
         membership = state.membership.effective.membership
-        committed = index_of(state.committed)
+        committed = -1 if state.committed is None else state.committed.index
         if leader.greatest_acked <= committed and len(membership.voter_ids) > 1:
             return  # nobody else holds more than what is committed, and this node alone is no quorum
         # What a reverted peer acknowledged it no longer holds.

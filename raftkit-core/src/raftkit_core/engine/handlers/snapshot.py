@@ -24,10 +24,12 @@ class SnapshotHandler:
         self._parts = parts
         self._log = log
         self._purge_upto: LogId | None = None
-        self._step_io: IoId = 0
+        self.step_io: IoId = 0
         """The write of a purge that is only a part of what is planned; 0: the last one was the whole."""
         self._step_at = 0.0
         self._due_when_applied = False
+        self.looks_at_applied = parts.config.machine_is_durable
+        """Whether it matters what is applied: :meth:`on_applied` is to be told."""
         policy = parts.config.snapshot_policy
         self._least_bytes = policy.minimum_bytes if isinstance(policy, LogBytesSinceLast) else 0
         """No snapshot is due by policy before the log has grown by so much."""
@@ -47,7 +49,8 @@ class SnapshotHandler:
         """
         state = self._parts.state
         if state.log_bytes - state.snapshot_mark < self._least_bytes:
-            self._due_when_applied = False
+            if self._due_when_applied:
+                self._wait_for_applied(False)
             return
         if self._parts.config.machine_is_durable:
             return
@@ -62,9 +65,13 @@ class SnapshotHandler:
         else:
             due = False
         covered = -1 if snapshot is None else index_of(snapshot.last_log_id)
-        self._due_when_applied = due and after_build and index_of(state.applied) <= covered
+        self._wait_for_applied(due and after_build and index_of(state.applied) <= covered)
         if due and not self._due_when_applied:
             self.build()
+
+    def _wait_for_applied(self, due: bool) -> None:
+        self._due_when_applied = due
+        self.looks_at_applied = due or self._parts.config.machine_is_durable
 
     def on_applied(self, now: float) -> None:
         """The machine has gone on: a build that waited for it may be due; behind a durable one the log may go."""
@@ -183,7 +190,7 @@ class SnapshotHandler:
         purged = index_of(state.log.purged)
         if upto is None or upto.index <= purged:
             return
-        if self._step_io and (state.io.flushed_io < self._step_io or now <= self._step_at):
+        if self.step_io and (state.io.flushed_io < self.step_io or now <= self._step_at):
             return
         is_part = upto.index - purged > PURGE_STEP_ENTRIES
         if is_part:
@@ -196,9 +203,9 @@ class SnapshotHandler:
                 if lowest is not None and lowest < upto.index:
                     return
         self._log.purge(upto, now)
-        self._step_io, self._step_at = (state.io.last_io if is_part else 0), now
+        self.step_io, self._step_at = (state.io.last_io if is_part else 0), now
 
     def go_on_purging(self, now: float) -> None:
         """A write is durable, or time has passed: the next step of a long purge may be due."""
-        if self._step_io:
+        if self.step_io:
             self.try_purge(now)
