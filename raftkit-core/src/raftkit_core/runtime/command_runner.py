@@ -7,7 +7,7 @@ released together leave in the order they were emitted.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, get_args
 
 from raftkit_core.config import Config
@@ -58,6 +58,7 @@ from raftkit_core.runtime.state_machine_worker import StateMachineWorker
 from raftkit_core.runtime.waiting_clients import WaitingClients
 from raftkit_core.storage.interface import RaftSnapshotStorage, SnapshotSink
 from raftkit_core.types.ids import IoId, NodeId, RequestId
+from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import Node
 from raftkit_core.types.messages import AppendEntriesResponse, VoteRequest
 
@@ -96,10 +97,16 @@ class CommandRunner:
         self._instruments = instruments
         self._notify = notify
         self._failed = failed
-        self.parked: list[tuple[int, Command]] = []
+        self._parked: list[tuple[int, Command]] = []
         self._released: IoId = 0
         """Up to where the log was durable when it was last looked at, and nobody waits any more: it only grows."""
         self._lane = writer.queue
+        self._orders = engine.commands
+        self._io = engine.state.io
+        self.is_running = False
+        """Commands are being carried out; what they finish at once comes next."""
+        self.applied: LogId | None = None
+        """Up to where the machine has applied meanwhile; the engine is to hear of it."""
         self._requests = RequestCache()
         self._streams: dict[NodeId, ReplicationStream] = {}
         self._stalls = stalls
@@ -159,19 +166,36 @@ class CommandRunner:
 
     # --- the queue --------------------------------------------------------------------------------------------------
 
-    def run(self, commands: Iterable[Command]) -> None:
-        """Carry out ``commands`` in order; what waits for the log is parked."""
-        actions = self._actions
-        for command in commands:
-            if self._halted:
-                return
-            when = command.when
-            if when and when > self._released and self.must_wait(when):
-                self.parked.append((when, command))
-            else:
-                actions[type(command)](command)
-        if self._lane:
-            self._writer.kick()
+    def run(self, now: float) -> None:
+        """Carry out what the engine has ordered, in order, and what that leads to at once; what waits for the log is
+        parked."""
+        orders, actions, engine = self._orders, self._actions, self._engine
+        writer, worker = self._writer, self._worker
+        self.is_running = True
+        while orders:
+            commands = orders.copy()
+            orders.clear()
+            for command in commands:
+                if self._halted:
+                    return
+                when = command.when
+                if when and when > self._released and self.must_wait(when):
+                    self._parked.append((when, command))
+                else:
+                    actions[type(command)](command)
+            if self._lane:
+                writer.kick()
+            if writer.written > self._io.flushed_io:
+                engine.on_log_flushed(writer.written, now)
+                if self._parked:
+                    self.release()
+            if worker.is_ordered:
+                worker.go_on()  # after the answers to a leader, which wait for the log alone
+            applied = self.applied
+            if applied is not None:
+                self.applied = None
+                engine.on_applied(applied, now)
+        self.is_running = False
 
     def must_wait(self, io_id: IoId) -> bool:
         """Whether a command has to wait for ``io_id``, or for its turn after those that wait already. A storage that
@@ -179,21 +203,21 @@ class CommandRunner:
         writer = self._writer
         if self._lane:
             writer.kick()
-        if not self.parked:
+        if not self._parked:
             self._released = writer.written
         return io_id > self._released
 
     def release(self) -> None:
         """More of the log is durable: carry out what waited for it, in the order of emission."""
-        if self._halted:
+        if not self._parked or self._halted:
             return
         self._released = flushed = self._writer.written
-        parked, self.parked = self.parked, []
+        parked, self._parked = self._parked, []
         for when, command in parked:
             if self._halted:
                 return
             if when > flushed:
-                self.parked.append((when, command))
+                self._parked.append((when, command))
             else:
                 self._actions[type(command)](command)
 
@@ -385,7 +409,7 @@ class CommandRunner:
     def halt(self) -> None:
         """From now on nothing is carried out, answered or sent; what waits for the log is dropped."""
         self._halted = True
-        self.parked.clear()
+        self._parked.clear()
         if self._notice_timer is not None:
             self._notice_timer.cancel()
         self._close_streams()

@@ -139,7 +139,6 @@ class RaftCore:
         self._state = engine.state
         """To look at, after every turn."""
         self._orders = engine.commands
-        self._io = engine.state.io
         self._inbox: deque[RaftMsg] = deque()
         self._joining: list[Write] = []
         """The writes of the last message, while single ones may join them: as long as there is ``_room`` for bytes."""
@@ -157,9 +156,6 @@ class RaftCore:
         is none to be had: before the loop runs, and once the node has ended."""
         self._is_corked = False
         self._corks = 0
-        self._carrying = False
-        """Commands are being carried out; what they finish at once comes next."""
-        self._applied_now: LogId | None = None
         self._stopped: asyncio.Future[None] = self._loop.create_future()
         self.fatal: BaseException | None = None
         """Why the node has stopped; :class:`Stopped` after a shutdown."""
@@ -227,8 +223,7 @@ class RaftCore:
         try:
             now = self._now()
             self._write([ClientWrite([(payload, future, now + timeout)], condition)], now)
-            self._carry_out(now)
-            self._end_turn()
+            self._end_turn(now)
         except BaseException as error:
             self.fail(error)
             if not future.done():
@@ -414,14 +409,19 @@ class RaftCore:
                     notifications = self._take_notifications(now, notifications)
             if self._notifications or self._inbox:
                 self._balancer.turned(raft_msgs, notifications)
-            self._end_turn()
+            self._end_turn(now)
         except BaseException as error:
             self.fail(error)
             if not isinstance(error, Exception):
                 raise
 
-    def _end_turn(self) -> None:
-        """Show what changed; and another turn soon if something is left: others run in between."""
+    def _end_turn(self, now: float) -> None:
+        """Carry out what was ordered, and show what changed; and another turn soon if something is left: others run in
+        between."""
+        if self.lease_watchers:
+            self._watch_leases()
+        if self._orders:
+            self.runner.run(now)
         if self._state.revision != self._shown_revision:
             self._show()
         if self.watchers.waiting:
@@ -443,8 +443,7 @@ class RaftCore:
         self._turn_is_due = True
         try:
             self.engine.handle_append_entries(request, request_id, now)
-            self._carry_out(now)
-            self._end_turn()
+            self._end_turn(now)
         except BaseException as error:
             self.fail(error)
             if not isinstance(error, Exception):
@@ -462,8 +461,7 @@ class RaftCore:
             self.engine.on_replication_progress(
                 sent.session, sent.target, sent.epoch, sent.seq, sent.sent_at, response, now
             )
-            self._carry_out(now)
-            self._end_turn()
+            self._end_turn(now)
         except BaseException as error:
             self.fail(error)
             if not isinstance(error, Exception):
@@ -537,29 +535,15 @@ class RaftCore:
         return len(message.writes)
 
     def _carry_out(self, now: float) -> None:
-        """Whoever relies on the lease learns of its end before any message leaves that ends it (a hand-over)."""
         if self.lease_watchers:
-            for check in list(self.lease_watchers):
-                check()
-        orders = self._orders
-        if not orders:
-            return
-        engine, runner, writer, worker = self.engine, self.runner, self.writer, self.worker
-        self._carrying = True
-        while orders:
-            commands = orders.copy()
-            orders.clear()
-            runner.run(commands)
-            if writer.written > self._io.flushed_io:
-                engine.on_log_flushed(writer.written, now)
-                if runner.parked:
-                    runner.release()
-            if worker.is_ordered:
-                worker.go_on()  # after the answers to a leader, which wait for the log alone
-            if self._applied_now is not None:
-                log_id, self._applied_now = self._applied_now, None
-                engine.on_applied(log_id, now)
-        self._carrying = False
+            self._watch_leases()
+        if self._orders:
+            self.runner.run(now)
+
+    def _watch_leases(self) -> None:
+        """Whoever relies on the lease learns of its end before any message leaves that ends it (a hand-over)."""
+        for check in list(self.lease_watchers):
+            check()
 
     def log_flushed(self, io_id: IoId) -> None:
         """The log lane has done everything up to ``io_id``, later than in the turn that began it."""
@@ -717,8 +701,8 @@ class RaftCore:
             self.instruments.trace("RaftCore.applied")
         if self.waiting.has_writers:
             self._answer_writers(batch, results)
-        if self._carrying:
-            self._applied_now = batch.last_log_id
+        if self.runner.is_running:
+            self.runner.applied = batch.last_log_id
         else:
             self.notify(Applied(batch.last_log_id))
 

@@ -47,8 +47,9 @@ def _waiters(waiting: WaitingClients) -> list[tuple[int, Any, float]]:
 def _(patch: Patch) -> None:
     original = CommandRunner.run
 
-    def run(self: CommandRunner, commands: Any) -> None:
-        original(self, commands)
+    def run(self: CommandRunner, now: float) -> None:
+        commands = self._orders.copy()
+        original(self, now)
         for command in commands:
             if not isinstance(command, DeleteConflictLog):
                 continue
@@ -291,14 +292,7 @@ def _(patch: Patch) -> None:
     "What waits for the log leaves when it is emitted.",
 )
 def _(patch: Patch) -> None:
-    def run(self: CommandRunner, commands: Any) -> None:
-        for command in commands:
-            if self._halted:
-                return
-            self._actions[type(command)](command)
-        self._writer.kick()
-
-    patch.set(CommandRunner, "run", run)
+    patch.set(CommandRunner, "must_wait", lambda self, io_id: False)
 
 
 @mutant(
