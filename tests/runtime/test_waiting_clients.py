@@ -50,7 +50,7 @@ async def test_one_append_may_be_applied_in_pieces_and_several_together() -> Non
     assert [told(write) for write in first + second] == ["e", "f", "g", "h", CommandRejected, None]
     waiting.resolve(LogId(N1, 10), ClientWriteResponse(LogId(N1, 10), "j"))
     assert told(second[1]) == "j"
-    assert not waiting.has_writers
+    assert not waiting.writers
     waiting.resolve_all(entries(N1, 11, 11), ["k"])
     assert first[2][1].result().log_id == LogId(N1, 7)
 
@@ -88,7 +88,7 @@ async def test_who_gave_up_is_left_alone_and_forgotten() -> None:
     assert len(waiting) == 3
     waiting.sweep(1.0)
     assert [told(write) for write in some[1:]] == [OutcomeUnknown] * 2
-    assert not waiting.has_writers
+    assert not waiting.writers
     late = writes(2)
     late[0][1].cancel()
     waiting.wait_for_all(LogId(N1, 8), late)
@@ -104,4 +104,4 @@ async def test_at_the_end_everybody_is_told() -> None:
     waiting.wait_for_all(LogId(N1_AGAIN, 6), some[2:])
     waiting.fail_all(lambda: Stopped("the end"))
     assert [told(write) for write in some] == [OutcomeUnknown] * 3
-    assert not waiting.has_writers
+    assert not waiting.writers

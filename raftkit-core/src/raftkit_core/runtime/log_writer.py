@@ -236,8 +236,9 @@ class LogWriter:
             if io_id:
                 self.written = io_id
             self.durable_index = last_index
-            if self.tail.end_bytes > self.tail.trim_at:
-                self.tail.trim(last_index)
+            tail = self.tail
+            if tail.end_bytes > tail.trim_at:
+                tail.trim(last_index)
 
     def _start(self, write: Awaitable[None], io_id: IoId, last_index: int) -> None:
         # A future is under way already; anything else gets a task.
@@ -296,7 +297,8 @@ class LogWriter:
                 entries = list(entries)
         else:
             last_index = entries[-1].index
-        return head.io_id, LogBatch(None, None, None, entries, self._news(last_index)), last_index
+        committed = None if self._committed is None else self._news(last_index)
+        return head.io_id, LogBatch(None, None, None, entries, committed), last_index
 
     def _joined_batch(self) -> tuple[IoId, LogBatch, int]:
         """As :meth:`_next_batch`, whatever is queued."""

@@ -128,6 +128,7 @@ class RaftCore:
         self.peers = peers
         self.waiting = waiting
         self.instruments = instruments
+        self._is_tracing = instruments.is_tracing
         self.stalls = stalls
         self._loop = asyncio.get_running_loop()
         self._create_future: Callable[[], asyncio.Future[Any]] = partial(asyncio.Future, loop=self._loop)
@@ -207,7 +208,7 @@ class RaftCore:
         if self._room < 0 or condition is not None:
             if _running_loop() is not self._loop:
                 self.check_running()
-            if self._writes_alone > 1 and not self._turn_is_due and not self.waiting.has_writers:
+            if self._writes_alone > 1 and not self._turn_is_due and not self.waiting.writers:
                 return self._write_at_once(payload, timeout, condition)
             self._begin_writes(payload, condition)
         future: asyncio.Future[ClientWriteResponse] = self._create_future()
@@ -553,10 +554,10 @@ class RaftCore:
 
     def _write(self, messages: Sequence[ClientWrite], now: float) -> None:
         """Propose everything that waits as one append; refuse all of it alike."""
-        if self.instruments.is_tracing:
+        if self._is_tracing:
             self.instruments.trace("RaftCore.write")
         writes = messages[0].writes if len(messages) == 1 else [each for part in messages for each in part.writes]
-        self._writes_alone = self._writes_alone + 1 if len(writes) == 1 and not self.waiting.has_writers else 0
+        self._writes_alone = self._writes_alone + 1 if len(writes) == 1 and not self.waiting.writers else 0
         try:
             first = self.engine.handle_client_write([payload for payload, _, _ in writes], now, messages[0].condition)
         except BaseException as error:
@@ -697,9 +698,9 @@ class RaftCore:
         """The machine has applied a batch: answer whoever waits for its entries."""
         if self.fatal is not None:
             return
-        if self.instruments.is_tracing:
+        if self._is_tracing:
             self.instruments.trace("RaftCore.applied")
-        if self.waiting.has_writers:
+        if self.waiting.writers:
             self._answer_writers(batch, results)
         if self.runner.is_running:
             self.runner.applied = batch.last_log_id

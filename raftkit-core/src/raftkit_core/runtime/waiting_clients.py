@@ -50,28 +50,23 @@ class WaitingClients:
     """Answers every future exactly once, or finds it cancelled and leaves it alone."""
 
     def __init__(self) -> None:
-        self._writers: dict[LeaderId, deque[_Writers]] = {}
-        """In the order of their entries. Under several leader ids where an earlier one's entries are undecided: its
-        indexes may be those of later entries that replaced them."""
+        self.writers: dict[LeaderId, deque[_Writers]] = {}
+        """Who waits for an entry, in the order of these. Under several leader ids where an earlier one's entries are
+        undecided: its indexes may be those of later entries that replaced them."""
         self._requests: dict[RequestId, tuple[Reply[Any], float]] = {}
         self._request_id = 0
         self._swept_at = float("-inf")
 
     def __len__(self) -> int:
-        return sum(len(writers.writes) for queue in self._writers.values() for writers in queue)
+        return sum(len(writers.writes) for queue in self.writers.values() for writers in queue)
 
     # --- writes -----------------------------------------------------------------------------------------------------
 
-    @property
-    def has_writers(self) -> bool:
-        """Whether anybody waits for an entry."""
-        return bool(self._writers)
-
     def wait_for_all(self, first: LogId, writes: list[Write]) -> None:
         """Whoever is named in ``writes`` waits for consecutive entries from ``first`` on."""
-        queue = self._writers.get(first.leader_id)
+        queue = self.writers.get(first.leader_id)
         if queue is None:
-            queue = self._writers[first.leader_id] = deque()
+            queue = self.writers[first.leader_id] = deque()
         queue.append(_Writers(first.leader_id, first.index, writes))
 
     def resolve_all(self, log: Sequence[Entry], results: Sequence[Any]) -> None:
@@ -108,14 +103,14 @@ class WaitingClients:
         """Everybody who waits for an entry from index ``first`` to ``last``: they do not wait any more. Who still waits
         for an earlier one is told that a snapshot has replaced it."""
         taken: list[_Writers] = []
-        for leader_id, queue in list(self._writers.items()):
+        for leader_id, queue in list(self.writers.items()):
             while queue and queue[0].first <= last:
                 if queue[0].first < first:
                     self._supersede(_cut(queue, first))
                 else:
                     taken.append(_cut(queue, last + 1))
             if not queue:
-                del self._writers[leader_id]
+                del self.writers[leader_id]
         return taken
 
     def _answer(
@@ -180,17 +175,17 @@ class WaitingClients:
         self._swept_at = now
         for request_id in [key for key, (reply, due) in self._requests.items() if due <= now or reply.done()]:
             self._requests.pop(request_id)[0].set_exception(RPCTimeout("no answer within the deadline"))
-        for leader_id, queue in list(self._writers.items()):
+        for leader_id, queue in list(self.writers.items()):
             left = [writers for writers in queue if not self._are_over(writers, now)]
             if not left:
-                del self._writers[leader_id]
+                del self.writers[leader_id]
             elif len(left) < len(queue):
-                self._writers[leader_id] = deque(left)
+                self.writers[leader_id] = deque(left)
 
     def overdue(self, now: float) -> int:
         """How many should have been told before ``now`` that their time is over, and were not."""
         late = sum(due < now and not reply.done() for reply, due in self._requests.values())
-        for queue in self._writers.values():
+        for queue in self.writers.values():
             for writers in queue:
                 late += sum(due < now and not future.done() for _, future, due in writers.writes)
         return late
@@ -218,9 +213,9 @@ class WaitingClients:
         """The node has stopped. Requests get its error; a write whose entry is in the log may still be applied, here
         after a restart or by the others: its outcome is unknown."""
         requests = [reply for reply, _ in self._requests.values()]
-        waiting = [writers for queue in self._writers.values() for writers in queue]
+        waiting = [writers for queue in self.writers.values() for writers in queue]
         self._requests.clear()
-        self._writers.clear()
+        self.writers.clear()
         for reply in requests:
             reply.set_exception(make_error())
         for writers in waiting:

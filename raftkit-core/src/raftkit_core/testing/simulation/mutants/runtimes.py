@@ -29,7 +29,7 @@ def _waiters(waiting: WaitingClients) -> list[tuple[int, Any, float]]:
     """Everybody who waits for an entry: its index, the future, its deadline."""
     return [
         (index, future, deadline)
-        for queue in waiting._writers.values()
+        for queue in waiting.writers.values()
         for writers in queue
         for index, (_, future, deadline) in enumerate(writers.writes, writers.first)
     ]
