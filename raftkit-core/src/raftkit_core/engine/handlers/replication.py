@@ -33,7 +33,6 @@ from raftkit_core.types.messages import (
     TransferLeaderRequest,
 )
 
-
 NEVER: Final = float("-inf")
 
 
@@ -278,8 +277,7 @@ class ReplicationHandler:
         entry = self._entry_of(session, target, response)
         if entry is None:
             return
-        kind = type(response)
-        if kind is HigherVote:
+        if type(response) is HigherVote:
             self._on_higher_vote(response, now)
             return
         leader = self._parts.leader
@@ -289,9 +287,9 @@ class ReplicationHandler:
         self._count_contact(leader, target, seq, sent_at)
         if entry.epoch == epoch:
             # Busy changes no progress: the stream backs off and then reports the failure, which probes again.
-            if kind is Success:
+            if type(response) is Success:
                 self._on_success(leader, target, entry, response.matching, now)
-            elif kind is Conflict:
+            elif type(response) is Conflict:
                 self._on_conflict(leader, target, entry, response)
         self._after_answer(leader, target, entry, now)
 
