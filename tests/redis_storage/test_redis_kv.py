@@ -68,6 +68,17 @@ async def test_a_list_of_many_pages_is_of_one_moment_and_leaves_nothing_behind(s
         assert keys_of(redis_server, store) == [b"data:0", b"keys:0", b"meta"]
 
 
+async def test_a_list_is_cut_by_its_bytes_as_the_memory_machine_cuts_it(store: Any) -> None:
+    memory = KvStateMachine()
+    async with opened(store) as machine:
+        for batch in batches_of(puts(40, b"x" * 32_000), 10):
+            await apply(machine, batch)
+            await apply(memory, batch)
+        for max_bytes in (1, 64_013, 64_014, 64_015, 600_000, 1 << 40):
+            query = ListKeys(max_bytes=max_bytes, limit=30)
+            assert await machine.query(query) == memory.query(query), query
+
+
 async def test_reads_during_restores_find_the_old_state_or_the_new_one(store: Any) -> None:
     source = KvStateMachine()
     await apply(source, batch_of(1, puts(300, b"new")))

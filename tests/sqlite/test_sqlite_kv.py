@@ -17,7 +17,7 @@ from raftkit_core.testing.conformance.log_case import opened as opened_log
 from raftkit_core.testing.conformance.machine_case import apply, batch_of, chunks_of, meta_at, stream
 from raftkit_core.types.adapter import AdapterContext
 from raftkit_core.types.kv import Get, KeyValue, ListKeys, Put
-from raftkit_sqlite import SqliteKvStateMachine, SqliteLogStorage
+from raftkit_sqlite import SqliteKvStateMachine, SqliteLogStorage, kv_views
 
 
 def context(data_dir: Path | None = None) -> AdapterContext:
@@ -146,6 +146,22 @@ async def test_the_rows_of_a_view_that_outlives_the_machine_are_refused(tmp_path
         await anext(view)
 
 
+async def test_a_list_that_is_cut_reads_no_row_beyond_and_holds_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand values may be a gigabyte, and whoever asks takes eight megabytes."""
+    machine = await made(tmp_path / "kv.db", 0)
+    await apply(machine, batch_of(2, [Put(f"k{number:02}", b"x" * 100) for number in range(50)]))
+    checked: list[bytes] = []
+    original = kv_views.check_row
+    monkeypatch.setattr(kv_views, "check_row", lambda path, key, *row: (checked.append(key), original(path, key, *row)))
+    assert len(await machine.query(ListKeys(max_bytes=250))) == 3
+    assert len(checked) == 3
+    await apply(machine, batch_of(52, [Put("k00", b"new")]))
+    assert (await machine.query(ListKeys(limit=1)))[0].value == b"new"
+    await machine.close()
+
+
 async def test_lists_and_keys_are_those_of_the_memory_machine(tmp_path: Path) -> None:
     machine, memory = await made(tmp_path / "kv.db", 0), KvStateMachine()
     keys = ["a", "a\x00", "ab", "b", "é", "éa", "z", "\uffff", "\U0001f600", "\U0001f600x"]
@@ -155,7 +171,8 @@ async def test_lists_and_keys_are_those_of_the_memory_machine(tmp_path: Path) ->
     for prefix in ("", "a", "é", "\U0001f600", "none"):
         for after in (None, "", "a", "ab", "é", "\U0001f600", "~"):
             for limit in (1, 3, 1 << 70):
-                query = ListKeys(prefix, limit=limit, after=after)
-                assert await machine.query(query) == memory.query(query), query
+                for max_bytes in (None, 1, 5, 1 << 70):
+                    query = ListKeys(prefix, limit=limit, after=after, max_bytes=max_bytes)
+                    assert await machine.query(query) == memory.query(query), query
     assert machine.query(Get("\ud800")) is None
     await machine.close()

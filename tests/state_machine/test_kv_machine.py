@@ -193,6 +193,11 @@ def test_noise_is_a_bad_command(body: bytes) -> None:
         (ListKeys("b/", after="c"), []),
         (ListKeys(after="c"), ["й", "😀"]),
         (ListKeys("x"), []),
+        (ListKeys("b/", max_bytes=0), ["b/1"]),
+        (ListKeys("b/", max_bytes=6), ["b/1"]),
+        (ListKeys("b/", max_bytes=7), ["b/1", "b/2"]),
+        (ListKeys("b/", max_bytes=7, limit=1), ["b/1"]),
+        (ListKeys("b/", max_bytes=100), ["b/1", "b/2", "b/3"]),
     ],
 )
 def test_a_list_gives_the_keys_of_a_prefix_in_order(query: ListKeys, keys: list[str]) -> None:

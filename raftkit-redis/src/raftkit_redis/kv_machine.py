@@ -20,7 +20,9 @@ from raftkit_core.state_machine.kv_rules import (
     apply_to_cells,
     check_query,
     check_revision,
+    cut,
     digest_of,
+    is_enough,
     key_range,
     keys_of,
 )
@@ -32,7 +34,7 @@ from raftkit_core.types.log_id import index_of
 from raftkit_core.types.snapshot import SnapshotMeta
 from raftkit_redis import codec, kv_scripts
 from raftkit_redis.kv_session import VIEWS_MAX, KvSession
-from raftkit_redis.kv_view import PAGE_ROWS, View, read_page
+from raftkit_redis.kv_view import PAGE_ROWS, View, items_of, read_page
 from raftkit_redis.link import Argument
 from raftkit_redis.options import RedisOptions
 from raftkit_redis.reader import FencedReader
@@ -205,14 +207,14 @@ class RedisKvStateMachine(RaftStateMachine):
         last: str | bytes = "+" if end is None else b"(" + end
         session, reader, most = self._opened(), self._reading(), min(PAGE_ROWS, query.limit)
         page = await self._read_now(lambda generation: read_page(reader, session, generation, None, first, last, most))
-        rows = page.rows
-        if len(rows) < query.limit and page.next_first is not None:
-            view = self.snapshot()  # several pages, of one moment
-            try:
-                rows = await view.rows(first, last, query.limit)
-            finally:
-                await view.aclose()
-        return [KeyValue(key=key, value=value, revision=revision) for key, value, revision in rows]
+        found = items_of(page)
+        if page.next_first is None or is_enough(found, query):
+            return cut(found, query)
+        view = self.snapshot()  # several pages, of one moment
+        try:
+            return await view.list_keys(first, last, query)
+        finally:
+            await view.aclose()
 
     async def _read_now(self, read: Callable[[int], Awaitable[T | None]]) -> T:
         """``read`` of the generation that counts: anew if a restore has switched meanwhile."""

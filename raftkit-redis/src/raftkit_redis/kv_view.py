@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import NamedTuple
 
 from raftkit_core.errors import StorageError
+from raftkit_core.state_machine.kv_rules import cut, is_enough
 from raftkit_core.state_machine.kv_stream import Row, encode_rows
+from raftkit_core.types.kv import KeyValue, ListKeys
 from raftkit_redis import codec, kv_scripts
 from raftkit_redis.kv_session import KvSession
 from raftkit_redis.reader import FencedReader
@@ -56,6 +58,10 @@ async def read_page(
     return Page([(key.decode(), *cell) for key, cell in found], None if end is None else b"(" + end)
 
 
+def items_of(page: Page) -> list[KeyValue]:
+    return [KeyValue(key=key, value=value, revision=revision) for key, value, revision in page.rows]
+
+
 class View(AsyncIterator[bytes]):
     """The state at the moment this was made, as chunks of the ``kv/1`` stream.
 
@@ -95,14 +101,16 @@ class View(AsyncIterator[bytes]):
         await self.aclose()
         raise StopAsyncIteration
 
-    async def rows(self, first: str | bytes, last: str | bytes, limit: int) -> list[Row]:
+    async def list_keys(self, first: str | bytes, last: str | bytes, query: ListKeys) -> list[KeyValue]:
         """Instead of the chunks."""
-        found: list[Row] = []
+        found: list[KeyValue] = []
         at: str | bytes | None = first
-        while at is not None and len(found) < limit:
+        while at is not None:
             page = await self._page(at, last)
-            found, at = found + page.rows, page.next_first
-        return found[:limit]
+            found, at = found + items_of(page), page.next_first
+            if is_enough(found, query):
+                break
+        return cut(found, query)
 
     async def _page(self, first: str | bytes, last: str | bytes) -> Page:
         if self._begun is not None:

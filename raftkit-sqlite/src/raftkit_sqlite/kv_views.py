@@ -11,12 +11,13 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
 
 from raftkit_core.errors import StorageError
-from raftkit_core.state_machine.kv_rules import key_range
+from raftkit_core.state_machine.kv_rules import cut, key_range
 from raftkit_core.state_machine.kv_stream import Row, encode_rows
 from raftkit_core.types.kv import KeyValue, ListKeys
 from raftkit_sqlite.kv_session import check_row, table_of
@@ -164,7 +165,9 @@ class View(AsyncIterator[bytes]):
             where, parameters = f"{where} AND key < ?", (*parameters, end)
         where, parameters = f"{where} ORDER BY key LIMIT ?", (*parameters, min(query.limit, (1 << 63) - 1))
         rows = _select(self._connection, self._readers.path, self._table, where, parameters)
-        return [KeyValue(key=key.decode(), value=value, revision=revision) for key, value, revision in rows]
+        with closing(rows):  # a cursor that is not done would hold the transaction open
+            items = (KeyValue(key=key.decode(), value=value, revision=revision) for key, value, revision in rows)
+            return cut(items, query)
 
 
 # These know no view: a generator that referred to its view would keep an abandoned one open.
@@ -185,7 +188,7 @@ def _state(connection: sqlite3.Connection, path: Path, table: str) -> Iterator[R
 
 def _select(
     connection: sqlite3.Connection, path: Path, table: str, rest: str, parameters: tuple[bytes | int, ...] = ()
-) -> Iterator[tuple[bytes, bytes, int]]:
+) -> Generator[tuple[bytes, bytes, int], None, None]:
     for key, value, revision, crc in connection.execute(
         f"SELECT key, value, revision, crc FROM {table} {rest}", parameters
     ):

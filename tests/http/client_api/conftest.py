@@ -122,6 +122,7 @@ class FakeRaft:
         self.role = ServerState.LEADER
         self.leader: str | None = node_id
         self.fatal: str | None = None
+        self.quorum_ack_ms: int | None = None
         self.snapshots = 0
         self.digests = 0
 
@@ -182,6 +183,7 @@ class FakeRaft:
                 current_leader=self.leader,
                 last_applied=LogId(LeaderId(1, self.id), self.index) if self.index else None,
                 membership=stored,
+                millis_since_quorum_ack=self.quorum_ack_ms,
             )
         )
 

@@ -91,6 +91,11 @@ async def test_a_node_is_ready_only_while_it_knows_a_leader_and_alive_until_it_i
         assert (await node.ask("GET", "/livez"))[0] == 200
         assert (await node.ask("GET", "/v1/kv/a"))[0] == 404, "what comes all the same is served"
         node.raft.is_stopping = False
+        node.raft.quorum_ack_ms = node.raft.config.leader_lease_ms
+        assert (await node.ask("GET", "/readyz"))[0] == 200
+        node.raft.quorum_ack_ms += 1
+        status, answer = await node.ask("GET", "/readyz")
+        assert (status, answer["error"]["code"]) == (503, "NO_QUORUM"), "a leader that is cut off refuses writes"
         node.raft.leader = None
         status, answer = await node.ask("GET", "/readyz")
         assert (status, answer["error"]["code"]) == (503, "NO_QUORUM")

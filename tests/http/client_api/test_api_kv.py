@@ -11,6 +11,7 @@ import pytest
 
 from raftkit_core.config import ReadPolicy
 from raftkit_core.types.kv import CompareAndSet, Delete, Get, ListKeys, Put
+from raftkit_http.api import kv
 from raftkit_http.api.schema import MAX_LIST_BYTES
 from raftkit_http.client import HttpClusterClient
 
@@ -64,7 +65,7 @@ async def test_the_asked_consistency_reaches_the_raft(api_node: Any, query: str,
     async with api_node() as node:
         await node.ask("GET", f"/v1/kv/k{query}")
         await node.ask("GET", f"/v1/kv{query}")
-    assert node.raft.reads == [(Get("k"), policy), (ListKeys(), policy)]
+    assert node.raft.reads == [(Get("k"), policy), (ListKeys(max_bytes=MAX_LIST_BYTES), policy)]
 
 
 async def test_preconditions_are_checked_and_a_failed_one_is_a_conflict(api_node: Any) -> None:
@@ -192,6 +193,40 @@ async def test_a_list_of_large_values_is_no_larger_than_a_client_takes(byte: byt
         for number in range(9):
             await node.raft.write(Put(f"k{number}", byte * 1024 * 1024))
         assert len(await client.kv_list("k")) == 9
+
+
+async def test_what_is_too_much_for_one_answer_is_not_read_to_its_end(
+    api_node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand values may be a gigabyte that a durable machine fetches from its disk."""
+    monkeypatch.setattr(kv, "MAX_LIST_BYTES", 1000)
+    async with api_node() as node:
+        for number in range(100):
+            await node.raft.write(Put(f"k{number:02}", b"x" * 300))
+        machine, asked = node.raft.machine, []
+        original = machine.query
+        node.raft.machine.query = lambda query: (asked.append(query), original(query))[1]
+        _, answer = await node.ask("GET", "/v1/kv?prefix=k")
+        assert (len(answer["data"]["items"]), answer["data"]["more"], len(asked)) == (3, True, 1)
+        assert asked[0].max_bytes == 1000
+        asked.clear()
+        async with node.http.ws_connect(node.url + "/v1/ws") as socket:
+            await socket.send_bytes(msgspec.msgpack.encode([1, "reads", ["stale", [f"k{n:02}" for n in range(100)]]]))
+            _, ok, error = msgspec.msgpack.decode((await socket.receive(5)).data)
+        assert (ok, error["code"], len(asked)) == (False, "REQUEST_TOO_LARGE", 4)
+
+
+async def test_a_list_that_ends_where_its_bytes_do_may_have_more(
+    api_node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv, "MAX_LIST_BYTES", 1000)
+    async with api_node() as node:
+        for key in "abc":
+            await node.raft.write(Put(key, b"x" * (500 - kv.KEY_CHARACTER_BYTES)))
+        _, answer = await node.ask("GET", "/v1/kv")
+        assert ([item["key"] for item in answer["data"]["items"]], answer["data"]["more"]) == (["a", "b"], True)
+        _, answer = await node.ask("GET", "/v1/kv?after=b")
+        assert ([item["key"] for item in answer["data"]["items"]], answer["data"]["more"]) == (["c"], False)
 
 
 async def test_keys_of_control_characters_count_as_what_they_are_in_json(api_node: Any) -> None:

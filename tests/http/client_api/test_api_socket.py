@@ -197,3 +197,17 @@ async def test_a_page_of_another_origin_gets_no_socket(api_node: Any) -> None:
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
             await node.http.ws_connect(f"{node.url}/v1/ws", origin="http://evil.example")
         assert refused.value.status == 403
+
+
+async def test_a_result_that_is_no_message_is_an_answer_all_the_same(
+    api_node: Any, fake_raft: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The write was applied: whoever sent it hears that something is wrong, and not nothing."""
+    raft = fake_raft(machine="echo")
+    raft._apply = lambda command: 2**70
+    raft._feed = lambda command, result: None
+    async with api_node(raft) as node, node.http.ws_connect(node.url + "/v1/ws") as socket:
+        await socket.send_bytes(msgspec.msgpack.encode([7, "write", msgspec.msgpack.encode({"a": 1})]))
+        number, ok, error = await receive(socket)
+    assert (number, ok, error["code"], error["outcome"]) == (7, False, "INTERNAL", "unknown")
+    assert "cannot be encoded" in caplog.text

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, takewhile
 from typing import Any
 
 from raftkit_core.state_machine.interface import AppliedEntries, ApplyBatch, RaftStateMachine
 from raftkit_core.state_machine.kv_codec import KvCodec
-from raftkit_core.state_machine.kv_rules import Cell, KvResult, check_query, check_revision, decide
+from raftkit_core.state_machine.kv_rules import Cell, KvResult, check_query, check_revision, cut, decide
 from raftkit_core.state_machine.kv_stream import Row, RowDecoder, encode_rows
 from raftkit_core.state_machine.ordered_keys import OrderedKeys
 from raftkit_core.types.kv import KV_MACHINE, Get, KeyValue, KvCommand, ListKeys, Put, WriteResult
@@ -78,13 +78,9 @@ class KvStateMachine(RaftStateMachine):
         prefix = query.prefix
         is_after = query.after is not None and query.after >= prefix
         start = query.after if is_after and query.after is not None else prefix
-        found: list[KeyValue] = []
-        for key in self._keys.iterate_from(start, inclusive=not is_after):
-            if not key.startswith(prefix) or len(found) == query.limit:
-                break
-            value, revision = self._cells[key]
-            found.append(KeyValue(key=key, value=value, revision=revision))
-        return found
+        cells = self._cells
+        keys = takewhile(lambda key: key.startswith(prefix), self._keys.iterate_from(start, inclusive=not is_after))
+        return cut((KeyValue(key=key, value=cells[key][0], revision=cells[key][1]) for key in keys), query)
 
     def snapshot(self) -> AsyncIterator[bytes]:
         """The view is taken here, at the call, by copying references; the values are never copied."""

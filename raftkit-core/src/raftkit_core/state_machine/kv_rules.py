@@ -12,7 +12,17 @@ from typing import TypeAlias
 
 from raftkit_core.errors import CommandRejected, PreconditionFailed, StorageCorrupt
 from raftkit_core.state_machine.interface import AppliedEntry
-from raftkit_core.types.kv import KV_MACHINE, CompareAndSet, Delete, Get, KvCommand, ListKeys, Put, WriteResult
+from raftkit_core.types.kv import (
+    KV_MACHINE,
+    CompareAndSet,
+    Delete,
+    Get,
+    KeyValue,
+    KvCommand,
+    ListKeys,
+    Put,
+    WriteResult,
+)
 
 Cell: TypeAlias = tuple[bytes, int]
 """Value and revision of a key that exists."""
@@ -95,6 +105,29 @@ def key_range(query: ListKeys) -> tuple[bytes, bool, bytes | None]:
     return prefix, True, end
 
 
+def cut(items: Iterable[KeyValue], query: ListKeys) -> list[KeyValue]:
+    """As many of ``items`` as ``query`` asks for; no more than these are taken."""
+    found: list[KeyValue] = []
+    size_bytes = 0
+    for item in items:
+        found.append(item)
+        size_bytes += bytes_of(item)
+        if len(found) >= query.limit or (query.max_bytes is not None and size_bytes >= query.max_bytes):
+            break
+    return found
+
+
+def is_enough(found: list[KeyValue], query: ListKeys) -> bool:
+    """Whether :func:`cut` would take no more."""
+    if len(found) >= query.limit:
+        return True
+    return query.max_bytes is not None and sum(map(bytes_of, found)) >= query.max_bytes
+
+
+def bytes_of(item: KeyValue) -> int:
+    return len(item.key.encode()) + len(item.value)
+
+
 def check_revision(revision: int, last_index: int) -> None:
     """A row of a snapshot must be of an entry the snapshot covers. Raises: StorageCorrupt."""
     if not 0 < revision <= last_index:
@@ -126,10 +159,13 @@ __all__ = [
     "Cell",
     "KvResult",
     "apply_to_cells",
+    "bytes_of",
     "check_query",
     "check_revision",
+    "cut",
     "decide",
     "digest_of",
+    "is_enough",
     "key_range",
     "keys_of",
 ]

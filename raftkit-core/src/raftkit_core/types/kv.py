@@ -49,11 +49,15 @@ class Get(msgspec.Struct, frozen=True):
 
 
 class ListKeys(msgspec.Struct, frozen=True):
-    """Query: :class:`KeyValue` of keys with ``prefix``, ordered as UTF-8 bytes, after ``after``, at most ``limit``."""
+    """Query: :class:`KeyValue` of keys with ``prefix``, ordered as UTF-8 bytes, after ``after``, at most ``limit``.
+
+    With ``max_bytes`` the last one is that with which keys and values have as many bytes, or more.
+    """
 
     prefix: str = ""
     limit: int = 1000
     after: str | None = None
+    max_bytes: int | None = None
 
 
 class KeyValue(msgspec.Struct, frozen=True, kw_only=True):

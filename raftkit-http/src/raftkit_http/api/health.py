@@ -47,9 +47,16 @@ def readiness_problem(call: Call) -> RaftError | None:
         return NeedsRejoin(f"{call.raft.id} must be added anew: {metrics.needs_rejoin}")
     if metrics.current_leader is None:
         return QuorumNotEnough(f"{call.raft.id} knows no leader", hint="see: raftkit status")
+    acked_ms = metrics.millis_since_quorum_ack
+    if metrics.current_leader == call.raft.id and acked_ms is not None and acked_ms > config.leader_lease_ms:
+        return QuorumNotEnough(
+            f"{call.raft.id} leads, but a quorum was last heard {acked_ms} ms ago", hint="see: raftkit status"
+        )
     age_ms = metrics.millis_since_leader_contact
     if metrics.current_leader != call.raft.id and age_ms is not None and age_ms > config.election_timeout_max_ms:
-        return QuorumNotEnough(f"the leader {metrics.current_leader} was last heard {age_ms} ms ago")
+        return QuorumNotEnough(
+            f"the leader {metrics.current_leader} was last heard {age_ms} ms ago", hint="see: raftkit status"
+        )
     return None
 
 

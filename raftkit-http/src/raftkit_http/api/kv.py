@@ -95,18 +95,40 @@ async def read_keys(call: Call, keys: Sequence[str], policy: ReadPolicy) -> list
     """One position is confirmed for all of them. Raises: RequestTooLarge above ``MAX_LIST_BYTES``."""
     require_kv(call.raft)
 
+    found: list[KeyValue | None] = []
+    size = 0
+
+    def is_enough(item: KeyValue | None) -> bool:
+        """What is too much is not read to its end: a thousand values may be a gigabyte."""
+        nonlocal size
+        found.append(item)
+        size += 0 if item is None else len(item.key) + len(item.value)
+        return size > MAX_LIST_BYTES
+
     def look_up(machine: Any) -> Any:
-        found = [machine.query(Get(key)) for key in keys]
-        return gathered(found) if any(isinstance(each, Awaitable) for each in found) else found
+        nonlocal size
+        found.clear()
+        size = 0
+        for number, key in enumerate(keys):
+            item = machine.query(Get(key))
+            if isinstance(item, Awaitable):
+                return look_up_the_rest(machine, item, keys[number + 1 :])
+            if is_enough(item):
+                break
+        return None
 
-    async def gathered(found: list[Any]) -> list[Any]:
-        return [await each if isinstance(each, Awaitable) else each for each in found]
+    async def look_up_the_rest(machine: Any, first: Awaitable[KeyValue | None], others: Sequence[str]) -> None:
+        if is_enough(await first):
+            return
+        for key in others:
+            item = machine.query(Get(key))
+            if is_enough(await item if isinstance(item, Awaitable) else item):
+                return
 
-    found: list[KeyValue | None] = await call.raft.read(look_up, policy, timeout=call.remaining)
-    size = sum(len(item.key) + len(item.value) for item in found if item is not None)
+    await call.raft.read(look_up, policy, timeout=call.remaining)
     if size > MAX_LIST_BYTES:
         raise RequestTooLarge(
-            f"the values of these {len(keys)} keys have {size} bytes, one answer takes {MAX_LIST_BYTES}",
+            f"the values of these {len(keys)} keys have more than the {MAX_LIST_BYTES} bytes that one answer takes",
             hint="ask for fewer keys at once",
         )
     return [None if item is None else KeyValueBody.of(item) for item in found]
@@ -116,7 +138,8 @@ async def read_list(call: Call, query: ListKeys, policy: ReadPolicy) -> ListAnsw
     """Cut at ``MAX_LIST_BYTES``: a thousand values of a megabyte are no answer."""
     require_kv(call.raft)
     revision = call.raft.metrics().value.applied_index or 0
-    found: list[KeyValue] = await call.raft.read(query, policy, timeout=call.remaining)
+    bounded = msgspec.structs.replace(query, max_bytes=MAX_LIST_BYTES)
+    found: list[KeyValue] = await call.raft.read(bounded, policy, timeout=call.remaining)
     items: list[KeyValueBody] = []
     size = 0
     for item in found:
@@ -124,5 +147,5 @@ async def read_list(call: Call, query: ListKeys, policy: ReadPolicy) -> ListAnsw
         if items and size > MAX_LIST_BYTES:
             break
         items.append(KeyValueBody.of(item))
-    more = len(items) < len(found) or len(found) >= query.limit
+    more = len(items) < len(found) or len(found) >= query.limit or size >= MAX_LIST_BYTES
     return ListAnswer(items=items, more=more, revision=revision)

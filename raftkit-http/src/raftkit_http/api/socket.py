@@ -207,10 +207,15 @@ class SocketSession:
         await self._send((frame.id, False, self._told(error)))
 
     async def _send(self, answer: tuple[int, bool, Any]) -> None:
+        try:
+            data = _encoder.encode(answer)
+        except Exception as error:
+            log.exception("an answer cannot be encoded")  # of the machine's doing; whoever asked must not wait for it
+            data = _encoder.encode((answer[0], False, self._told(error)))
         # Where the client is gone, what it asked for was carried out all the same.
         if not self._socket.closed:
             with suppress(ConnectionError):
-                await self._socket.send_bytes(_encoder.encode(answer))
+                await self._socket.send_bytes(data)
 
     async def _send_pong(self, data: bytes) -> None:
         with suppress(ConnectionError):  # the next receive() says so
