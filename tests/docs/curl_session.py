@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import re
 import shlex
-import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ import aiohttp
 from yarl import URL
 
 from raftkit_core import open_raft
+from raftkit_core.testing.ports import free_urls
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "api.md"
 BLOCK = re.compile(r"^```console\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -81,9 +81,7 @@ async def nodes() -> AsyncIterator[dict[int, str]]:
     async with AsyncExitStack() as stack:
         urls: dict[int, str] = {}
         for node_id, port in NODES.items():
-            with socket.socket() as held:
-                held.bind(("127.0.0.1", 0))
-                urls[port] = f"http://127.0.0.1:{held.getsockname()[1]}"
+            (urls[port],) = free_urls(1)
             await stack.enter_async_context(open_raft(node_id, storage="memory:", network=urls[port]))
         yield urls
 

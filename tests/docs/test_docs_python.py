@@ -7,14 +7,14 @@ and why, in the line above it: ``*Not run by the tests: …*``.
 from __future__ import annotations
 
 import re
-import socket
 import subprocess
 import sys
 import textwrap
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
+from raftkit_core.testing.ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
@@ -48,11 +48,7 @@ def blocks(language: str) -> list[tuple[str, str]]:
 def with_free_ports(program: str) -> str:
     """Every ``127.0.0.1:PORT`` of the program on a port that is free now."""
     used = sorted(set(ADDRESS.findall(program)))
-    with ExitStack() as stack:
-        listeners = [stack.enter_context(socket.socket()) for _ in used]
-        for listener in listeners:
-            listener.bind(("127.0.0.1", 0))
-        free = {port: listener.getsockname()[1] for port, listener in zip(used, listeners, strict=True)}
+    free = dict(zip(used, free_ports(len(used)), strict=True))
     return ADDRESS.sub(lambda found: f"127.0.0.1:{free[found[1]]}", program)
 
 

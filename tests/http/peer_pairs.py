@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+from raftkit_core.testing.ports import free_ports
 from raftkit_core.testing.recording_service import RecordingService
 from raftkit_core.types.entry import NORMAL, Entry
 from raftkit_core.types.log_id import LogId
@@ -43,7 +44,7 @@ class Pair:
     """n1 calls n2 on loopback."""
 
     def __init__(self) -> None:
-        self.source, self.target = make_factory(), make_factory()
+        self.source, self.target = make_factory(), make_factory(*free_ports(1))
         self.caller, self.service = RecordingService("n1"), RecordingService("n2")
         self.net: HttpNetwork
 

@@ -147,7 +147,7 @@ async def test_a_snapshot_that_comes_in_drops_ends_although_each_drop_is_in_time
         assert "stalled" in str(p.service.stream_errors[0])
         assert 3 <= len(p.service.snapshot_bytes["ab-1"]) // 16 <= 30
         monkeypatch.setattr(snapshots, "CHUNK_TIMEOUT", AMPLE)
-        source.before_chunk = None
+        _, source = snapshot(MIB)
         await p.net.install_snapshot(request, source, AMPLE)
 
 

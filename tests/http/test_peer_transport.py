@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +22,7 @@ from raftkit_core.errors import (
     Unreachable,
 )
 from raftkit_core.network import calls
+from raftkit_core.testing.ports import free_urls
 from raftkit_core.testing.recording_service import RecordingService
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import Node
@@ -90,10 +90,8 @@ async def test_a_restarted_peer_is_reached_again_and_nothing_is_sent_twice() -> 
 
 async def test_a_port_nobody_listens_on_is_unreachable() -> None:
     async with pair() as p:
-        with socket.socket() as unused:
-            unused.bind(("127.0.0.1", 0))
-            port = unused.getsockname()[1]
-        net = p.source.connect("n2", Node(f"http://127.0.0.1:{port}"), p.caller)
+        (nowhere,) = free_urls(1)
+        net = p.source.connect("n2", Node(nowhere), p.caller)
         with pytest.raises(Unreachable, match="cannot connect to n2"):
             await net.heartbeat(BEAT, AMPLE)
         with pytest.raises(Unreachable):

@@ -65,7 +65,8 @@ class Store:
         self.data_dir = data_dir
 
     def url(self, *options: str) -> str:
-        return f"redis://127.0.0.1:{self.port}/0?" + "&".join([f"prefix={self.prefix}", *options])
+        ample = [] if any(option.startswith("timeout_ms=") for option in options) else ["timeout_ms=40s"]
+        return f"redis://127.0.0.1:{self.port}/0?" + "&".join([f"prefix={self.prefix}", *options, *ample])
 
     def context(self, node_id: str = "n1", group: str = "default") -> AdapterContext:
         return AdapterContext(node_id, clock=SystemClock(), cluster="test", group=group, data_dir=self.data_dir)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import signal
-import socket
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import redis
+
+from raftkit_core.testing.ports import free_ports
 
 STRICT = {"appendonly": "yes", "appendfsync": "always"}
 
@@ -49,7 +50,7 @@ class RedisServer:
     def start(self, **settings: str) -> None:
         self.settings |= {name.replace("_", "-"): value for name, value in settings.items()}
         for _ in range(5):
-            if self._start_once(self.port or free_port()):
+            if self._start_once(self.port or free_ports(1)[0]):
                 return
         raise RuntimeError(f"{self._binary} does not start in {self.folder}")
 
@@ -112,9 +113,3 @@ class RedisServer:
         """Id and name of every connection."""
         with redis.Redis(port=self.port) as client:
             return [(str(item["id"]), str(item["name"])) for item in client.client_list()]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

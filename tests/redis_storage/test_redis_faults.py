@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,12 @@ def entries(start: int, stop: int) -> list[Entry]:
 
 def last(stop: int) -> LogId:
     return LogId(LeaderId(1, "n1"), stop - 1)
+
+
+def hurry(log: Any, seconds: float) -> None:
+    """From now on ``log`` waits no longer than that for its server; a busy one had the time it needed before."""
+    session = log._session
+    session.options = session._link._options = replace(session.options, timeout_s=seconds)
 
 
 async def becomes_clean(log: Any) -> bool:
@@ -73,8 +80,9 @@ async def test_kill_9_of_the_server_keeps_everything_and_the_open_handle_goes_on
 
 async def test_a_server_that_stays_away_ends_the_handle_within_the_deadline(start_redis: Any, store_at: Any) -> None:
     server = start_redis()
-    async with store_at(server).opened("timeout_ms=300ms") as log:
+    async with store_at(server).opened() as log:
         server.kill()
+        hurry(log, 0.3)
         with pytest.raises(StorageError, match="no connection"):
             await log.write(LogBatch(vote=VOTE))
         server.start()
@@ -203,7 +211,7 @@ async def test_a_connection_killed_while_idle_is_replaced(store: Any, redis_serv
 
 
 async def test_a_write_that_was_made_but_not_answered_is_found_out(store: Any, redis_server: Any) -> None:
-    async with store.opened("timeout_ms=2s") as log:
+    async with store.opened() as log:
         await log.write(LogBatch(entries=entries(0, 1)))
         link = log._session._link
         exchange, calls = link.exchange, []
@@ -225,7 +233,7 @@ async def test_a_write_that_was_made_but_not_answered_is_found_out(store: Any, r
 
 
 async def test_a_write_that_was_not_made_is_told_and_never_tried_again(store: Any, redis_server: Any) -> None:
-    async with store.opened("timeout_ms=2s") as log:
+    async with store.opened() as log:
         await log.write(LogBatch(entries=entries(0, 1)))
         link = log._session._link
         exchange, calls = link.exchange, []
@@ -248,8 +256,9 @@ async def test_a_write_that_was_not_made_is_told_and_never_tried_again(store: An
 
 async def test_a_paused_server_ends_the_write_within_two_deadlines(start_redis: Any, store_at: Any) -> None:
     server = start_redis()
-    async with store_at(server).opened("timeout_ms=200ms") as log:
+    async with store_at(server).opened() as log:
         server.pause()
+        hurry(log, 0.2)
         try:
             with pytest.raises(StorageError, match=r"did not answer in time|no connection"):
                 await log.write(LogBatch(vote=VOTE))
@@ -332,8 +341,9 @@ async def test_the_claim_of_a_killed_process_is_taken_and_that_of_a_living_one_i
 async def test_a_claim_whose_release_failed_does_not_lock_this_process_out(start_redis: Any, store_at: Any) -> None:
     server = start_redis()
     store = store_at(server)
-    async with store.opened("timeout_ms=200ms"):
+    async with store.opened() as log:
         server.kill()
+        hurry(log, 0.2)
     server.start()
     async with store.opened():
         pass
@@ -345,7 +355,7 @@ async def test_a_server_busy_with_somebody_s_script_ends_the_write_and_changes_n
     """R6. The script ran into its time limit, so the server answers BUSY at once."""
     server = start_redis(lua_time_limit="10")
     store = store_at(server)
-    async with store.opened("timeout_ms=2s") as log:
+    async with store.opened() as log:
         await log.write(LogBatch(entries=entries(0, 3)))
         with ThreadPoolExecutor(1) as thread:
             script = "while true do end"
@@ -388,7 +398,7 @@ async def test_an_entry_larger_than_the_server_takes_is_told_and_changes_nothing
 
 async def test_a_server_without_tls_is_told_apart_from_one_that_is_down(redis_server: Any, tmp_path: Path) -> None:
     """R9. No handshake with it, and no silent fall back to plain text."""
-    url = AdapterUrl.parse(f"rediss://127.0.0.1:{redis_server.port}/0?prefix=tls&timeout_ms=2s")
+    url = AdapterUrl.parse(f"rediss://127.0.0.1:{redis_server.port}/0?prefix=tls&timeout_ms=500ms")
     context = AdapterContext("n1", clock=SystemClock(), cluster="test", data_dir=tmp_path)
     log = make_log_storage(url, context)
     with pytest.raises(StorageError, match=r"no connection|did not answer") as caught:

@@ -16,7 +16,14 @@ from raftkit_core.errors import Compacted, Stopped, StoreLostWrites
 from raftkit_core.types.kv import Delete, Get, ListKeys, Put
 from raftkit_core.types.log_id import index_of
 
-CONFIG = Config(snapshot_policy=SnapshotPolicy.Never(), max_in_snapshot_log_to_keep=0, purge_batch_size=1)
+AMPLE_MS = 60_000
+"""A disk that is busy with others does not cost the leader its place."""
+CONFIG = Config(
+    snapshot_policy=SnapshotPolicy.Never(),
+    max_in_snapshot_log_to_keep=0,
+    purge_batch_size=1,
+    storage_stall_timeout_ms=AMPLE_MS,
+)
 VOTERS = ("n1", "n2", "n3")
 WRITES = 30
 _hubs = itertools.count(1)
@@ -60,14 +67,14 @@ class Nodes:
 
     async def leader(self) -> Raft:
         for raft in self.rafts.values():
-            metrics = await raft.wait(20).metrics(lambda m: m.current_leader in self.rafts, "a leader")
+            metrics = await raft.wait(40).metrics(lambda m: m.current_leader in self.rafts, "a leader")
             return self.rafts[str(metrics.current_leader)]
         raise AssertionError("no node runs")
 
     async def digests(self, index: int) -> set[tuple[int | None, str | None]]:
         found = set()
         for raft in self.rafts.values():
-            await raft.wait(20).applied_index_at_least(index)
+            await raft.wait(40).applied_index_at_least(index)
             status = await raft.status(digest=True)
             found.add((status.applied, status.digest))
         return found
@@ -117,7 +124,7 @@ async def test_three_nodes_restart_on_their_files_and_a_learner_gets_the_state_b
         # A snapshot, a purge that goes no further, and a learner that can only get the snapshot.
         leader = await made.leader()
         leader.trigger().snapshot()
-        held = await leader.wait(20).metrics(lambda m: m.purged is not None and m.purged == m.snapshot, "a purge")
+        held = await leader.wait(40).metrics(lambda m: m.purged is not None and m.purged == m.snapshot, "a purge")
         assert held.last_applied is not None
         assert index_of(held.purged) <= held.last_applied.index
         await made.start("n4")
@@ -137,7 +144,10 @@ async def test_three_nodes_restart_on_their_files_and_a_learner_gets_the_state_b
 async def test_a_durable_machine_writes_no_snapshot_until_a_learner_needs_one(tmp_path: Path) -> None:
     kept = 2 * WRITES  # all are level before each batch: what a slow voter lacks of it is never purged before it has it
     config = Config(
-        snapshot_policy=SnapshotPolicy.LogsSinceLast(20), max_in_snapshot_log_to_keep=kept, purge_batch_size=1
+        snapshot_policy=SnapshotPolicy.LogsSinceLast(20),
+        max_in_snapshot_log_to_keep=kept,
+        purge_batch_size=1,
+        storage_stall_timeout_ms=AMPLE_MS,
     )
     async with nodes(tmp_path) as made:
         await made.start(*VOTERS, config=config)
@@ -147,7 +157,7 @@ async def test_a_durable_machine_writes_no_snapshot_until_a_learner_needs_one(tm
             await leader.client_write_many([Put(f"k{number:03}", b"v" * number) for number in range(WRITES)])
             await made.digests(await last_index(leader))
         for raft in made.rafts.values():
-            held = await raft.wait(20).metrics(lambda m: index_of(m.purged) > 100, "a purge by policy")
+            held = await raft.wait(40).metrics(lambda m: index_of(m.purged) > 100, "a purge by policy")
             assert held.snapshot is None, "the log goes behind what is applied, no file was written for that"
             assert index_of(held.purged) <= index_of(held.last_applied) - kept
         assert have_snapshot_files(tmp_path) == set()
@@ -167,7 +177,7 @@ async def test_cluster_time_comes_with_a_snapshot_and_stays_when_the_node_restar
         await made.start("n1", "n2")
         raft = made.rafts["n1"]
         await raft.initialize({"n1": made.node("n1")})
-        await raft.wait(20).current_leader("n1")
+        await raft.wait(40).current_leader("n1")
         await raft.write(Put("k", b"v"))
         await raft.add_learner("n2", made.node("n2"), blocking=True)
         await made.stop("n2")
@@ -176,13 +186,13 @@ async def test_cluster_time_comes_with_a_snapshot_and_stays_when_the_node_restar
             await raft.write(Put("k", b"v"))
         raft.trigger().snapshot()
         purged = (
-            await raft.wait(20).metrics(lambda m: m.purged is not None and m.purged == m.snapshot, "a purge")
+            await raft.wait(40).metrics(lambda m: m.purged is not None and m.purged == m.snapshot, "a purge")
         ).purged
         time_ms = (await raft.status()).applied_time_ms
 
         for _ in range(2):  # by snapshot alone: nothing was written after it
             await made.start("n2")
-            await made.rafts["n2"].wait(20).applied_index_at_least(index_of(purged))
+            await made.rafts["n2"].wait(40).applied_index_at_least(index_of(purged))
             status = await made.rafts["n2"].status()
             assert (status.snapshot, status.applied, status.applied_time_ms) == (
                 index_of(purged),

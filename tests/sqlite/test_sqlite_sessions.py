@@ -18,7 +18,12 @@ from raftkit_core.types.kv import CompareAndSet, Get, Put
 from raftkit_core.types.operations import OpenSession
 from raftkit_core.types.session import SessionRef, SessionSerial
 
-CONFIG = Config(snapshot_policy=SnapshotPolicy.Never(), max_in_snapshot_log_to_keep=0, purge_batch_size=1)
+CONFIG = Config(
+    snapshot_policy=SnapshotPolicy.Never(),
+    max_in_snapshot_log_to_keep=0,
+    purge_batch_size=1,
+    storage_stall_timeout_ms=60_000,
+)
 
 
 @asynccontextmanager
@@ -33,7 +38,7 @@ async def node(folder: Path) -> AsyncIterator[Raft]:
     ) as raft:
         if raft.is_pristine:
             await raft.initialize({"n1": Node(f"memory:{folder.name}/n1")})
-        await raft.wait(20).current_leader("n1")
+        await raft.wait(40).current_leader("n1")
         await raft.ensure_linearizable()
         yield raft
 
@@ -60,7 +65,7 @@ async def test_a_restarted_node_remembers_sessions_and_results(tmp_path: Path, p
         refused = await outcome(raft.write(CompareAndSet("k", b"?", b"3"), session=SessionSerial(session, 4, 1)))
         if purge:
             raft.trigger().snapshot()
-            await raft.wait(5).metrics(lambda m: m.purged is not None, "the log is purged")
+            await raft.wait(40).metrics(lambda m: m.purged is not None, "the log is purged")
         encoded = raft._core.worker.system.encode()
     async with node(tmp_path) as raft:
         assert isinstance(await outcome(raft.write(Put("k", b"1"), session=SessionSerial(session, 1))), ResultForgotten)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import socket as sockets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,16 +13,11 @@ import pytest
 from yarl import URL
 
 from raftkit_core import Node, Raft, open_raft
+from raftkit_core.testing.ports import free_urls
 from raftkit_core.types.kv import KV_MACHINE, Put
 from raftkit_http.api import kv as kv_api
 
 pack = msgspec.msgpack.encode
-
-
-def free_url() -> str:
-    with sockets.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{held.getsockname()[1]}"
 
 
 class Served:
@@ -47,7 +41,7 @@ class Served:
 
 @asynccontextmanager
 async def served() -> AsyncIterator[Served]:
-    url = free_url()
+    url = free_urls(1)[0]
     async with open_raft("n1", storage="memory:", network=url) as raft:
         await raft.initialize({"n1": Node(url)})
         await raft.wait(10).current_leader("n1")

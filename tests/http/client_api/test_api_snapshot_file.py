@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,19 +14,14 @@ from aiohttp import web
 from raftkit_core import Node, open_raft
 from raftkit_core.errors import NetworkError, NotFound, StorageCorrupt, Unreachable
 from raftkit_core.storage.snapshot_format import SnapshotDecoder
+from raftkit_core.testing.ports import free_urls
 from raftkit_core.types.membership import StoredMembership
 from raftkit_core.types.snapshot import SnapshotMeta, SnapshotSource
 from raftkit_http.client import HttpClusterClient
 
 
-def free_url() -> str:
-    with socket.socket() as each:
-        each.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{each.getsockname()[1]}"
-
-
 async def test_a_node_gives_the_bytes_of_its_snapshot() -> None:
-    url = free_url()
+    url = free_urls(1)[0]
     async with open_raft("n1", storage="memory:", network=url) as raft, HttpClusterClient([url]) as client:
         await client.initialize({"n1": Node(url)})
         with pytest.raises(NotFound, match="no snapshot yet"):
@@ -46,7 +40,7 @@ async def test_a_node_gives_the_bytes_of_its_snapshot() -> None:
 
 
 async def test_where_nobody_listens_nobody_is_reached() -> None:
-    async with HttpClusterClient([free_url()]) as client:
+    async with HttpClusterClient([free_urls(1)[0]]) as client:
         with pytest.raises(Unreachable):
             [chunk async for chunk in client.read_snapshot()]
 

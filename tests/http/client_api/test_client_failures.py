@@ -23,6 +23,7 @@ from raftkit_core.errors import (
     StorageFull,
     Unreachable,
 )
+from raftkit_core.testing.ports import free_urls
 from raftkit_core.types.membership import Membership, Node
 from raftkit_http.client import HttpClusterClient
 
@@ -107,9 +108,7 @@ async def silent() -> AsyncIterator[str]:
 
 def dead_url() -> str:
     """A port nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+    return free_urls(1)[0]
 
 
 async def test_a_dead_endpoint_is_passed_over_and_the_one_that_answered_is_remembered(api_node: Any) -> None:

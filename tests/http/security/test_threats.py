@@ -14,6 +14,7 @@ from aiohttp import web
 from raftkit_core import Node, open_raft
 from raftkit_core.errors import RaftError
 from raftkit_core.testing.cluster import memory_cluster
+from raftkit_core.testing.ports import free_ports
 from raftkit_core.types.identity import PeerIdentity
 from raftkit_core.types.kv import Put
 from raftkit_http.server import HttpServer
@@ -88,17 +89,6 @@ async def test_garbage_in_place_of_http_is_refused_quickly_and_fills_no_log(capl
         await server.close()
 
 
-def _ports(count: int) -> list[int]:
-    import socket
-
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [sock.getsockname()[1] for sock in sockets]
-    finally:
-        for sock in sockets:
-            sock.close()
-
-
 async def test_hundreds_of_slow_sockets_take_neither_leadership_nor_the_place_of_peers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,7 +96,7 @@ async def test_hundreds_of_slow_sockets_take_neither_leadership_nor_the_place_of
     from raftkit_http import listener
 
     monkeypatch.setattr(listener, "CONNECTIONS_PER_ADDRESS_MAX", 200)
-    members = {f"n{number}": Node(f"http://127.0.0.1:{port}") for number, port in enumerate(_ports(3), 1)}
+    members = {f"n{number}": Node(f"http://127.0.0.1:{port}") for number, port in enumerate(free_ports(3), 1)}
     async with AsyncExitStack() as stack:
         rafts: dict[str, Any] = {}
         for node_id, node in members.items():
