@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Protocol, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, overload
 
 import msgspec
 
@@ -147,8 +147,20 @@ class AppliedState(msgspec.Struct, frozen=True):
     records: dict[bytes, bytes] = {}
 
 
-class RaftStateMachine(ABC):
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as DefaultingTypeVar  # type checkers bring it along
+
+    BatchT = DefaultingTypeVar("BatchT", default=ApplyBatch, contravariant=True)
+    ResultsT = DefaultingTypeVar("ResultsT", default=Sequence[Any] | Awaitable[Sequence[Any]], covariant=True)
+else:
+    BatchT, ResultsT = TypeVar("BatchT"), TypeVar("ResultsT")
+
+
+class RaftStateMachine(ABC, Generic[BatchT, ResultsT]):
     """What a cluster replicates.
+
+    Its two parameters have defaults, which is what every machine wants; only a base class that changes what ``apply``
+    takes, as ``SimpleStateMachine`` does, gives others.
 
     - **M1** Deterministic: equal batches from equal states give equal states and results, in every process.
     - **M2** ``apply`` gives exactly one result per entry of ``batch.entries``; a refusal is a ``CommandRejected`` *as a
@@ -175,8 +187,8 @@ class RaftStateMachine(ABC):
         return AppliedState()
 
     @abstractmethod
-    def apply(self, batch: ApplyBatch) -> Sequence[Any] | Awaitable[Sequence[Any]]:
-        """Apply, in order. Returns the results, or an awaitable of them."""
+    def apply(self, batch: BatchT) -> ResultsT:
+        """Apply an :class:`ApplyBatch`, in order. Returns the results, or an awaitable of them."""
 
     @abstractmethod
     def snapshot(self) -> AsyncIterator[bytes]:

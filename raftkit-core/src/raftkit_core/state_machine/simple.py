@@ -39,7 +39,7 @@ from raftkit_core.types.snapshot import SnapshotMeta
 CHUNK_BYTES = 1024 * 1024
 
 
-class SimpleStateMachine(RaftStateMachine):
+class SimpleStateMachine(RaftStateMachine[Any, Any]):
     """Override ``apply``, ``get_state`` and ``set_state``; ``query`` if you like.
 
     ``apply`` must be deterministic: no clock, no randomness, no files, no order of a set. It may refuse by raising

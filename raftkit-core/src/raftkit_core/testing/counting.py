@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from raftkit_core.errors import CommandRejected
@@ -27,7 +25,7 @@ class Counter(SimpleStateMachine):
     def __init__(self) -> None:
         self.value = 0
 
-    def apply(self, command: Any) -> int:  # type: ignore[override]
+    def apply(self, command: Add) -> int:
         if command.amount < 0:
             raise CommandRejected("it only grows")
         self.value += command.amount
@@ -36,5 +34,5 @@ class Counter(SimpleStateMachine):
     def get_state(self) -> int:
         return self.value
 
-    def set_state(self, state: Any) -> None:
+    def set_state(self, state: int) -> None:
         self.value = state
