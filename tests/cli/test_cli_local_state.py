@@ -132,5 +132,5 @@ def test_a_paused_process_is_told_from_a_running_one_and_a_zombie_is_gone(sleepe
     assert state_of(sleeper.pid, token) == "paused"
     assert send(sleeper.pid, token, signal.SIGCONT)
     assert kill_now(sleeper.pid, token)
-    assert wait_gone(sleeper.pid, token, timeout_s=5)  # nobody has reaped it yet
+    assert wait_gone(sleeper.pid, token, timeout_s=60)  # nobody has reaped it yet
     assert not send(sleeper.pid, token, signal.SIGTERM)

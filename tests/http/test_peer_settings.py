@@ -145,5 +145,5 @@ def test_the_http_network_is_found_by_its_scheme() -> None:
 
 def test_the_plugin_loads_without_aiohttp() -> None:
     code = "import sys, raftkit_http.plugin; print('aiohttp' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"

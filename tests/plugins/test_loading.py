@@ -326,7 +326,7 @@ def test_a_state_machine_factory_must_take_url_and_context_or_context() -> None:
 def run_python(code: str, *path: object) -> str:
     environ = {key: value for key, value in os.environ.items() if not key.startswith("RAFTKIT_")}
     environ["PYTHONPATH"] = os.pathsep.join([*map(str, path), environ.get("PYTHONPATH", "")])
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, timeout=30)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environ, timeout=150)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 

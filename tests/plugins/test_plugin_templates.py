@@ -52,7 +52,9 @@ def test_the_code_is_clean(kind: str, tmp_path: Path) -> None:
         "--select",
         "E,F,W,UP,B,ASYNC",
     ]
-    checked = subprocess.run([*command, str(tmp_path / "new")], capture_output=True, text=True, timeout=60, check=False)
+    checked = subprocess.run(
+        [*command, str(tmp_path / "new")], capture_output=True, text=True, timeout=150, check=False
+    )
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 

@@ -268,7 +268,7 @@ def in_a_thread(work: Callable[[], Any]) -> Any:
 
     thread = threading.Thread(target=run)
     thread.start()
-    thread.join(10)
+    thread.join(60)
     assert found, "the call hung"
     return found[0]
 

@@ -75,7 +75,7 @@ def test_the_plugin_imports_nothing_until_a_kit_is_found() -> None:
         "import pytest, sys; before = set(sys.modules); import raftkit_core.testing.pytest_plugin;"
         "print(*sorted(set(sys.modules) - before))"
     )
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert {name for name in found.stdout.split() if "." not in name} <= {"raftkit_core"}
     assert {name for name in found.stdout.split() if name.startswith("raftkit_core.")} == {
         "raftkit_core.testing",

@@ -220,7 +220,7 @@ async def test_a_body_over_the_limit_is_refused_before_it_is_read(api_node: Any)
             b"POST /v1/members HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: 300000\r\n\r\n"
         )
-        head = await asyncio.wait_for(reader.readline(), 5)
+        head = await asyncio.wait_for(reader.readline(), 60)
         writer.write(b" " * 300000)
         await writer.drain()
         writer.close()
@@ -246,7 +246,7 @@ async def test_a_slow_body_ends_at_its_deadline(api_node: Any, monkeypatch: pyte
             b"POST /v1/read HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             b"Content-Length: 10\r\n\r\n{"
         )
-        head = await asyncio.wait_for(reader.readline(), 5)
+        head = await asyncio.wait_for(reader.readline(), 60)
         writer.write(b" " * 9)
         writer.close()
         await writer.wait_closed()
@@ -273,7 +273,7 @@ async def test_a_client_that_goes_away_does_not_stop_its_change_half_way(api_nod
         head = f"POST /v1/members/change HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n".encode()
         _, writer = await asyncio.open_connection("127.0.0.1", node.server.port)
         writer.write(head + b"Content-Type: application/json\r\n\r\n" + body)
-        await asyncio.wait_for(node.raft.arrived.wait(), 5)
+        await asyncio.wait_for(node.raft.arrived.wait(), 60)
         writer.close()
         await writer.wait_closed()
         node.raft.hold.set()
@@ -285,7 +285,7 @@ async def test_more_requests_than_the_limit_are_refused_definitely_but_status_st
     async with api_node(limits=ApiLimits(max_requests=1)) as node:
         node.raft.hold = asyncio.Event()
         first = asyncio.create_task(node.ask("PUT", "/v1/kv/k", data=b"1"))
-        await asyncio.wait_for(node.raft.arrived.wait(), 5)
+        await asyncio.wait_for(node.raft.arrived.wait(), 60)
         status, refused = await node.ask("PUT", "/v1/kv/k", data=b"2")
         assert (status, refused["error"]["code"], refused["error"]["outcome"]) == (503, "OVERLOADED", "not_applied")
         assert (await node.ask("GET", "/v1/status"))[0] == 200

@@ -102,7 +102,7 @@ async def test_a_stream_that_fails_in_the_middle_ends_there(error: Exception, ap
         reader, writer = await asyncio.open_connection("127.0.0.1", node.server.port)
         writer.write(b"GET /v1/snapshot HTTP/1.1\r\nHost: localhost\r\n\r\n")
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 received = await reader.read()
         except ConnectionResetError:
             received = b""
@@ -138,7 +138,7 @@ async def test_a_reader_that_goes_away_is_not_an_error_of_the_node(
             await asyncio.sleep(0.001)
         left.set()
         answered = "raftkit_http_requests_total", {"route": "/v1/snapshot", "status": "200"}
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not node.api.metrics.registry.get_sample_value(*answered):  # noqa: ASYNC110 (plain data)
                 await asyncio.sleep(0.001)
     assert not [record for record in caplog.records if record.levelname in ("ERROR", "WARNING")]

@@ -102,7 +102,7 @@ async def test_no_more_than_the_window_is_taken_in(api_node: Any) -> None:
         node.raft.hold = asyncio.Event()
         for number in range(10):
             await socket.send_bytes(put(number))
-        await asyncio.wait_for(node.raft.arrived.wait(), 5)
+        await asyncio.wait_for(node.raft.arrived.wait(), 60)
         await node.ask("GET", "/v1/status")  # the server has had its turns
         await node.ask("GET", "/v1/status")
         assert len(arrivals) == 2
@@ -120,7 +120,7 @@ async def full_window(api_node: Any, **limits: int) -> AsyncIterator[tuple[Any, 
         node.raft.hold = asyncio.Event()
         for number in range(5):
             await socket.send_bytes(put(number))
-        await asyncio.wait_for(node.raft.arrived.wait(), 5)
+        await asyncio.wait_for(node.raft.arrived.wait(), 60)
         yield node, socket
 
 

@@ -212,7 +212,7 @@ async def test_what_was_definitely_not_applied_and_may_work_later_is_tried_again
     async with api_node() as node, HttpClusterClient([node.url]) as client:
         node.raft.failure = error
         writing = asyncio.create_task(client.kv_put("k", b"v"))
-        await asyncio.wait_for(node.raft.arrived.wait(), 5)
+        await asyncio.wait_for(node.raft.arrived.wait(), 60)
         node.raft.failure = None
         await writing
         assert [len(node.raft.written), node.raft.data["k"].revision] == [1, 1]

@@ -96,7 +96,7 @@ async def test_a_sync_client_that_is_closed_by_another_thread_leaves_nobody_wait
         arrived()
         client.close()
         for thread in threads:
-            thread.join(5)
+            thread.join(60)
         return [*told, any(thread.is_alive() for thread in threads)]
 
     async with cluster(tmp_path) as nodes, proxy(nodes.urls["n1"]) as before:
@@ -105,7 +105,7 @@ async def test_a_sync_client_that_is_closed_by_another_thread_leaves_nobody_wait
             program,
             before.url,
             lambda: setattr(before, "hold", 2),
-            lambda: asyncio.run_coroutine_threadsafe(nodes.total(3), loop).result(5),
+            lambda: asyncio.run_coroutine_threadsafe(nodes.total(3), loop).result(60),
         )
         assert told == [OutcomeUnknown, OutcomeUnknown, False]
 
@@ -133,14 +133,14 @@ async def test_a_sync_client_may_be_closed_while_another_thread_begins_a_call(
         except RaftError as error:
             told.append(error.code)
         monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", submit)
-        closing.join(5)
+        closing.join(60)
         client.__enter__()  # and it opens again
         told.append(client.status().role)
         client.close()
         return told
 
     async with cluster(tmp_path, machine="kv") as nodes:
-        told = await asyncio.wait_for(asyncio.to_thread(program, nodes.urls["n1"]), 10)
+        told = await asyncio.wait_for(asyncio.to_thread(program, nodes.urls["n1"]), 60)
         assert told[-1] == "leader"
 
 
@@ -159,4 +159,4 @@ async def test_what_outlives_a_sync_client_troubles_nobody(tmp_path: Path) -> No
         return found
 
     async with cluster(tmp_path, machine="kv") as nodes:
-        assert await asyncio.wait_for(asyncio.to_thread(program, nodes.urls["n1"]), 10)
+        assert await asyncio.wait_for(asyncio.to_thread(program, nodes.urls["n1"]), 60)
