@@ -26,7 +26,7 @@ import msgspec
 from msgspec import Raw
 
 from raftkit_core.errors import ErrorInfo, PayloadTooLarge
-from raftkit_core.types.entry import MEMBERSHIP, Entries, Entry, decode_membership
+from raftkit_core.types.entry import MEMBERSHIP, Entries, Entry, decode_membership, proposed
 from raftkit_core.types.entry_log import EntryLog
 from raftkit_core.types.ids import INT_MAX, MAX_ENTRY_BYTES, MAX_FRAME_BYTES, Natural, is_node_id
 from raftkit_core.types.log_id import LogId, next_index
@@ -279,6 +279,12 @@ def encode_append(request: AppendEntriesRequest) -> bytes:
             raise ValueError(f"entry {first} where index {expected} was due")
         leader = first.leader_id
         runs.append((leader.term, leader.node_id, expected, entries.time_ms, entries.kind, entries.payloads))
+    elif len(entries) == 1:
+        entry = entries[0]
+        leader = entry.log_id.leader_id
+        if entry.log_id.index != expected:
+            raise ValueError(f"entry {entry.log_id} where index {expected} was due")
+        runs.append((leader.term, leader.node_id, expected, entry.time_ms, entry.kind, [entry.payload]))
     else:
         shared: tuple[LeaderId, int, int] | None = None
         payloads: list[bytes] = []
@@ -331,14 +337,14 @@ def decode_append(body: bytes | msgspec.Raw) -> AppendEntriesRequest:
         if run.kind == MEMBERSHIP:
             for payload in payloads:
                 _guarded(decode_membership, payload)  # it counts as soon as it is in the log: it must be one
-        proposed = Entries(LogId(leader, expected), run.time_ms, run.kind, payloads)
+        together = proposed(LogId(leader, expected), run.time_ms, run.kind, payloads)
         expected += len(payloads)
         if len(runs) == 1:
-            entries = proposed
+            entries = together
             break
         if joined is None:
             joined = EntryLog()
-        joined.extend(proposed)
+        joined.extend(together)
     if joined is not None:
         entries = joined[:]
     if expected > INT_MAX:

@@ -10,6 +10,7 @@ import asyncio
 import inspect
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from itertools import islice
 from typing import Any
 
 from raftkit_core.engine.commands import (
@@ -50,22 +51,36 @@ class LogTail:
         self._begin_bytes = 0
         self.trim_at = TRIM_ABOVE_BYTES
         """How large ``end_bytes`` may become before there is something to drop."""
+        self._end = next_index
+        """The index behind the last entry."""
         self._newest: Sequence[Entry] = ()
         """The last batch, as it came: mostly what is asked for. It begins at ``_newest_start`` (-1: there is none)."""
         self._newest_start = -1
+        self._newest_bytes = 0
+        self._before: Sequence[Entry] = ()
+        """The batch before it, up to ``_newest_start``: a follower hears with the newest that this one is committed."""
+        self._before_start = -1
+        self._before_bytes = 0
 
     def append(self, entries: Sequence[Entry]) -> int:
         """Gives how many bytes of payload they have."""
-        self._newest_start = self._first + len(self._entries)
+        self._before, self._before_start, self._before_bytes = self._newest, self._newest_start, self._newest_bytes
+        self._newest_start = self._end
         self._newest = entries
-        size_bytes = entries.size_bytes if type(entries) is Entries else payload_bytes(entries)
+        if type(entries) is Entries:
+            size_bytes = entries.size_bytes
+            self._end += len(entries.payloads)
+        else:
+            size_bytes = len(entries[0].payload) if len(entries) == 1 else payload_bytes(entries)
+            self._end += len(entries)
+        self._newest_bytes = size_bytes
         self.end_bytes += size_bytes
         self._entries.extend(entries)
         return size_bytes
 
     def _forget_newest(self) -> None:
-        self._newest = ()
-        self._newest_start = -1
+        self._newest = self._before = ()
+        self._newest_start = self._before_start = -1
 
     def truncate(self, since: int) -> None:
         keep = max(0, since - self._first)
@@ -73,13 +88,15 @@ class LogTail:
         del self._entries[keep:]
         if since < self._first:
             self._first = since
+        self._end = self._first + len(self._entries)
         self._forget_newest()
 
     def purge(self, upto: int) -> None:
         """Forget everything up to ``upto``; the log may now begin beyond what was here."""
         count = min(max(0, upto + 1 - self._first), len(self._entries))
-        self._drop(count, payload_bytes(self._entries[:count]))
+        self._drop(count, sum(map(len, islice(self._entries.payloads(), count))))
         self._first = max(self._first, upto + 1)
+        self._end = max(self._end, self._first)
 
     def trim(self, durable_index: int) -> None:
         """Drop old durable entries once the tail is well above its size."""
@@ -103,20 +120,25 @@ class LogTail:
         self._first += count
         self._begin_bytes += size_bytes
         self.trim_at = TRIM_ABOVE_BYTES + self._begin_bytes
+        if self._first > self._before_start:
+            self._before, self._before_start = (), -1
         if self._first > self._newest_start:
             self._forget_newest()
 
     def read(self, start: int, stop: int, max_bytes: int) -> Sequence[Entry] | None:
         """Entries of ``[start, stop)`` up to ``max_bytes`` and ``READ_ENTRIES`` (at least one); None if ``start`` is
         not in the tail."""
-        if start == self._newest_start and stop - start >= len(self._newest):
-            entries = self._newest
+        if start == self._newest_start and stop >= self._end:
+            entries, size_bytes = self._newest, self._newest_bytes
+        elif start == self._before_start and stop == self._newest_start:
+            entries, size_bytes = self._before, self._before_bytes
         else:
             offset, there = start - self._first, len(self._entries)
             if offset < 0 or offset >= there:
                 return None
             entries = self._entries.part(offset, min(stop - self._first, there, offset + READ_ENTRIES))
-        if payload_bytes(entries) <= max_bytes:
+            size_bytes = payload_bytes(entries)
+        if size_bytes <= max_bytes:
             return entries
         return entries[: fitting(entries, max_bytes)]
 
@@ -296,7 +318,7 @@ class LogWriter:
             if not self.storage.takes_columns:
                 entries = list(entries)
         else:
-            last_index = entries[-1].index
+            last_index = entries[-1].log_id.index
         committed = None if self._committed is None else self._news(last_index)
         return head.io_id, LogBatch(None, None, None, entries, committed), last_index
 
@@ -350,7 +372,7 @@ class LogWriter:
         if purge_upto is not None:
             last_index = max(last_index, purge_upto.index)
         if entries:
-            last_index = entries[-1].index
+            last_index = entries[-1].log_id.index
             entries = entries[:]  # no longer one that grows
             if type(entries) is Entries and not self.storage.takes_columns:
                 entries = list(entries)

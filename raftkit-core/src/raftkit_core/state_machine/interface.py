@@ -89,7 +89,7 @@ class AppliedEntries(Sequence[AppliedEntry]):
         assert len(log) == len(commands), "one command for each entry"
         self._log = log
         self.commands = commands
-        self.first_index = log.first.index if type(log) is Entries else log[0].index
+        self.first_index = log.first.index if type(log) is Entries else log[0].log_id.index
 
     def __len__(self) -> int:
         return len(self.commands)

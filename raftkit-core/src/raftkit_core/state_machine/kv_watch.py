@@ -63,7 +63,7 @@ class ChangeRing:
 
     def feed(self, log: Sequence[Entry], entries: Sequence[Entry], results: Sequence[Any]) -> None:
         """A batch was applied: all of it, the entries that reached the machine, and the machine's results of them."""
-        self.position = position = log.last.index if type(log) is Entries else log[-1].index
+        self.position = position = log.last.index if type(log) is Entries else log[-1].log_id.index
         if entries:
             size_bytes = payload_bytes(log)
             self._parts.append(_Part(position, entries, results, size_bytes))

@@ -156,16 +156,17 @@ class MemoryLogStorage(RaftLogStorage):
         """Clauses L4 and L10: no hole, and ``committed`` within the log as it will be."""
         disk = self.disk
         held, entries, committed = disk.entries, batch.entries, batch.committed
-        if not held:
+        last = held.last_index() if type(held) is EntryLog else held[-1].index if held else -1
+        if last < 0:
             last = index_of(disk.last_purged)
-        else:
-            last = held.next_index - 1 if type(held) is EntryLog else held[-1].index
         if batch.truncate_since is not None:
             last = max(min(last, batch.truncate_since - 1), index_of(disk.last_purged))
         if batch.purge_upto is not None and batch.purge_upto.index > last:
             last = batch.purge_upto.index
         if type(entries) is Entries and entries.first.index == last + 1:
             last += len(entries.payloads)  # made consecutive
+        elif len(entries) == 1 and entries[0].log_id.index == last + 1:
+            last += 1
         elif entries:
             last = _end_of(entries, last + 1)
         if committed is not None and committed.index > last:

@@ -125,10 +125,19 @@ class Entries(Sequence[Entry]):
         return repr(list(self))
 
 
+def proposed(first: LogId, time_ms: int, kind: int, payloads: list[bytes]) -> Sequence[Entry]:
+    """What is proposed together: of one payload a list, which is quicker to handle than an :class:`Entries` of one."""
+    if len(payloads) == 1:
+        return [Entry(first, time_ms, kind, payloads[0])]
+    return Entries(first, time_ms, kind, payloads)
+
+
 def payload_bytes(entries: Sequence[Entry]) -> int:
     """Bytes of payload in ``entries``."""
     if type(entries) is Entries:
         return entries.size_bytes
+    if len(entries) == 1:
+        return len(entries[0].payload)
     return sum(map(len, map(_payload, entries)))
 
 
@@ -136,6 +145,8 @@ def payloads_of(entries: Sequence[Entry]) -> Sequence[bytes]:
     """The payloads of ``entries``, in order."""
     if type(entries) is Entries:
         return entries.payloads
+    if len(entries) == 1:
+        return [entries[0].payload]
     return list(map(_payload, entries))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, MutableSequence, Sequence
 from itertools import chain, repeat
+from operator import attrgetter, eq
 from typing import overload
 
 from raftkit_core.types.entry import Entries, Entry
@@ -13,6 +14,14 @@ from raftkit_core.types.vote import LeaderId
 
 RUN_ENTRIES = 4096
 """A run that is as long is not added to: to cut off its begin moves the rest of it."""
+
+FRESH_BATCHES = 64
+"""So many additions are put into runs at once."""
+_index = attrgetter("log_id.index")
+_kind = attrgetter("kind")
+_leader_id = attrgetter("log_id.leader_id")
+_payload = attrgetter("payload")
+_time_ms = attrgetter("time_ms")
 
 
 class _Run:
@@ -27,7 +36,10 @@ class _Run:
         self.payloads: list[bytes] = []
         self.times: list[int] = []
 
-    def part(self, start: int, stop: int) -> Entries:
+    def part(self, start: int, stop: int) -> Sequence[Entry]:
+        if start + 1 == stop:
+            log_id = LogId(self.leader_id, self.first_index + start)
+            return [Entry(log_id, self.times[start], self.kind, self.payloads[start])]
         times = self.times[start:stop]
         first = LogId(self.leader_id, self.first_index + start)
         return Entries(first, times[-1], self.kind, self.payloads[start:stop], times)
@@ -40,24 +52,36 @@ class EntryLog(MutableSequence[Entry]):
     A slice is an :class:`Entries` where its entries have one leader and kind, else a list.
     """
 
-    __slots__ = ("_begin", "_end", "_runs", "_starts", "next_index")
+    __slots__ = ("_begin", "_end", "_fresh", "_next_index", "_runs", "_starts")
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._runs: list[_Run] = []
         self._starts: list[int] = []
         """How many entries were ever before each run."""
+        self._fresh: list[Sequence[Entry]] = []
+        """What was added last, as it came: put into runs when somebody looks, or when it has become much."""
         self._begin = 0
         self._end = 0
-        self.next_index = 0
-        """The index behind the last entry that was added."""
+        """The places of the first entry in runs, and behind the last one, whose index is before ``_next_index``."""
+        self._next_index = 0
         self.extend(entries)
 
     def __len__(self) -> int:
+        if self._fresh:
+            self._settle()
         return self._end - self._begin
+
+    def last_index(self) -> int:
+        """The index of the last entry; -1 if there is none."""
+        if self._fresh:
+            last = self._fresh[-1]
+            return last.last.index if type(last) is Entries else last[-1].log_id.index
+        return self._next_index - 1 if self._end > self._begin else -1
 
     # --- reading ----------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Entry]:
+        self._settle()
         for run in self._runs:
             yield from run.part(0, len(run.payloads))
 
@@ -78,6 +102,8 @@ class EntryLog(MutableSequence[Entry]):
 
     def part(self, start: int, stop: int) -> Sequence[Entry]:
         """As the slice, which must not be empty nor go beyond the end."""
+        if self._fresh:
+            self._settle()
         starts = self._starts
         start += self._begin
         stop += self._begin
@@ -95,6 +121,7 @@ class EntryLog(MutableSequence[Entry]):
             before = start
 
     def payloads(self) -> Iterator[bytes]:
+        self._settle()
         return chain.from_iterable([run.payloads for run in self._runs])
 
     def __eq__(self, other: object) -> bool:
@@ -110,41 +137,69 @@ class EntryLog(MutableSequence[Entry]):
     # --- changing ---------------------------------------------------------------------------------------------------
 
     def extend(self, entries: Iterable[Entry]) -> None:
-        if type(entries) is Entries:
-            first, payloads, times = entries.first, entries.payloads, entries.times
-            run = self._run_for(first, entries.kind)
-            run.payloads += payloads
-            run.times += repeat(entries.time_ms, len(payloads)) if times is None else times
-            self._end += len(payloads)
-            self.next_index = first.index + len(payloads)
-        else:
-            for entry in entries:
-                self.append(entry)
+        """``entries`` must not be changed afterwards."""
+        if type(entries) is not Entries:
+            if type(entries) is not list:
+                entries = list(entries)
+            if not entries:
+                return
+        self._fresh.append(entries)
+        if len(self._fresh) > FRESH_BATCHES:
+            self._settle()
 
     def append(self, entry: Entry) -> None:
-        run = self._run_for(entry.log_id, entry.kind)
-        run.payloads.append(entry.payload)
-        run.times.append(entry.time_ms)
-        self._end += 1
-        self.next_index = entry.log_id.index + 1
+        self.extend([entry])
 
-    def _run_for(self, first: LogId, kind: int) -> _Run:
-        """The last run if an entry ``first`` can follow in it, else a new one."""
-        if self._runs:
-            last = self._runs[-1]
-            if (
-                first.index == self.next_index
-                and kind == last.kind
-                and len(last.payloads) < RUN_ENTRIES
-                and first.leader_id == last.leader_id
-            ):
-                return last
-        run = _Run(first.leader_id, first.index, kind)
-        self._runs.append(run)
-        self._starts.append(self._end)
-        return run
+    def _settle(self) -> None:
+        """Put everything into runs."""
+        fresh, self._fresh = self._fresh, []
+        plain: list[Entry] = []
+        for entries in fresh:
+            if type(entries) is Entries:
+                self._settle_plain(plain)
+                plain = []
+                times = repeat(entries.time_ms, len(entries.payloads)) if entries.times is None else entries.times
+                self._add(entries.first, entries.kind, entries.payloads, times)
+            else:
+                plain += entries
+        self._settle_plain(plain)
+
+    def _settle_plain(self, entries: list[Entry]) -> None:
+        if not entries:
+            return
+        first, last = entries[0], entries[-1]
+        indexes = range(first.log_id.index, last.log_id.index + 1)
+        if (
+            len(indexes) == len(entries)
+            and all(map(eq, map(_index, entries), indexes))
+            and all(map(eq, map(_kind, entries), repeat(first.kind)))
+            and all(map(eq, map(_leader_id, entries), repeat(first.log_id.leader_id)))
+        ):
+            self._add(first.log_id, first.kind, list(map(_payload, entries)), map(_time_ms, entries))
+            return
+        for entry in entries:
+            self._add(entry.log_id, entry.kind, [entry.payload], (entry.time_ms,))
+
+    def _add(self, first: LogId, kind: int, payloads: list[bytes], times: Iterable[int]) -> None:
+        """To the last run if ``first`` can follow in it, else to a new one."""
+        last = self._runs[-1] if self._runs else None
+        if (
+            last is None
+            or first.index != self._next_index
+            or kind != last.kind
+            or len(last.payloads) >= RUN_ENTRIES
+            or first.leader_id != last.leader_id
+        ):
+            last = _Run(first.leader_id, first.index, kind)
+            self._runs.append(last)
+            self._starts.append(self._end)
+        last.payloads += payloads
+        last.times += times
+        self._end += len(payloads)
+        self._next_index = first.index + len(payloads)
 
     def __delitem__(self, at: int | slice) -> None:
+        self._settle()
         if isinstance(at, slice):
             start, stop, step = at.indices(len(self))
             if step == 1 and start >= stop:
@@ -170,7 +225,7 @@ class EntryLog(MutableSequence[Entry]):
             last, left = runs[-1], end - starts[-1]
             del last.payloads[left:]
             del last.times[left:]
-            self.next_index = last.first_index + left
+            self._next_index = last.first_index + left
 
     def _cut_before(self, begin: int) -> None:
         """Keep what is from the place ``begin`` on; that is something."""

@@ -10,7 +10,7 @@ from raftkit_core.engine.leader import Leader
 from raftkit_core.engine.parts import EngineParts
 from raftkit_core.errors import ConditionFailed, ForwardToLeader, Overloaded, QuorumNotEnough, RaftError
 from raftkit_core.types.condition import WriteCondition
-from raftkit_core.types.entry import Entries
+from raftkit_core.types.entry import payload_bytes, proposed
 from raftkit_core.types.log_id import LogId
 
 
@@ -79,8 +79,8 @@ class LeaderHandler:
         assert leader is not None, "only a leader proposes"
         state = parts.state
         first = LogId(leader.vote.leader_id, state.log.last_index + 1)
-        entries = Entries(first, leader.time_ms(now, state.last_time_ms), kind, payloads)
-        size_bytes = entries.size_bytes
+        entries = proposed(first, leader.time_ms(now, state.last_time_ms), kind, payloads)
+        size_bytes = payload_bytes(entries)
         leader.uncommitted.append((first.index + len(payloads) - 1, size_bytes))
         leader.uncommitted_bytes += size_bytes
         memberships = self._log.append(entries, now)

@@ -25,6 +25,13 @@ class LogHandler:
             state.log.extend(first, last)
             memberships = _memberships(entries) if entries.kind == MEMBERSHIP else []
             size_bytes = entries.size_bytes
+        elif len(entries) == 1:
+            only = entries[0]
+            first = last = only.log_id
+            time_ms = only.time_ms
+            state.log.extend(first, last)
+            memberships = _memberships(entries) if only.kind == MEMBERSHIP else []
+            size_bytes = len(only.payload)
         else:
             end = entries[-1]
             first, last, time_ms = entries[0].log_id, end.log_id, end.time_ms
