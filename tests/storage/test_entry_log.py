@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from random import Random
 
 import pytest
@@ -100,6 +101,15 @@ def test_a_log_of_columns_is_the_list_it_stands_for(seed: int) -> None:
         assert log[start:stop] == expected[start:stop]
         if expected:
             assert (log[0], log[-1]) == (expected[0], expected[-1])
+
+
+def test_a_copy_of_a_log_is_another_log() -> None:
+    log = EntryLog(plain(T1, 0, 5))
+    image = copy.copy(log)
+    log.append(plain(T1, 5, 6)[0])
+    del log[:2]
+    assert (list(image), list(log)) == (plain(T1, 0, 5), plain(T1, 2, 6))
+    assert (image.last_index(), log.last_index(), EntryLog().last_index()) == (4, 5, -1)
 
 
 def test_a_log_is_read_across_its_runs() -> None:

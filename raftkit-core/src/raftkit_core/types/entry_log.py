@@ -134,6 +134,9 @@ class EntryLog(MutableSequence[Entry]):
     def __repr__(self) -> str:
         return repr(list(self))
 
+    def __copy__(self) -> EntryLog:
+        return EntryLog(self)
+
     # --- changing ---------------------------------------------------------------------------------------------------
 
     def extend(self, entries: Iterable[Entry]) -> None:
