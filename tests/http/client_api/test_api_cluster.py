@@ -158,3 +158,17 @@ async def test_a_node_that_does_not_lead_says_so_in_its_metrics(api_node: Any, r
             lines = (await response.text()).splitlines()
     assert "raftkit_is_leader 0.0" in lines
     assert f"raftkit_is_learner {float(role is ServerState.LEARNER)}" in lines
+
+
+@pytest.mark.parametrize("field", ["peer", "client"])
+async def test_members_are_not_set_to_addresses_that_would_not_be_taken(field: str, api_node: Any) -> None:
+    """The request said where they are, the answer was 200, and they were somewhere else."""
+    there = "http://127.0.0.1:1"
+    async with api_node() as node:
+        members = {"n1": {"peer": there, field: "http://127.0.0.1:2"}, "n2": {"peer": "http://127.0.0.1:3"}}
+        status, answer = await node.ask("POST", "/v1/members/set", json={"members": members})
+        assert (status, answer["error"]["code"]) == (400, "BAD_REQUEST")
+        assert "n1 is at http://127.0.0.1:1, not at http://127.0.0.1:2" in answer["error"]["message"]
+        assert node.raft.operations == []
+        members["n1"][field] = there
+        assert (await node.ask("POST", "/v1/members/set", json={"members": members}))[0] == 200

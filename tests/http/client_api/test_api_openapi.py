@@ -120,7 +120,7 @@ def prepared(fake_raft: Any) -> Any:
 
     async def make() -> Any:
         raft = fake_raft()
-        nodes = {name: Node(f"http://127.0.0.1:{port}") for port, name in enumerate(("n1", "n4"), 1)}
+        nodes = {name: Node(f"http://127.0.0.1:{port}") for port, name in ((7401, "n1"), (7404, "n4"))}
         raft.membership = Membership.of([["n1"]], nodes)
         await raft.write(Put("greeting", b"hello"))
         return raft
@@ -227,7 +227,7 @@ async def test_members_are_promoted_and_set_from_any_node(api_node: Any, prepare
         raft = node.raft
         _, answer = await node.ask("POST", "/v1/members/promote", json={"ids": ["n4"]})
         assert [(member["id"], member["voter"]) for member in answer["data"]["members"]] == [("n1", True), ("n4", True)]
-        body = {"members": {"n1": {"peer": "http://127.0.0.1:1"}, "n5": {"peer": "http://127.0.0.1:5"}}}
+        body = {"members": {"n1": {"peer": "http://127.0.0.1:7401"}, "n5": {"peer": "http://127.0.0.1:5"}}}
         _, answer = await node.ask("POST", "/v1/members/set", json=body)
         assert [type(operation).__name__ for operation in raft.operations] == [
             "ChangeMembership",

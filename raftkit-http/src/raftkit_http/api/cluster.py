@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from raftkit_core.errors import BadRequest
 from raftkit_core.network.client import MembershipResult
-from raftkit_core.types.membership import AddVoterIds, RemoveNodes, ReplaceAllVoters
+from raftkit_core.types.membership import AddVoterIds, Node, RemoveNodes, ReplaceAllVoters
 from raftkit_core.types.operations import (
     AddLearner,
     ChangeMembership,
@@ -26,6 +27,7 @@ from raftkit_http.api.schema import (
     InitializeRequest,
     LeaderAnswer,
     MembersAnswer,
+    NodeBody,
     PromoteRequest,
     RemoveMembersRequest,
     SetMembersRequest,
@@ -95,10 +97,23 @@ async def post_set(call: Call) -> web.Response:
     body = await call.json(SetMembersRequest)
     known = call.raft.metrics().value.membership.membership.nodes
     for node_id, node in sorted(body.members.items()):
+        if node_id in known:
+            _check_address(node_id, node, known[node_id])
+    for node_id, node in sorted(body.members.items()):
         if node_id not in known:
             await call.change(call.raft.call(AddLearner(node_id, node.to_node()), timeout=call.remaining))
     voters = ReplaceAllVoters(tuple(sorted(body.members)))
     return await _membership(call, ChangeMembership(voters, retain=body.retain))
+
+
+def _check_address(node_id: str, given: NodeBody, known: Node) -> None:
+    """Raises: BadRequest for another address than that of the member: it would not be taken, and nobody told."""
+    for named, held in ((given.peer, known.peer), (given.client, known.client_address)):
+        if named is not None and named != held:
+            raise BadRequest(
+                f"the member {node_id} is at {held}, not at {named}",
+                hint="name the addresses of GET /v1/members; a member that has moved is removed, and added anew",
+            )
 
 
 async def post_remove(call: Call) -> web.Response:

@@ -34,7 +34,7 @@ async def get_key(call: Call) -> web.Response:
     key = key_in_path(call.request)
     answer = await read_key(call, key, call.query.consistency())
     if answer.item is None:
-        raise NotFound(f"the key {quoted(key)} does not exist")
+        raise NotFound(f"the key {quoted(key)} does not exist", hint="GET /v1/kv lists the keys there are")
     response = success(call.request, "kv", answer.item)
     response.headers[hdrs.ETAG] = f'"{answer.item.revision}"'
     return response
