@@ -113,7 +113,9 @@ class Access:
         table = self._table
         if table is None:
             return ANYONE
-        kind, _, secret = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+        given = request.headers.getall(hdrs.AUTHORIZATION, ())
+        # Of two, what stands before this node may have looked at the other one.
+        kind, _, secret = (given[0] if len(given) == 1 else "").partition(" ")
         if kind.lower() == "bearer" and (token := table.find(secret.strip())) is not None:
             return Caller(token.name, token.role, token)
         if role == "open":

@@ -444,3 +444,13 @@ def test_hosts_are_read_from_headers_without_trust() -> None:
     assert host_of("[::1]:80") == "::1"
     assert host_of("[::1") == ""
     assert host_of("A.b:99") == "a.b"
+
+
+async def test_two_tokens_in_one_request_are_none(api_node: Any, tmp_path: Path) -> None:
+    """Whoever stands before the node may have judged the one, and the node would take the other."""
+    async with secured(api_node, tmp_path) as s:
+        good = s.bearer("admin")["Authorization"]
+        for values in ((good, good), (good, "Bearer x"), ("Bearer x", good)):
+            headers = [("Authorization", value) for value in values]
+            async with s.node.http.get(f"{s.node.url}/v1/status", headers=headers) as response:
+                assert response.status == 401
