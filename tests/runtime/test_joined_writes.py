@@ -10,7 +10,7 @@ import pytest
 from raftkit_core.config import Config, ReadPolicy
 from raftkit_core.errors import BadCommand, Overloaded
 from raftkit_core.raft import Raft
-from raftkit_core.runtime import raft_core
+from raftkit_core.runtime import inbox
 from raftkit_core.state_machine.kv_codec import KvCodec
 from raftkit_core.testing.cluster import memory_cluster, outcome
 from raftkit_core.types.entry import NORMAL, Envelope, encode_body, encode_envelope, envelope_head
@@ -60,7 +60,7 @@ async def test_what_comes_between_writes_keeps_its_place() -> None:
 
 
 async def test_many_small_writes_are_not_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(raft_core, "JOINED_BYTES", 1024 * 1024)
+    monkeypatch.setattr(inbox, "JOINED_BYTES", 1024 * 1024)
     async with memory_cluster(1) as cluster:
         leader = await cluster.leader()
         core = leader._core
@@ -73,8 +73,8 @@ async def test_many_small_writes_are_not_one_turn(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_a_bound_holds_for_writes_that_share_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(raft_core, "MAX_QUEUED", 20)
-    monkeypatch.setattr(raft_core, "JOINED_BYTES", 1024 * 1024)
+    monkeypatch.setattr(inbox, "MAX_QUEUED", 20)
+    monkeypatch.setattr(inbox, "JOINED_BYTES", 1024 * 1024)
     async with memory_cluster(1) as cluster:
         leader = await cluster.leader()
         taken: list[asyncio.Future[Any]] = []

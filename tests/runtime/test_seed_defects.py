@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from raftkit_core.errors import StorageError
+from raftkit_core.runtime.inbox import Balancer
 from raftkit_core.runtime.log_writer import LogWriter
-from raftkit_core.runtime.raft_core import Balancer
 from raftkit_core.storage.memory import MemoryLogStorage
 from raftkit_core.testing.cluster import memory_cluster
 from raftkit_core.types.entry import Entry

@@ -27,7 +27,7 @@ ROOT = Path(raftkit_core.__file__).parent
 WRITE_PATH = [
     ("raft.py", "Raft.client_write"),
     ("runtime/envelopes.py", "Envelopes.around"),
-    ("runtime/raft_core.py", "RaftCore.propose"),
+    ("runtime/inbox.py", "Inbox.propose"),
     ("runtime/raft_core.py", "RaftCore._drain_inbox"),
     ("runtime/raft_core.py", "RaftCore._write"),
     ("engine/engine.py", "Engine.handle_client_write"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from raftkit_core.runtime.raft_core import MAX_QUEUED
+from raftkit_core.runtime.inbox import MAX_QUEUED
 from raftkit_core.runtime.state_machine_worker import JOBS_KEPT
 from raftkit_core.types.ids import NodeId
 
