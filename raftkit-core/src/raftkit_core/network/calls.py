@@ -114,29 +114,25 @@ class Connection:
 
     def received(self, data: FrameBytes) -> None:
         """A frame came in."""
-        self.take((data,))
+        lane = self._lane
+        if lane._connection is self:
+            self.heard_at = self.now()
+            lane._received(self, data)
+        elif self.hello is not None and not self.hello.done():
+            self.hello.set_result(bytes(data))
 
     def received_many(self, frames: Sequence[FrameBytes]) -> None:
         """Frames came in together: the node deals with their answers in one go, before this returns.
 
-        Nothing of them is used after that.
+        Nothing of them is used after that. Who corks the node itself may call :meth:`received`.
         """
         service = self._lane._service
         service.cork()
         try:
-            self.take(frames)
+            for data in frames:
+                self.received(data)
         finally:
             service.uncork()
-
-    def take(self, frames: Sequence[FrameBytes]) -> None:
-        """As :meth:`received_many`, for who has corked the node already."""
-        lane = self._lane
-        self.heard_at = self.now()
-        for data in frames:
-            if lane._connection is self:
-                lane._received(self, data)
-            elif self.hello is not None and not self.hello.done():
-                self.hello.set_result(bytes(data))
 
     def fail(self, request_id: int, error: RPCError) -> None:
         """One request cannot be delivered; the connection is fine."""

@@ -48,12 +48,13 @@ class Deadlines:
         self.timer_at = float("inf")
         now = loop.time()
         pending = self._pending
-        due = [(waits.due, key) for key, waits in pending.items() if waits.due <= now]
-        due.sort()
-        for _, key in due:
-            if key in pending:
-                self._expired(key)
-        if pending:
-            first = min(waits.due for waits in pending.values())
-            if first < self.timer_at:
-                self.arm(first, loop)
+        due = sorted((waits.due, key) for key, waits in pending.items() if waits.due <= now)
+        try:
+            for _, key in due:
+                if key in pending:
+                    self._expired(key)
+        finally:  # whatever one of them led to: the others have their ends too
+            if pending:
+                first = min(waits.due for waits in pending.values())
+                if first < self.timer_at:
+                    self.arm(first, loop)

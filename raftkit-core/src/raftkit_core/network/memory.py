@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -165,24 +165,14 @@ class MemoryHub:
         """Deliver what is due. What goes to one node on several connections is dealt with in one go there, as what
         comes on one is."""
         due, self.due = self.due, []
-        corked: list[RaftService] = []
+        for pipe in due:
+            pipe.service.cork()
         try:
             for pipe in due:
-                service = pipe.find_service()
-                if service is not None:
-                    service.cork()
-                    corked.append(service)
-            for pipe in due:
-                frames, pipe.ready = pipe.ready, []
-                try:
-                    pipe.take(frames)
-                except Exception as error:
-                    asyncio.get_running_loop().call_exception_handler(
-                        {"message": "a frame could not be delivered", "exception": error}
-                    )
+                pipe.flush()
         finally:
-            for service in corked:
-                service.uncork()
+            for pipe in due:
+                pipe.service.uncork()
 
     def judge(self, src: NodeId, dst: NodeId, frame: bytes) -> float | str | None:
         """Seconds of delay for a request, or :data:`DROP`. Raises: RPCError for the caller."""
@@ -206,15 +196,17 @@ class _Pipe:
     def __init__(
         self,
         hub: MemoryHub,
-        deliver: Callable[[Sequence[bytes]], None],
-        find_service: Callable[[], RaftService | None],
+        service: RaftService,
+        receive: Callable[[bytes], None],
+        broken: Callable[[FrameError], None],
     ) -> None:
         self._hub = hub
-        self.find_service = find_service
-        """Gives the service of the node it leads to."""
-        self.take = deliver
+        self.service = service
+        """The node it leads to: corked while it delivers."""
+        self._receive = receive
+        self._broken = broken
         self._loop = asyncio.get_running_loop()
-        self.ready: list[bytes] = []
+        self._ready: list[bytes] = []
         """To be delivered in the next turn."""
         self._late: deque[tuple[float, bytes]] = deque()
         """What is delayed, and what came after it; until when."""
@@ -224,7 +216,7 @@ class _Pipe:
         if self._late:
             self.push_late(frame, 0.0)
             return
-        ready = self.ready
+        ready = self._ready
         if not ready:
             due = self._hub.due
             if not due:
@@ -243,30 +235,36 @@ class _Pipe:
             self._timer = self._loop.call_at(self._late[0][0], self._come)
 
     def close(self) -> None:
-        self.ready.clear()
+        self._ready.clear()
         self._late.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
+    def flush(self) -> None:
+        """Deliver what is ready, to a node that is corked; what is pushed meanwhile has its own turn."""
+        frames, self._ready = self._ready, []
+        try:
+            for frame in frames:
+                self._receive(frame)
+        except FrameError as error:
+            self._broken(error)
+        except Exception as error:
+            self._loop.call_exception_handler({"message": "a frame could not be delivered", "exception": error})
+
     def _come(self) -> None:
         """The time of what was delayed has come."""
         self._timer = None
         late, now = self._late, self._loop.time()
-        frames, self.ready = self.ready, []
         while late and late[0][0] <= now:
-            frames.append(late.popleft()[1])
+            self._ready.append(late.popleft()[1])
         if late:
             self._timer = self._loop.call_at(late[0][0], self._come)
-        service = self.find_service()
-        if service is None:
-            self.take(frames)
-            return
-        service.cork()
+        self.service.cork()
         try:
-            self.take(frames)
+            self.flush()
         finally:
-            service.uncork()
+            self.service.uncork()
 
 
 class _MemoryLink(Link):
@@ -289,10 +287,6 @@ class _MemoryLink(Link):
         self._dst = server.node_id
         self._server = server
         self._connection = connection
-        self._requests = _Pipe(hub, self._take, lambda: server.services.get(group))
-        self._answers = _Pipe(hub, connection.take, lambda: service)
-        self._push = self._requests.push
-        self._push_answer = self._answers.push
         self._closing: asyncio.Task[None] | None = None
         self._aborted = False
         self._answered_kinds: dict[int, str] = {}
@@ -305,21 +299,26 @@ class _MemoryLink(Link):
             refused=lambda: None,  # the caller drops the connection when it sees the refusal
             offer=self._offer,
         )
+        self._requests = _Pipe(hub, server.services[group], self.served.received, self._broken)
+        self._answers = _Pipe(hub, service, connection.received, self._broken)
+        self._push = self._requests.push
+        self._push_answer = self._answers.push
 
     def send(self, frame: bytes, request_id: int) -> None:
         if self._aborted:
             return
-        if self._hub.is_undisturbed:
-            self._hub.counts[_NAMES[frame[1]]] += 1  # as kind_of
+        hub = self._hub
+        if hub.is_undisturbed:
+            hub.counts[_NAMES[frame[1]]] += 1  # as kind_of
             self._push(frame)
             return
         try:
-            verdict = self._hub.judge(self._src, self._dst, frame)
+            verdict = hub.judge(self._src, self._dst, frame)
         except RPCError as error:
             asyncio.get_running_loop().call_soon(self._connection.fail, request_id, error)
             return
         if not isinstance(verdict, str):
-            if self._hub.post_hook is not None:
+            if hub.post_hook is not None:
                 self._answered_kinds[request_id] = request_kind(decode_frame(frame).kind).name.lower()
             self._requests.push_late(frame, verdict or 0.0)
 
@@ -345,11 +344,8 @@ class _MemoryLink(Link):
         self.abort()
         self._connection.lost(error)
 
-    def _take(self, frames: Sequence[bytes]) -> None:
-        try:
-            self.served.take(frames)
-        except FrameError as error:
-            self.lose(NetworkError(f"{self._dst} closed the connection: {error}"))
+    def _broken(self, error: FrameError) -> None:
+        self.lose(NetworkError(f"{self._dst} closed the connection: {error}"))
 
     def _send_answer(self, frame: bytes) -> None:
         if self._aborted:

@@ -113,25 +113,19 @@ class ServedConnection:
 
     def received_many(self, frames: Sequence[FrameBytes]) -> None:
         """Take frames that came in together: the node deals with them in one go, before this returns, and nothing of
-        them is used after that.
+        them is used after that. Who corks the node itself may call :meth:`received`.
 
         Raises: FrameError, and the connection must be closed.
         """
         service = self._find_service()
-        if service is None:
-            self.take(frames)
-            return
-        service.cork()
+        if service is not None:
+            service.cork()
         try:
-            self.take(frames)
+            for data in frames:
+                self.received(data)
         finally:
-            service.uncork()
-
-    def take(self, frames: Sequence[FrameBytes]) -> None:
-        """As :meth:`received_many`, for who has corked the node already."""
-        received = self.received
-        for data in frames:
-            received(data)
+            if service is not None:
+                service.uncork()
 
     def received(self, data: FrameBytes) -> None:
         """Take one frame. Raises: FrameError, and the connection must be closed."""

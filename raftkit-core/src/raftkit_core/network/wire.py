@@ -308,32 +308,35 @@ def decode_append(body: bytes | msgspec.Raw) -> AppendEntriesRequest:
         raw = _decode_append(body)
     except _UNDECODABLE as error:
         raise FrameError(f"not a valid frame: {error}") from None
-    prev = raw.prev_log_id
+    prev, commit, runs = raw.prev_log_id, raw.leader_commit, raw.runs
     ours = raw.vote.leader_id
     _check_leader_id(ours)
-    expected, last_leader = 0, None
+    last_leader: LeaderId | None = None
+    expected = 0
     if prev is not None:
-        expected, last_leader = prev.index + 1, prev.leader_id
-        if last_leader != ours:
+        expected = prev.index + 1
+        last_leader = prev.leader_id
+        if last_leader == ours:
+            last_leader = ours
+        else:
             _check_leader_id(last_leader)
-    commit = raw.leader_commit
     if commit is not None and commit.leader_id != ours:
         _check_leader_id(commit.leader_id)
     entries: Sequence[Entry] = []
     joined: EntryLog | None = None
-    runs = raw.runs
     for run in runs:
-        leader = LeaderId(run.term, run.node_id)
-        if leader == ours:
+        if run.term == ours.term and run.node_id == ours.node_id:
             leader = ours  # checked
         else:
+            leader = LeaderId(run.term, run.node_id)
             _check_leader_id(leader)
         payloads = run.payloads
         if run.first_index != expected or not payloads:
             raise FrameError(f"a run of {len(payloads)} entries starts at {run.first_index}, {expected} was due")
-        if last_leader is not None and leader < last_leader:
-            raise FrameError(f"entries of {leader} after entries of {last_leader}")
-        last_leader = leader
+        if leader is not last_leader:
+            if last_leader is not None and leader < last_leader:
+                raise FrameError(f"entries of {leader} after entries of {last_leader}")
+            last_leader = leader
         if run.kind == MEMBERSHIP:
             for payload in payloads:
                 _guarded(decode_membership, payload)  # it counts as soon as it is in the log: it must be one
@@ -349,7 +352,7 @@ def decode_append(body: bytes | msgspec.Raw) -> AppendEntriesRequest:
         entries = joined[:]
     if expected > INT_MAX:
         raise FrameError("an index is out of range")
-    return AppendEntriesRequest(raw.vote, prev, entries, raw.leader_commit, raw.lease_ms)
+    return AppendEntriesRequest(raw.vote, prev, entries, commit, raw.lease_ms)
 
 
 class AppendEncoder:

@@ -218,15 +218,10 @@ class SimLink(_MemoryLink):
         if frame.startswith(_GARBAGE):
             self._garbage_arrived(frame, lambda damaged: self.served.received(damaged))
             return
-        service = self._server.services.get(self.served.group)
-        if service is None:
-            self._take((frame,))
-            return
-        service.cork()
         try:
-            self._take((frame,))
-        finally:
-            service.uncork()
+            self.served.received_many((frame,))
+        except FrameError as error:
+            self._broken(error)
 
     def _send_answer(self, frame: bytes) -> None:
         if self._aborted or self._server.dead:
