@@ -81,7 +81,9 @@ class MemoryHub:
         self.is_undisturbed = True
         """Whether every message passes, and at once."""
         self.due: list[_Pipe] = []
-        """What delivers in the next turn."""
+        """What has something to deliver."""
+        self.is_delivering = False
+        """Somebody sees to it: now, or in the next turn of the loop."""
 
     @classmethod
     def named(cls, name: str) -> MemoryHub:
@@ -162,8 +164,24 @@ class MemoryHub:
         )
 
     def deliver(self) -> None:
-        """Deliver what is due. What goes to one node on several connections is dealt with in one go there, as what
-        comes on one is."""
+        """Deliver what is due, and then what was said to it at once: mostly the answers. More has a turn of its own, so
+        that two nodes which talk to each other leave time to everybody else."""
+        try:
+            self._deliver_due()
+            if self.due:
+                self._deliver_due()
+        finally:
+            self.is_delivering = False
+            if self.due:
+                self.deliver_soon()
+
+    def deliver_soon(self) -> None:
+        """Deliver in the next turn of the loop."""
+        self.is_delivering = True
+        asyncio.get_running_loop().call_soon(self.deliver)
+
+    def _deliver_due(self) -> None:
+        """What goes to one node on several connections is dealt with in one go there, as what comes on one is."""
         due, self.due = self.due, []
         for pipe in due:
             pipe.service.cork()
@@ -218,10 +236,10 @@ class _Pipe:
             return
         ready = self._ready
         if not ready:
-            due = self._hub.due
-            if not due:
-                self._loop.call_soon(self._hub.deliver)
-            due.append(self)
+            hub = self._hub
+            hub.due.append(self)
+            if not hub.is_delivering:
+                hub.deliver_soon()
         ready.append(frame)
 
     def push_late(self, frame: bytes, delay: float) -> None:

@@ -86,6 +86,9 @@ class Kind(IntEnum):
     INSTALL_SNAPSHOT = 11
 
 
+_APPEND_ENTRIES = Kind.APPEND_ENTRIES
+_NUMBERS = tuple(range(len(Kind)))
+"""By kind: a plain number, which is encoded at once."""
 CONTROL_KINDS = frozenset({Kind.HELLO, Kind.HEARTBEAT, Kind.VOTE, Kind.PRE_VOTE, Kind.TRANSFER_LEADER, Kind.READ_INDEX})
 """Small and urgent: the control lane."""
 DATA_KINDS = frozenset({Kind.HELLO, Kind.APPEND_ENTRIES, Kind.FORWARD, Kind.SNAPSHOT_OFFSET})
@@ -171,7 +174,7 @@ _UNDECODABLE = (msgspec.DecodeError, ValueError, RecursionError, OverflowError, 
 def encode_frame(kind: int, request_id: int, timeout_ms: int, body: bytes) -> bytes:
     """Put an encoded message in a frame. Raises: PayloadTooLarge."""
     if len(body) < JOINED_BYTES_MIN:
-        return _encode((int(kind), request_id, timeout_ms, Raw(body)))
+        return _encode((_NUMBERS[kind], request_id, timeout_ms, Raw(body)))
     if len(body) > MAX_FRAME_BYTES - FRAME_OVERHEAD_BYTES:
         raise PayloadTooLarge(f"a message of {len(body)} bytes does not fit a frame of {MAX_FRAME_BYTES} bytes")
     return frame_head(kind, request_id, timeout_ms) + body
@@ -179,7 +182,7 @@ def encode_frame(kind: int, request_id: int, timeout_ms: int, body: bytes) -> by
 
 def frame_head(kind: int, request_id: int, timeout_ms: int) -> bytes:
     """What stands before the body in a frame."""
-    return _encode((int(kind), request_id, timeout_ms, None))[:-1]
+    return _encode((_NUMBERS[kind], request_id, timeout_ms, None))[:-1]
 
 
 def decode_frame(data: FrameBytes) -> Frame:
@@ -215,14 +218,14 @@ def request_kind(kind: int) -> Kind:
 
 def encode_request(kind: Kind, message: Any) -> bytes:
     """The body of a request. Appends go through :class:`AppendEncoder` where several peers get the same one."""
-    if kind is Kind.APPEND_ENTRIES:
+    if kind is _APPEND_ENTRIES:
         return encode_append(message)
     return _encode(message)
 
 
 def decode_request(kind: Kind, body: bytes | msgspec.Raw) -> Any:
     """Raises: FrameError."""
-    if kind is Kind.APPEND_ENTRIES:
+    if kind is _APPEND_ENTRIES:
         return decode_append(body)
     message = _guarded(_decode_request[kind], body)
     _QUICK_CHECKS.get(type(message), _check)(message)
