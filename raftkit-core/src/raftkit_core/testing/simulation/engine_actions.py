@@ -79,10 +79,14 @@ def _part(ring: EngineRing, draw: random.Random, node_id: str, count: int, until
 
 
 def ambush(ring: EngineRing, action: Action, node_id: str) -> None:
-    """What ``action`` has waited for has happened to ``node_id``, this moment."""
+    """What ``action`` has waited for has happened to ``node_id``, this moment. If it names another node, the two
+    are alone from now on."""
     draw = random.Random(action.pick)
     ring.seen[action.kind] += 1
     until = ring.now + draw.uniform(0.6, 2.0)
+    if action.node:
+        _part(ring, draw, f"{node_id}+{action.node}", 2, ring.now + draw.uniform(1.6, 2.4))
+        return
     match draw.choice(("part", "part", "crash", "mute")):
         case "crash":
             ring.crash(ring.nodes[node_id], draw.uniform(0.02, 1.0), action.pick)

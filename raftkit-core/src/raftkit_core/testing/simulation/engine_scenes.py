@@ -151,15 +151,20 @@ def _left_behind(stage: Stage) -> float:
 
 def _two_behind(stage: Stage) -> float:
     """Two voters come back behind a purge: one of them installs, the other hears nothing, and then the two are alone
-    and the other campaigns."""
+    and the other campaigns: some time later, or just while the one installs."""
     draw = stage.draw
     one, other = draw.sample(stage.ids, 2)
     lasts = draw.uniform(0.9, 1.6)
-    stage.do(0.0, "cut", one, for_s=lasts + 0.3)
+    in_the_middle = len(stage.ids) > 4 and stage.chance(0.7)  # the others must be able to commit
+    stage.do(0.0, "crash" if in_the_middle else "cut", one, for_s=lasts + 0.3)
     stage.some(1, 0.0, 0.25, "write", most=3)
-    stage.do(0.3, "cut", other, for_s=lasts + 0.6)
+    stage.do(0.3, "cut", other, for_s=lasts + (1.2 if in_the_middle else 0.6))
     stage.some(4, 0.35, 0.3 + lasts, "write", most=9)
     _purge(stage, 0.3 + lasts * draw.uniform(0.5, 0.8))
+    if in_the_middle:
+        stage.do(lasts + 0.2, "ambush_install", other, for_s=1.3)
+        stage.some(10, lasts + 1.2, lasts + 3.2, "elect", other)
+        return lasts + 3.2
     alone = lasts + 0.3 + draw.uniform(0.1, 0.5)
     stage.do(alone, "part", f"{one}+{other}", count=2, for_s=2.2)
     stage.some(draw.randint(2, 6), alone + 0.5, alone + 2.2, "elect", other)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from raftkit_core.testing.simulation.simulation import Simulation
 
 
+WALL_JUMPS = (-10 * 365 * 86_400.0, -3600.0, 3600.0, 10 * 365 * 86_400.0)
+"""By how much a wall clock is set, in seconds."""
 _BETWEEN_NODES = frozenset({"partition", "isolate", "cut", "hold", "flap"})
 
 
@@ -172,6 +174,8 @@ class FaultPlayer:
                     disk.rotten[random.choice(disk.entries).index] = None
                     sim.crash(node) if node in sim.lives else None
                     self._later(action, lambda: self._rejoin(node))
+            case "set_wall":
+                sim.clock_of(node).set_wall(random.choice(WALL_JUMPS))
             case "transfer" | "elect" | "snapshot" | "purge":
                 self._trigger(action, node)
             case "add" | "remove" | "swap":

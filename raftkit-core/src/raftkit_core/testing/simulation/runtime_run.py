@@ -109,7 +109,7 @@ class RuntimeRun:
             else:
                 faults.append(action)
         for number, name in enumerate(sorted(clients)):
-            sim.client(name).session_name = f"s{number // 2}"
+            sim.client(name).session_name = f"s{number // 4}"
         for name, mine in clients.items():
             self.player.spawn(self._be_client(name, mine, began), f"client {name}")
         for action in faults:
@@ -140,7 +140,7 @@ class RuntimeRun:
             elif action.kind == "put_once":
                 await client.put_once(action.key, action.value, timeout=self.scenario.patience_s)
             elif action.kind == "abandon":
-                await client.leave_session(close=action.pick % 3 == 0)
+                await client.leave_session(close=action.pick % 3 == 0, when_late=action.pick % 3 == 1)
             elif action.kind == "delete":
                 await client.delete(action.key, **options)
             elif action.kind == "cas":

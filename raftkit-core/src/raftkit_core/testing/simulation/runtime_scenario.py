@@ -39,7 +39,7 @@ class RuntimeScenario(msgspec.Struct, frozen=True, omit_defaults=True):
     patience_s: float = 1.5
     """How long a client waits for an answer before it takes the outcome for unknown."""
     session_ttl_ms: int = DEFAULT_TTL_MS
-    """Of the sessions of clients, two of which share one."""
+    """Of the sessions of clients, four of which share one."""
     ends_early: bool = False
     """When the faults have ended it is over: nothing has to recover."""
     quiet: bool = False
@@ -97,6 +97,7 @@ def plan(seed: int, profile: str = "mixed", *, seconds: float = 10.0) -> Runtime
     actions += _operations(draw, seconds, busy=draw.choice((1.0, 2.0, 2.5)))
     session_ttl_ms, abandoned = _sessions(Random(f"runtime sessions {profile} {seed}"), actions, seconds)
     actions += abandoned
+    actions += _wall_jumps(Random(f"runtime wall clocks {profile} {seed}"), ids, seconds)
     actions.sort(key=lambda action: action.at_s)
     config: dict[str, Any] = {
         "single_term_leader": draw.random() < 0.25,
@@ -220,6 +221,14 @@ def _operations(draw: Random, seconds: float, busy: float) -> list[Action]:
                 )
             )
     return found
+
+
+def _wall_jumps(draw: Random, ids: list[str], seconds: float) -> list[Action]:
+    """Dates that are set, by hours and by years. (Chance of its own: nothing else may change by it.)"""
+    return [
+        Action(round(draw.uniform(0.1, seconds), 3), "set_wall", draw.choice(ids), pick=draw.randrange(1 << 30))
+        for _ in range(draw.choice((0, 1, 2)))
+    ]
 
 
 def _sessions(draw: Random, actions: list[Action], seconds: float) -> tuple[int, list[Action]]:

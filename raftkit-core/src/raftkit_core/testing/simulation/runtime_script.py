@@ -11,7 +11,7 @@ ActionKind = Literal[
     "crash", "power_loss", "wipe", "pause", "partition", "isolate", "cut", "hold", "flap",
     "storm", "slow_disk", "hang_disk", "full_disk", "failing_disk", "rot",
     "transfer", "elect", "snapshot", "purge", "add", "remove", "swap",
-    "depose", "deafen", "ambush_winner", "ambush_install",
+    "depose", "deafen", "ambush_winner", "ambush_install", "set_wall",
 ]  # fmt: skip
 
 LEADER = "@leader"

@@ -8,9 +8,10 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from raftkit_core.config import ReadPolicy
-from raftkit_core.errors import RaftError, Stopped
+from raftkit_core.errors import BadCommand, RaftError, ResultForgotten, SerialReused, Stopped
 from raftkit_core.raft import Raft
 from raftkit_core.testing.linearizability import Kind
+from raftkit_core.testing.linearizability.history import text_of
 from raftkit_core.testing.simulation.sim_session import SimSession
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.kv import CompareAndSet, Delete, Get, KeyValue, Put
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from raftkit_core.testing.simulation.simulation import Simulation
 
 TIMEOUT = 2.0
+NEVER_TOLD = (ResultForgotten, SerialReused, BadCommand)
+"""What a session says only to clients that break its rules."""
 
 
 class SimClient:
@@ -55,6 +58,11 @@ class SimClient:
             call.raised(sim.now, error)
             sim.trace.event("told", self.name, f"put_once {key} {type(error).__name__}")
             sim.trace.seen(f"session.{error.outcome}")
+            if isinstance(error, NEVER_TOLD) or isinstance(error.__cause__, NEVER_TOLD):
+                told = (
+                    f"its client, which follows the rules and waits for {key}={text_of(_bytes(value))}, is told {error}"
+                )
+                sim.oracle.breach("S23", session.ref.token, told)
             raise
         call.ok(sim.now, done.data)
         sim.trace.event("told", self.name, f"put_once {key} {done.data}")
@@ -80,18 +88,31 @@ class SimClient:
             await found.abandon()  # somebody else who writes under this name was quicker
         return await self._open_session(timeout)
 
-    async def leave_session(self, *, close: bool) -> None:
+    async def leave_session(self, *, close: bool, when_late: bool = False) -> None:
         """Write under another session from now on. Unless it is closed the old one is left to itself: nobody keeps it
-        alive, and its client counts on it until its time is over."""
-        session = self._sim.sessions.pop(self.session_name, None)
+        alive, and its client counts on it until its time is over. ``when_late``: only when the answer to the next
+        keep-alive, a late one, has come, and at that very moment."""
+        session = self._sim.sessions.get(self.session_name)
         if session is None:
             return
+        if when_late:
+            session.on_late_answer = lambda: self._leave_late(session)
+            return
+        del self._sim.sessions[self.session_name]
         self._sim.trace.event("told", self.name, f"leaves session {session.id} {close}")
         if close:
             await session.close()
         else:
             self._sim.trace.seen("session.abandoned")
             await session.abandon()
+
+    def _leave_late(self, session: SimSession) -> None:
+        sim = self._sim
+        if sim.sessions.get(self.session_name) is not session:
+            return
+        del sim.sessions[self.session_name]
+        sim.trace.seen("session.abandoned_late")
+        sim.under_way.append(sim.loop.create_task(session.abandon(), name="leave a session"))
 
     async def _at_a_node(self, ask: Callable[[Raft], Awaitable[Any]]) -> Any:
         node = self._choose()

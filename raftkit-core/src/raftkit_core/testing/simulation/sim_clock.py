@@ -14,9 +14,14 @@ class SimClock:
         self._loop = loop
         self.rate = rate
         self.offset = offset
+        self._wall_ahead = 0.0
 
     def monotonic(self) -> float:
         return self._loop.time() * self.rate + self.offset
 
     def wall(self) -> float:
-        return WALL_START + self._loop.time()
+        return WALL_START + self._wall_ahead + self._loop.time()
+
+    def set_wall(self, seconds: float) -> None:
+        """Somebody sets the date: information only, so that nothing may come of it."""
+        self._wall_ahead += seconds

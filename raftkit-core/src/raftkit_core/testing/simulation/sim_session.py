@@ -13,6 +13,7 @@ from raftkit_core.network.client_session import ClientSession
 from raftkit_core.network.repeating import Attempts
 from raftkit_core.raft import Raft
 from raftkit_core.types.ids import NodeId
+from raftkit_core.types.kv import Put
 from raftkit_core.types.operations import CloseSession, KeepSession, SessionOpened
 from raftkit_core.types.session import SessionSerial
 
@@ -48,6 +49,8 @@ class SimSession(ClientSession):
         self._choose = choose
         self.patience_s = 1.5
         """How long one node is waited for before another is asked."""
+        self.on_late_answer: Callable[[], None] | None = None
+        """The next keep-alive is answered late, and this is called when that has been counted."""
         self._is_given_back = False
         self._chance = sim.stream(f"late/{self.id}")
         sim.oracle.sessions.promised(self.id, lambda: self.is_counted_on)
@@ -76,9 +79,11 @@ class SimSession(ClientSession):
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         await self._node().call(KeepSession(self.ref), timeout=timeout)
-        if self._is_bad_weather():
+        if self._is_bad_weather() or self.on_late_answer is not None:
             self._sim.trace.seen("session.kept_late")
             await asyncio.sleep(self._chance.uniform(0.0, max(0.0, deadline - loop.time())))
+            if self.on_late_answer is not None:
+                loop.call_soon(self.on_late_answer)
         self._sim.trace.seen("session.kept")
 
     async def _send_write(self, command: Any, once: Callable[[], SessionSerial], timeout: float) -> Any:
@@ -91,6 +96,7 @@ class SimSession(ClientSession):
                 left = max(deadline - loop.time(), 0.001)
                 done = await self._node().write(command, session=serial, timeout=min(left, self.patience_s))
                 self._repeat_later(command, serial)
+                self._forge_later(command, serial)
                 return done
             except RaftError as error:
                 if error.outcome == "unknown":
@@ -124,6 +130,24 @@ class SimSession(ClientSession):
 
         self._sim.under_way.append(
             asyncio.get_running_loop().create_task(copy(self._chance.uniform(0.05, LATE_SECONDS)), name="late copy")
+        )
+
+    def _forge_later(self, command: Any, serial: SessionSerial) -> None:
+        """Another command under a serial whose write was answered: whoever sends that must be refused. S23."""
+        if not isinstance(command, Put) or not self._is_bad_weather():
+            return
+        forged = Put(command.key, bytes(command.value) + b"!")
+
+        async def ask(delay: float) -> None:
+            await asyncio.sleep(delay)
+            with suppress(RaftError):
+                done = await self._node().write(forged, session=serial, timeout=self.patience_s)
+                detail = f"two commands under serial {serial.serial} of session {self.id} are answered by {done.data}"
+                self._sim.oracle.breach("S23", "", detail)
+            self._sim.trace.seen("session.forged")
+
+        self._sim.under_way.append(
+            asyncio.get_running_loop().create_task(ask(self._chance.uniform(0.0, 0.5)), name="forged write")
         )
 
     async def _send_close(self, timeout: float) -> None:

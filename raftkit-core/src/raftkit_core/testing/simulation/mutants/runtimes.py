@@ -8,12 +8,13 @@ from typing import Any
 import msgspec
 
 from raftkit_core.engine.commands import DeleteConflictLog, SaveVote
-from raftkit_core.errors import NotApplied
+from raftkit_core.errors import NotApplied, RaftError
 from raftkit_core.runtime import recovery
 from raftkit_core.runtime.command_runner import CommandRunner
 from raftkit_core.runtime.log_writer import LogWriter
 from raftkit_core.runtime.messages import ClientWriteResponse
 from raftkit_core.runtime.raft_core import RaftCore
+from raftkit_core.runtime.read_index import SharedReadIndex
 from raftkit_core.runtime.reads import LinearizableReads
 from raftkit_core.runtime.state_machine_worker import StateMachineWorker
 from raftkit_core.runtime.waiting_clients import WaitingClients
@@ -502,3 +503,22 @@ def _(patch: Patch) -> None:
 )
 def _(patch: Patch) -> None:
     patch.set(WaitingClients, "sweep", lambda self, now: None)
+
+
+@mutant(
+    "read-joins-a-call-under-way",
+    "safety",
+    "runtime",
+    "A follower's read joins a call to the leader that has left before it began.",
+)
+def _(patch: Patch) -> None:
+    async def call(self: SharedReadIndex, policy: Any, before: asyncio.Task[None] | None) -> None:
+        found: Any
+        try:
+            found = await self._ask(policy)
+        except RaftError as error:
+            found = error
+        for request_id in self._gathering.pop(policy):
+            self._waiting.respond(request_id, (found,))
+
+    patch.set(SharedReadIndex, "_call", call)
