@@ -21,7 +21,7 @@ from types import TracebackType
 
 from raftkit_cli.cluster.layout import free_ports
 from raftkit_core.errors import RaftError
-from raftkit_core.network.client import NodeStatus
+from raftkit_core.network.client import Consistency, NodeStatus
 from raftkit_core.testing.linearizability import History, Report, judge
 from raftkit_core.testing.linearizability.workload import Workload, header_of, record
 from raftkit_http.client import HttpClusterClient
@@ -276,7 +276,14 @@ class Trial:
 
 
 async def trial(
-    cluster: RealCluster, nemesis: Nemesis, *, seed: int, keep: Path, clients: int = 5, keys: int = 4
+    cluster: RealCluster,
+    nemesis: Nemesis,
+    *,
+    seed: int,
+    keep: Path,
+    clients: int = 5,
+    keys: int = 4,
+    consistency: Consistency = "linearizable",
 ) -> Trial:
     """Clients use the cluster while ``nemesis`` breaks it; then it is mended, and the books must balance.
 
@@ -284,7 +291,14 @@ async def trial(
     """
     chance = random.Random(seed)
     workload = Workload(
-        prefix=f"t{seed}/", seed=seed, clients=clients, keys=keys, seconds=None, think_s_max=0.02, final_s=SETTLE_S
+        prefix=f"t{seed}/",
+        seed=seed,
+        clients=clients,
+        keys=keys,
+        seconds=None,
+        think_s_max=0.02,
+        final_s=SETTLE_S,
+        consistency=consistency,
     )
     history = History(header=header_of(workload))
     await cluster.serving()

@@ -126,12 +126,17 @@ _IMPORTANT_IN_THE_RUNTIME_RING = (
     "client.not_applied",
     "session.ok",
     "session.retried",
+    "session.duplicate",
+    "session.expired",
+    "session.forged",
+    "session.abandoned_late",
     "healed",
     "action.crash",
     "action.power_loss",
     "action.pause",
     "action.partition",
     "action.hang_disk",
+    "action.set_wall",
 )
 """Each of these happens more than fifty times in 60 seeds of a simulated minute."""
 RINGS: dict[str, Ring] = {

@@ -166,9 +166,13 @@ class SimClient:
         asked = node if node is not None else self._choose()
         call = sim.history.call(self.name, kind, key, now=sim.now, consistency=policy.value, **told)
         sim.trace.event("call", self.name, (kind, key, asked), f"{kind} {key} {asked}")
+        if asked is None or asked not in sim.running:
+            sim.trace.event("told", self.name, f"{kind} {key} is down")
+            sim.trace.seen("client.found_nobody")  # no node said anything
+            gone = Stopped(f"{asked} is down", outcome="not_applied")
+            call.raised(sim.now, gone)
+            raise gone
         try:
-            if asked is None or asked not in sim.running:
-                raise Stopped(f"{asked} is down", outcome="not_applied")
             raft = sim.raft(asked)
             if kind == "get":
                 result = await raft.read(command, policy, timeout=timeout)
