@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
-from raftkit_core.testing.simulation import runtime_run
+from raftkit_core.testing.simulation import faults, runtime_run
+from raftkit_core.testing.simulation.report import SeedReport
 from raftkit_core.testing.simulation.runtime_scenario import plan
 from raftkit_core.testing.simulation.runtime_script import Action
 
 
-def test_a_run_in_which_dates_are_set_is_the_same_run() -> None:
-    scenario = plan(3, "swarm", seconds=6.0)
-    plain = [action for action in scenario.actions if action.kind != "set_wall"]
-    dates = [Action(0.2 + number * 0.7, "set_wall", f"n{1 + number % 3}", pick=number) for number in range(8)]
-    set_often = sorted([*plain, *dates], key=lambda action: action.at_s)
-    left, set_ = (runtime_run.run(msgspec.structs.replace(scenario, actions=actions)) for actions in (plain, set_often))
-    assert left.violation is None
-    assert set_.coverage["action.set_wall"] == len(dates)
-    assert set_.trace_hash == left.trace_hash
+def test_a_run_in_which_dates_are_set_is_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    scenario = plan(3, "swarm", seconds=4.0)
+    dates = [Action(0.2 + number * 0.45, "set_wall", f"n{1 + number % 3}", pick=number) for number in range(8)]
+    kept = [action for action in scenario.actions if action.kind != "set_wall"]
+    actions = sorted([*kept, *dates], key=lambda action: action.at_s)
+
+    def with_jumps(*jumps: float) -> SeedReport:
+        monkeypatch.setattr(faults, "WALL_JUMPS", jumps)
+        return runtime_run.run(msgspec.structs.replace(scenario, actions=actions))
+
+    jumping, standing = with_jumps(*faults.WALL_JUMPS), with_jumps(0.0)
+    assert jumping.violation is None
+    assert jumping.coverage["action.set_wall"] == len(dates)
+    assert jumping.trace_hash == standing.trace_hash
