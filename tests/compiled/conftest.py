@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 import sysconfig
 import zipfile
@@ -12,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+
+import clean_commands
 
 ROOT = Path(__file__).resolve().parents[2]
 STEP_S = 300
@@ -34,19 +34,7 @@ def why_not() -> str | None:
 
 def run(*command: str | Path, cwd: Path = ROOT, **variables: str) -> str:
     """Raises: AssertionError with all it said."""
-    ours = ("RAFTKIT_", "PYTHON", "VIRTUAL_ENV", "COV_", "PYTEST_")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)} | variables
-    done = subprocess.run(
-        [str(word) for word in command],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=STEP_S,
-        check=False,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout[-6000:]}\n{done.stderr[-4000:]}"
-    return done.stdout
+    return clean_commands.run(*command, cwd=cwd, seconds=STEP_S, **variables)
 
 
 class Wheel:

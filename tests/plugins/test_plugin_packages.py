@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from clean_commands import run
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 
@@ -27,21 +27,7 @@ class Workshop:
 
     def run(self, *command: str | Path, cwd: Path | None = None) -> str:
         """Raises: AssertionError with all it said."""
-        environment = {
-            key: value for key, value in os.environ.items() if not key.startswith(("RAFTKIT_", "PYTHONPATH"))
-        }
-        environment.pop("VIRTUAL_ENV", None)
-        done = subprocess.run(
-            [str(word) for word in command],
-            cwd=cwd or self.folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=STEP_S,
-            check=False,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-        return done.stdout
+        return run(*command, cwd=cwd or self.folder, seconds=STEP_S)
 
     def raftkit(self, *words: str) -> str:
         return self.run(self.python.parent / "raftkit", *words)
