@@ -8,6 +8,8 @@ from raftkit_core.state_machine.interface import RaftStateMachine
 from raftkit_core.types.entry import ENVELOPE_VERSION, Envelope, encode_body, encode_envelope, envelope_head
 from raftkit_core.types.session import SessionSerial
 
+SHORT_BYTES = 255
+
 
 class Envelopes:
     """Makes the payloads of commands for one machine."""
@@ -15,13 +17,16 @@ class Envelopes:
     def __init__(self, machine: RaftStateMachine, sessions: SessionService, *, max_entry_bytes: int) -> None:
         self._machine_name = machine.name
         self._head = envelope_head(machine.name)
+        self._short_heads = [self._head + encode_body(bytes(size))[:-size] for size in range(1, SHORT_BYTES + 1)]
+        """What stands before a short body, by its size less one."""
         self._sessions = sessions
         self._max_entry_bytes = max_entry_bytes
 
     def around(self, body: bytes, once: SessionSerial | None = None) -> bytes:
         """The payload of an entry. Raises: BadCommand if that is more than one may be; as ``SessionService.heard``."""
         if once is None:
-            payload = self._head + encode_body(body)
+            size = len(body)
+            payload = self._short_heads[size - 1] + body if 0 < size <= SHORT_BYTES else self._head + encode_body(body)
         else:
             self._sessions.heard(once)
             session, floor = once.session.id, once.acknowledged_floor

@@ -166,6 +166,7 @@ class StateMachineWorker:
         self.system = system
         self.applied = applied
         self.applied_index = index_of(applied)
+        self._decode_plain = plain_decoder(machine.name)
         self._codec: object = None
         self._decode_commands: Callable[[list[bytes]], list[Any]] = list
         self.membership = membership
@@ -384,11 +385,11 @@ class StateMachineWorker:
                     return None
             elif not _ALL_NORMAL.issuperset(map(_kind, entries)):
                 return None
-            envelopes = list(map(plain_decoder(machine.name), payloads_of(entries)))
+            bodies = list(map(_body, map(self._decode_plain, payloads_of(entries))))
             codec = machine.codec
             if codec is not self._codec:
                 self._codec, self._decode_commands = codec, decoder_of(codec)
-            return self._decode_commands([envelope.body for envelope in envelopes])
+            return self._decode_commands(bodies)
         except (*DECODE_ERRORS, BadCommand):
             return None
 
@@ -648,5 +649,6 @@ class StateMachineWorker:
 
 
 _ALL_NORMAL = frozenset((NORMAL,))
+_body = attrgetter("body")
 _kind = attrgetter("kind")
 _time_ms = attrgetter("time_ms")

@@ -38,7 +38,9 @@ class KvStateMachine(RaftStateMachine):
 
     def apply(self, batch: ApplyBatch) -> Sequence[Any]:
         cells = self._cells
+        held = cells.get
         results: list[KvResult] = []
+        give = results.append
         entries = batch.entries
         commands: Iterable[tuple[int, KvCommand]]
         if type(entries) is AppliedEntries:
@@ -47,14 +49,14 @@ class KvStateMachine(RaftStateMachine):
             commands = [(entry.log_id.index, entry.command) for entry in entries]
         for index, command in commands:
             key = command.key
-            before = cells.get(key)
+            before = held(key)
             if type(command) is Put and command.if_revision is None and before is not None:
                 # What nearly every command is. decide() says the same, for the price of a call.
                 cells[key] = (command.value, index)
-                results.append(WriteResult(revision=index, previous_revision=before[1]))
+                give(WriteResult(index, before[1]))
                 continue
             result, after = decide(command, index, before)
-            results.append(result)
+            give(result)
             if after is not before:
                 if after is None:
                     del cells[key]

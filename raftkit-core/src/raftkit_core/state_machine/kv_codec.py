@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -24,19 +22,16 @@ class KvCodec(MsgspecCodec):
 
     def __init__(self) -> None:
         super().__init__(KvCommand, WriteResult)
+        self._encode = self._encoder.encode
 
     def encode_command(self, command: Any) -> bytes:
-        if (
-            type(command) is Put
-            and type(command.value) is bytes
-            and type(command.key) is str
-            and command.if_revision is None
-            and 0 < len(command.key) <= _CERTAINLY_SHORT
-        ):
-            try:
-                return self._encoder.encode(command)
-            except ValueError as error:  # a key that is no text
-                raise BadCommand(f"the command cannot be encoded: {error}") from error
+        if type(command) is Put and type(command.value) is bytes and command.if_revision is None:
+            key = command.key
+            if type(key) is str and 0 < len(key) <= _CERTAINLY_SHORT:
+                try:
+                    return self._encode(command)
+                except ValueError as error:  # a key that is no text
+                    raise BadCommand(f"the command cannot be encoded: {error}") from error
         try:
             body = super().encode_command(command)
         except BadCommand:
@@ -55,19 +50,17 @@ class KvCodec(MsgspecCodec):
             check_command(command)
         return command
 
-    def decode_commands(self, bodies: Iterable[bytes]) -> list[Any]:
+    def decode_commands(self, bodies: list[bytes]) -> list[Any]:
         """As ``decode_command`` for each. Raises: BadCommand."""
         try:
             commands = list(map(self._command.decode, bodies))
         except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise BadCommand(f"a command cannot be decoded: {error}") from error
-        if max(map(len, map(_key, commands)), default=0) > _CERTAINLY_SHORT:
+        if max(map(len, bodies), default=0) > _CERTAINLY_SHORT:
             for command in commands:
-                check_command(command)
+                if len(command.key) > _CERTAINLY_SHORT:
+                    check_command(command)
         return commands
-
-
-_key = attrgetter("key")
 
 
 def check_command(command: KvCommand) -> None:

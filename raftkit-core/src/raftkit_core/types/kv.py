@@ -80,7 +80,7 @@ class KvEvent(msgspec.Struct, frozen=True, kw_only=True):
     previous_revision: int = 0
 
 
-class WriteResult(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class WriteResult(msgspec.Struct, frozen=True, gc=False):
     """What became of a change: its log index, and the key's revision before it (0: it did not exist)."""
 
     revision: int
