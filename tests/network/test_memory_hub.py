@@ -22,8 +22,10 @@ from raftkit_core.errors import (
     Unreachable,
 )
 from raftkit_core.network.memory import DROP, MemoryHub, MemoryNetwork, MemoryNetworkFactory
+from raftkit_core.network.reply import Reply
 from raftkit_core.testing.recording_service import BytesSource, RecordingService
 from raftkit_core.types.entry import NORMAL, Entry
+from raftkit_core.types.identity import PeerIdentity
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import Node, StoredMembership
 from raftkit_core.types.messages import (
@@ -394,3 +396,28 @@ async def test_closing_ends_a_snapshot_under_way() -> None:
         await p.net.close()
         with pytest.raises(Unreachable, match="closed"):
             await call
+
+
+async def test_nodes_that_answer_each_other_at_once_leave_time_to_everybody_else() -> None:
+    """An answer may come back in the turn of its request; what the caller says to that has a turn of its own."""
+    async with pair() as p:
+        await p.net.append_entries(append(0), 1.0)
+        exchanges = 0
+
+        def at_once(request: AppendEntriesRequest, peer: PeerIdentity) -> Reply[Any]:
+            reply: Reply[Any] = Reply()
+            reply.set_result(Success("s", None))
+            return reply
+
+        def again(reply: Reply[Any], _argument: Any) -> None:
+            nonlocal exchanges
+            if reply.failed:
+                return  # the end of the test
+            exchanges += 1
+            p.net.append_entries(append(exchanges), 1.0).then(again)
+
+        p.service.append_entries = at_once  # type: ignore[method-assign]
+        p.net.append_entries(append(0), 1.0).then(again)
+        for turn in range(1, 50):
+            await asyncio.sleep(0)
+            assert exchanges == turn
