@@ -7,10 +7,12 @@ import os
 import msgspec
 import pytest
 
+from raftkit_core.testing.simulation import worker
 from raftkit_core.testing.simulation.engine_scenario import EngineScenario, plan
 from raftkit_core.testing.simulation.engine_script import LEADER, Action
 from raftkit_core.testing.simulation.mutants.score import load
 from raftkit_core.testing.simulation.replaying import pytest_file, replay, run_one, to_text
+from raftkit_core.testing.simulation.report import SeedReport, Violation
 from raftkit_core.testing.simulation.rings import RINGS
 from raftkit_core.testing.simulation.runtime_scenario import RuntimeScenario
 from raftkit_core.testing.simulation.runtime_script import Disks, Weather
@@ -147,8 +149,21 @@ def test_a_correct_scenario_is_neither_shortened_nor_saved() -> None:
     assert (done.report.violation, done.script) == (None, "")
 
 
-def test_whatever_a_message_holds_the_file_is_python() -> None:
-    from raftkit_core.testing.simulation.report import Violation
+def test_one_failure_is_not_made_short_into_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lost write whose scenario, once shortened, merely finds no leader any more."""
 
+    def judged(ring: str, scenario: EngineScenario, mutant: str | None = None) -> SeedReport:
+        kinds = [action.kind for action in scenario.actions]
+        violation = Violation("S7", "S7 lost") if "write" in kinds else Violation("V1", "V1 no calm")
+        return SeedReport(ring, scenario.seed, "", violation, "", {}, 0.0, 0, len(kinds))
+
+    monkeypatch.setattr(worker, "run_one", judged)
+    given = msgspec.to_builtins(scenario("crash", "write", "cut"))
+    done = worker.carry_out(Job(1, "engine", 3, shrink_s=20.0, scenario=given))
+    assert "S7 lost" in done.script
+    assert done.script_actions == 1
+
+
+def test_whatever_a_message_holds_the_file_is_python() -> None:
     text = pytest_file("engine", plan(1, seconds=1.0), Violation("S1", 'S1 """ \\ x'), "raftkit sim --seed 1", None)
     compile(text, "test_saved.py", "exec")

@@ -17,6 +17,11 @@ class Violation(msgspec.Struct, frozen=True):
     message: str
     at_s: float = 0.0
 
+    @property
+    def is_of_safety(self) -> bool:
+        """Something wrong happened; else something right did not."""
+        return self.check.startswith("S") or self.check == "assert"
+
     @classmethod
     def of(cls, error: BaseException, at_s: float) -> Violation:
         """The check whose name begins the message, or the kind of error it is."""

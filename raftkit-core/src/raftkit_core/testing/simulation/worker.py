@@ -57,8 +57,11 @@ def carry_out(job: Job) -> Done:
     if not job.shrink_s or report.violation is None:
         return Done(job.id, report)
 
+    is_of_safety = report.violation.is_of_safety
+
     def fails(shorter: Any) -> bool:
-        return run_one(job.ring, shorter, job.mutant).violation is not None
+        found = run_one(job.ring, shorter, job.mutant).violation
+        return found is not None and found.is_of_safety is is_of_safety  # not another failure in place of this one
 
     shrunk = shrink(scenario, fails, seconds=job.shrink_s, width=job.shrink_width)
     last = run_one(job.ring, shrunk.scenario, job.mutant)
