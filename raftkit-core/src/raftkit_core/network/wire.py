@@ -18,17 +18,21 @@ exception leaves this module for what another node sent.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from enum import IntEnum
 from functools import lru_cache
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Raw
 
 from raftkit_core.errors import ErrorInfo, PayloadTooLarge
+from raftkit_core.network.frames import AppendBody
+from raftkit_core.network.frames import Frame as Frame
+from raftkit_core.network.frames import FrameError as FrameError
+from raftkit_core.network.frames import Kind as Kind
+from raftkit_core.network.frames import SnapshotOffer as SnapshotOffer
 from raftkit_core.types.entry import MEMBERSHIP, Entries, Entry, decode_membership, proposed
 from raftkit_core.types.entry_log import EntryLog
-from raftkit_core.types.ids import INT_MAX, MAX_ENTRY_BYTES, MAX_FRAME_BYTES, Natural, is_node_id
+from raftkit_core.types.ids import INT_MAX, MAX_FRAME_BYTES, is_node_id
 from raftkit_core.types.log_id import LogId, next_index
 from raftkit_core.types.membership import Membership
 from raftkit_core.types.messages import (
@@ -65,27 +69,6 @@ TEXT_MAX = 4096
 """Longest name, address or message in a frame, in characters."""
 
 
-class FrameError(msgspec.DecodeError):
-    """The bytes are no valid frame or message. The connection they came on must be closed."""
-
-
-class Kind(IntEnum):
-    """What a frame is. The numbers are the protocol: never reuse one."""
-
-    ANSWER = 0
-    ERROR = 1
-    HELLO = 2
-    APPEND_ENTRIES = 3
-    HEARTBEAT = 4
-    VOTE = 5
-    PRE_VOTE = 6
-    TRANSFER_LEADER = 7
-    READ_INDEX = 8
-    FORWARD = 9
-    SNAPSHOT_OFFSET = 10
-    INSTALL_SNAPSHOT = 11
-
-
 _APPEND_ENTRIES = Kind.APPEND_ENTRIES
 _NUMBERS = tuple(range(len(Kind)))
 """By kind: a plain number, which is encoded at once."""
@@ -93,43 +76,6 @@ CONTROL_KINDS = frozenset({Kind.HELLO, Kind.HEARTBEAT, Kind.VOTE, Kind.PRE_VOTE,
 """Small and urgent: the control lane."""
 DATA_KINDS = frozenset({Kind.HELLO, Kind.APPEND_ENTRIES, Kind.FORWARD, Kind.SNAPSHOT_OFFSET})
 """Everything that may be large: the data lane."""
-
-
-class SnapshotOffer(msgspec.Struct, frozen=True, array_like=True):
-    """Answer to SNAPSHOT_OFFSET: bytes already there, and what the stream must show to belong to this request."""
-
-    offset: int
-    ticket: str = ""
-
-
-class Frame(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One frame, its body not decoded yet."""
-
-    kind: int
-    request_id: Natural
-    timeout_ms: Natural
-    body: msgspec.Raw
-
-
-_EntryKind = Annotated[int, msgspec.Meta(ge=0, le=MEMBERSHIP)]
-_Payload = Annotated[bytes, msgspec.Meta(max_length=MAX_ENTRY_BYTES)]
-
-
-class _Run(msgspec.Struct, array_like=True, gc=False):
-    term: Natural
-    node_id: str
-    first_index: Natural
-    time_ms: Natural
-    kind: _EntryKind
-    payloads: list[_Payload]
-
-
-class _Append(msgspec.Struct, array_like=True, gc=False):
-    vote: Vote
-    prev_log_id: LogId | None
-    leader_commit: LogId | None
-    lease_ms: Natural
-    runs: list[_Run]
 
 
 REQUEST_TYPES: dict[Kind, Any] = {
@@ -159,7 +105,7 @@ ANSWER_TYPES: dict[Kind, Any] = {
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_frame = msgspec.msgpack.Decoder(Frame).decode
-_decode_append = msgspec.msgpack.Decoder(_Append).decode
+_decode_append = msgspec.msgpack.Decoder(AppendBody).decode
 _error_decoder = msgspec.msgpack.Decoder(ErrorInfo)
 _decode_request = {kind: msgspec.msgpack.Decoder(type_).decode for kind, type_ in REQUEST_TYPES.items()}
 _decode_answer = {kind: msgspec.msgpack.Decoder(type_).decode for kind, type_ in ANSWER_TYPES.items()}

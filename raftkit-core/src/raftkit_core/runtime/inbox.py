@@ -59,7 +59,7 @@ class Inbox:
         self.waiting = waiting
         self._loop = asyncio.get_running_loop()
         self._create_future: Callable[[], asyncio.Future[Any]] = partial(asyncio.Future, loop=self._loop)
-        self._thread = get_ident()
+        self._thread_id = get_ident()
         self._context = contextvars.copy_context()
         self._now = now
         self._max_write_bytes = max_write_bytes
@@ -128,7 +128,7 @@ class Inbox:
     ) -> asyncio.Future[ClientWriteResponse]:
         """Queue one write, beside the single ones that were the last to come if there is room; the future gives its
         result. Raises: as :meth:`send`."""
-        if self.fatal is not None or get_ident() != self._thread:
+        if self.fatal is not None or get_ident() != self._thread_id:
             self.check_running()
         self._room -= len(payload) + JOINED_BYTES
         if self._room < 0 or condition is not None:

@@ -10,13 +10,14 @@ import asyncio
 import inspect
 import logging
 import types
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from raftkit_core.clock import Clock, SystemClock
 from raftkit_core.instrument import Instruments
 from raftkit_core.network.reply import Reply
 from raftkit_core.runtime.figures import NodeFigures
+from raftkit_core.runtime.timed_steps import timed_steps
 
 log = logging.getLogger("raftkit.runtime")
 
@@ -64,9 +65,7 @@ class StallDetector:
         kind = type(result)
         if kind is not types.CoroutineType and (kind in _AT_ONCE or not _must_be_awaited(result)):
             return result
-        watched: Any = self._watch(result, plugin, method)
-        watched.__qualname__ = getattr(result, "__qualname__", method)  # who lists tasks sees the plugin's name
-        return watched
+        return timed_steps(result, self, plugin, method)
 
     def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """``function(*arguments)``, an application's code in the node's loop."""
@@ -101,24 +100,6 @@ class StallDetector:
             "", f"the event loop was blocked for {milliseconds:.0f} ms: look for code of this process that blocks"
         )
 
-    async def _watch(self, awaitable: Awaitable[T], plugin: object, method: str) -> T:
-        found: T = await _timed(awaitable, self, plugin, method)
-        return found
-
-    async def iterate(self, items: AsyncIterator[T], plugin: object, method: str) -> AsyncIterator[T]:
-        """The items of an asynchronous iterator that a plugin gave, each step timed."""
-        try:
-            while True:
-                try:
-                    item = await self._watch(anext(items), plugin, method)
-                except StopAsyncIteration:
-                    return
-                yield item
-        finally:
-            close = getattr(items, "aclose", None)
-            if close is not None:
-                await close()
-
     def _tell(self, name: str, seconds: float, text: str) -> None:
         self._log(name, text)
         self._instruments.on_plugin_stall(name, seconds)
@@ -148,29 +129,3 @@ def _name(plugin: object, method: str) -> str:
     else:
         name = str(getattr(plugin, "__qualname__", type(plugin).__qualname__))
     return name.rpartition("<locals>.")[2]
-
-
-@types.coroutine
-def _timed(awaitable: Awaitable[Any], stalls: StallDetector, plugin: object, method: str) -> Generator[Any, Any, Any]:
-    """Like ``await awaitable``, each step of it timed."""
-    steps: Any = awaitable.__await__()
-    if not hasattr(steps, "send"):
-        return (yield from steps)  # a bare iterator
-    value: Any = None
-    error: BaseException | None = None
-    while True:
-        started = stalls.now()
-        try:
-            waits_for = steps.send(value) if error is None else steps.throw(error)
-        except StopIteration as end:
-            return end.value
-        finally:
-            stalls.ran(plugin, method, started)
-        value = error = None
-        try:
-            value = yield waits_for
-        except GeneratorExit:
-            steps.close()
-            raise
-        except BaseException as thrown:
-            error = thrown

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import aclosing
 from heapq import heapify, heappop, heappush
 from operator import attrgetter
 from types import MappingProxyType
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 from raftkit_core.errors import BadCommand, CommandRejected, Fatal, Overloaded, RaftError, Stopped, StorageCorrupt
 from raftkit_core.runtime.log_writer import LogWriter
 from raftkit_core.runtime.stalls import STALL_SECONDS, StallDetector
+from raftkit_core.runtime.timed_steps import timed_chunks
 from raftkit_core.state_machine.interface import AppliedEntries, AppliedEntry, RaftStateMachine, decoder_of
 from raftkit_core.state_machine.kv_watch import ChangeRing
 from raftkit_core.state_machine.sessions import Remembered
@@ -47,6 +47,8 @@ APPLY_BYTES = 4 * 1024 * 1024
 APPLY_ENTRIES = 4096
 JOBS_KEPT = 64
 """Snapshots, restores and looks that may wait for the machine: a machine that hangs must cost no memory."""
+
+_NOTHING: Mapping[int, Any] = MappingProxyType({})
 
 Found = TypeVar("Found")
 
@@ -82,11 +84,11 @@ class Batch:
     is_alike = True
     """All of it are commands for the machine, none under a session."""
     membership: StoredMembership | None = None
-    memberships: Mapping[int, Membership] = MappingProxyType({})
+    memberships: Mapping[int, Membership] = _NOTHING
     """Every membership entry of the batch, by index; ``membership`` is the last of them."""
-    refused: Mapping[int, Any] = MappingProxyType({})
+    refused: Mapping[int, Any] = _NOTHING
     """Results of entries that never reach the machine, by index."""
-    positions: Mapping[int, int] = MappingProxyType({})
+    positions: Mapping[int, int] = _NOTHING
     """Where in ``entries`` a write under a session is, by index."""
     is_sealed = False
 
@@ -123,9 +125,9 @@ class _MixedBatch(Batch):
     def __init__(self, log: Sequence[Entry], system: SystemMachine) -> None:
         self.listed: list[AppliedEntry] = []
         super().__init__(log, self.listed, system)
-        self.memberships: dict[int, Membership] = {}
-        self.refused: dict[int, Any] = {}
-        self.positions: dict[int, int] = {}
+        self.memberships = self.memberships_found = dict[int, Membership]()
+        self.refused = self.refusals = dict[int, Any]()
+        self.positions = self.places = dict[int, int]()
 
 
 class _Busy:
@@ -404,15 +406,15 @@ class StateMachineWorker:
                     command = self.machine.codec.decode_command(envelope.body)
                     batch.listed.append(AppliedEntry(entry.log_id, entry.time_ms, command))
                 elif envelope.machine == SYSTEM_MACHINE:
-                    batch.refused[entry.index] = self.system.apply(entry.log_id, entry.time_ms, envelope.body)
+                    batch.refusals[entry.index] = self.system.apply(entry.log_id, entry.time_ms, envelope.body)
                 else:
-                    batch.refused[entry.index] = self._no_such_machine(entry, envelope)
+                    batch.refusals[entry.index] = self._no_such_machine(entry, envelope)
             except (BadCommand, ValueError) as error:
-                batch.refused[entry.index] = BadCommand(f"entry {entry.log_id} is unreadable: {error}")
+                batch.refusals[entry.index] = BadCommand(f"entry {entry.log_id} is unreadable: {error}")
         elif entry.kind == MEMBERSHIP:
             membership = decode_membership(entry.payload)
             batch.membership = StoredMembership(entry.log_id, membership)
-            batch.memberships[entry.index] = membership
+            batch.memberships_found[entry.index] = membership
 
     def _prepare_once(self, batch: _MixedBatch, entry: Entry, envelope: Envelope) -> None:
         """A write under a session: only a new one reaches its machine. Raises: BadCommand."""
@@ -422,7 +424,7 @@ class StateMachineWorker:
         if envelope.machine == self.machine.name:
             command = codec.decode_command(envelope.body)
         elif not is_for_system:
-            batch.refused[entry.index] = self._no_such_machine(entry, envelope)
+            batch.refusals[entry.index] = self._no_such_machine(entry, envelope)
             return
         seen = self.system.sessions.admit(
             entry.log_id,
@@ -435,13 +437,13 @@ class StateMachineWorker:
         )
         if isinstance(seen, Remembered):
             decode = decode_system_result if is_for_system else codec.decode_result
-            batch.refused[entry.index] = Duplicate(seen, decode)
+            batch.refusals[entry.index] = Duplicate(seen, decode)
         elif seen is not None:
-            batch.refused[entry.index] = seen
+            batch.refusals[entry.index] = seen
         elif is_for_system:
-            batch.refused[entry.index] = self.system.apply(entry.log_id, entry.time_ms, envelope.body)
+            batch.refusals[entry.index] = self.system.apply(entry.log_id, entry.time_ms, envelope.body)
         else:
-            batch.positions[entry.index] = len(batch.listed)
+            batch.places[entry.index] = len(batch.listed)
             batch.listed.append(AppliedEntry(entry.log_id, entry.time_ms, command))
 
     def _no_such_machine(self, entry: Entry, envelope: Envelope) -> CommandRejected:
@@ -518,11 +520,18 @@ class StateMachineWorker:
             return
         meta = SnapshotMeta(applied, self.membership, self._new_snapshot_id(applied), self.system.time_ms)
         header = SnapshotHeader.of(meta, cluster_id=self._cluster_id(), machine=self.machine.name)
-        chunks = self._chunks(self._stalls.call(self.machine, "snapshot"))
-        self._building = self._begin("snapshot")
-        self._build_began = self._building.since
+        chunks = self._stalls.call(self.machine, "snapshot")
+        chunks = timed_chunks(chunks, self._stalls, self.machine, self._chunk_begins, self._chunks_ended)
+        self._building = building = self._begin("snapshot")
+        self._build_began = building.since
         self._build = asyncio.ensure_future(self._write_snapshot(meta, header, self.system.encode(), chunks))
         self._build.add_done_callback(self._build_done)
+
+    def _chunk_begins(self) -> None:
+        self._building = self._begin("snapshot")
+
+    def _chunks_ended(self) -> None:
+        self._building = None
 
     async def _write_snapshot(
         self, meta: SnapshotMeta, header: SnapshotHeader, system: bytes, chunks: AsyncIterator[bytes]
@@ -535,20 +544,6 @@ class StateMachineWorker:
         except BaseException:
             await sink.abort()
             raise
-
-    async def _chunks(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """The machine's chunks; what fails among them is the machine's."""
-        try:
-            async with aclosing(self._stalls.iterate(chunks, self.machine, "snapshot")) as timed:  # type: ignore[type-var]
-                async for chunk in timed:
-                    yield chunk
-                    self._building = self._begin("snapshot")
-            self._building = None  # what is left is the storage's to do, not the machine's
-        except Exception as error:
-            raise Fatal(
-                f"the state machine {self.machine.name} failed to give a snapshot: {type(error).__name__}: {error}",
-                hint="a snapshot is tried again after the next start; fix the machine first",
-            ) from error
 
     def _build_done(self, task: asyncio.Task[SnapshotMeta]) -> None:
         """Told only when the builder is free: the engine may order the next build at once."""

@@ -16,11 +16,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import msgspec
-
 from raftkit_core.errors import Compacted, RaftError, Stopped
-from raftkit_core.state_machine.kv_codec import KvCodec
-from raftkit_core.types.entry import Entries, Entry, decode_envelope, indexes_of, payload_bytes, payloads_of
+from raftkit_core.state_machine.kv_part import KvPart
+from raftkit_core.types.entry import Entries, Entry, indexes_of, payload_bytes
 from raftkit_core.types.kv import Delete, KvCommand, KvEvent, WriteResult
 
 RING_ENTRIES = 16_384
@@ -30,29 +28,13 @@ SCAN_ENTRIES = 1024
 """Entries a reader looks at before others get their turn."""
 
 
-class _Part(msgspec.Struct, eq=False):
-    """Commands of one applied batch."""
-
-    last: int
-    entries: Sequence[Entry]
-    results: Sequence[Any]
-    size_bytes: int
-    _commands: list[KvCommand] | None = None
-
-    def commands(self) -> list[KvCommand]:
-        """Decoded for the first reader."""
-        if self._commands is None:
-            self._commands = _CODEC.decode_commands([decode_envelope(each).body for each in payloads_of(self.entries)])
-        return self._commands
-
-
 class ChangeRing:
     """The last changes of a ``kv/1`` machine. A watch can start at any revision from ``oldest`` on."""
 
     def __init__(self, *, max_entries: int = RING_ENTRIES, max_bytes: int = RING_BYTES) -> None:
         self._max_entries = max_entries
         self._max_bytes = max_bytes
-        self._parts: deque[_Part] = deque()
+        self._parts: deque[KvPart] = deque()
         self._entries = 0
         self._bytes = 0
         self._waiters: list[asyncio.Future[None]] = []
@@ -66,7 +48,7 @@ class ChangeRing:
         self.position = position = log.last.index if type(log) is Entries else log[-1].log_id.index
         if entries:
             size_bytes = payload_bytes(log)
-            self._parts.append(_Part(position, entries, results, size_bytes))
+            self._parts.append(KvPart(position, entries, results, size_bytes))
             self._entries += len(entries)
             self._bytes += size_bytes
             if self._entries > self._max_entries or self._bytes > self._max_bytes:
@@ -96,7 +78,7 @@ class ChangeRing:
         self.is_closed = True
         self._wake()
 
-    def parts_from(self, index: int) -> Iterator[_Part]:
+    def parts_from(self, index: int) -> Iterator[KvPart]:
         """Batches with entries at ``index`` or behind it. Nothing may be fed while they are iterated."""
         parts = self._parts
         for at in range(bisect_left(parts, index, key=lambda part: part.last), len(parts)):
@@ -214,7 +196,5 @@ def event_of(command: KvCommand, index: int, result: Any) -> KvEvent | None:
     value = None if isinstance(command, Delete) else command.value
     return KvEvent(key=command.key, value=value, revision=index, previous_revision=result.previous_revision)
 
-
-_CODEC = KvCodec()
 
 __all__ = ["RING_BYTES", "RING_ENTRIES", "ChangeRing", "KvWatch", "event_of"]
