@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from damage import damage_snapshot
 from raftkit_core.storage.file_snapshots import CURRENT, FileSnapshotStorage
 from raftkit_core.storage.memory import MemoryDisk, MemorySnapshotStorage
 from raftkit_core.testing import SnapshotStorageConformance
@@ -44,8 +45,4 @@ class TestMemorySnapshots(SnapshotStorageConformance):
         yield self.disk
 
     async def damage(self, opener: SnapshotOpener) -> None:
-        assert self.disk.snapshot is not None
-        meta, data = self.disk.snapshot
-        changed = bytearray(data)
-        changed[len(data) // 2] ^= 1
-        self.disk.snapshot = (meta, bytes(changed))
+        damage_snapshot(self.disk)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from damage import damage_snapshot
 from raftkit_core.errors import StorageFull
 from raftkit_core.storage.interface import RaftLogStorage
 from raftkit_core.testing import LogStorageConformance, SnapshotStorageConformance, StateMachineConformance
@@ -48,11 +49,7 @@ class TestSimSnapshots(SnapshotStorageConformance):
         yield self.disk
 
     async def damage(self, opener: SnapshotOpener) -> None:
-        assert self.disk.snapshot is not None
-        meta, data = self.disk.snapshot
-        changed = bytearray(data)
-        changed[len(data) // 2] ^= 1
-        self.disk.snapshot = (meta, bytes(changed))
+        damage_snapshot(self.disk)
 
 
 class TestDurableKv(StateMachineConformance):

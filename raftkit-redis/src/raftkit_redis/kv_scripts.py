@@ -17,7 +17,7 @@ A reader merges both.
 
 from __future__ import annotations
 
-from raftkit_redis.scripts import FENCE, OWNED, Script
+from raftkit_redis.scripts import FENCE, OWNED, TAKEN, Script
 
 _CHANGE = (
     FENCE
@@ -64,12 +64,8 @@ if not owner then
     'applied', '', 'applied_at', '-1', 'membership', '', 'generation', '0', 'generations', '0')
   owner, identity = '', ''
 end
-if owner ~= ARGV[3] then return {'HELD', redis.call('HGET', KEYS[1], 'holder')} end
-if identity ~= ARGV[4] then return {'CHANGED'} end
-redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'holder', ARGV[2])
-local epoch = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
-return {'OK', string.format('%.0f', epoch), redis.call('HGET', KEYS[1], 'seq')}
-""",
+"""
+    + TAKEN,
 )
 
 STATE = Script(

@@ -79,6 +79,15 @@ return answer
 )
 """Looks at a store without touching it."""
 
+# The end of a claim of a store, the log's or a machine's.
+TAKEN = """
+if owner ~= ARGV[3] then return {'HELD', redis.call('HGET', KEYS[1], 'holder')} end
+if identity ~= ARGV[4] then return {'CHANGED'} end
+redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'holder', ARGV[2])
+local epoch = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
+return {'OK', string.format('%.0f', epoch), redis.call('HGET', KEYS[1], 'seq')}
+"""
+
 CLAIM = Script(
     "claim",
     """
@@ -90,12 +99,8 @@ if not owner then
     'vote', '', 'term', '0', 'committed', '', 'commit_at', '-1', 'purged', '', 'first', '0', 'next', '0')
   owner, identity = '', ''
 end
-if owner ~= ARGV[3] then return {'HELD', redis.call('HGET', KEYS[1], 'holder')} end
-if identity ~= ARGV[4] then return {'CHANGED'} end
-redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'holder', ARGV[2])
-local epoch = redis.call('HINCRBY', KEYS[1], 'epoch', 1)
-return {'OK', string.format('%.0f', epoch), redis.call('HGET', KEYS[1], 'seq')}
-""",
+"""
+    + TAKEN,
 )
 """Takes the store from exactly the owner seen (``""``: from nobody). Gives epoch and seq."""
 

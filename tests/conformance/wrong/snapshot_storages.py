@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from damage import damage_snapshot
 from raftkit_core.storage import memory
 from raftkit_core.storage.interface import SnapshotSink
 from raftkit_core.storage.memory import MemoryDisk, MemorySnapshotStorage
@@ -163,8 +164,4 @@ class WrongSnapshots(SnapshotStorageConformance):
         yield self.disk
 
     async def damage(self, opener: SnapshotOpener) -> None:
-        assert self.disk.snapshot is not None
-        meta, data = self.disk.snapshot
-        changed = bytearray(data)
-        changed[len(data) // 2] ^= 1
-        self.disk.snapshot = (meta, bytes(changed))
+        damage_snapshot(self.disk)

@@ -72,6 +72,20 @@ def announced(content: bytes, snapshot_id: str = "aa-01") -> InstallSnapshotRequ
     return InstallSnapshotRequest(VOTE, meta)
 
 
+def stalling() -> tuple[InstallSnapshotRequest, BytesSource]:
+    """A snapshot of several chunks whose second one never comes."""
+    content = b"s" * 300_000
+    request = announced(content)
+    source = BytesSource(request.meta, content)
+
+    async def never(offset: int) -> None:
+        if offset:
+            await asyncio.Event().wait()
+
+    source.before_chunk = never
+    return request, source
+
+
 async def until(condition: Callable[[], object]) -> None:
     """Let everybody work until ``condition`` holds."""
     async with asyncio.timeout(LONG):
@@ -402,17 +416,10 @@ class NetworkConformance(ConformanceKit):
 
     async def test_t4_a_snapshot_without_progress_ends_in_time(self) -> None:
         async with self.pair() as p:
-            content = b"s" * 300_000
-            source = BytesSource(announced(content).meta, content)
-
-            async def never(offset: int) -> None:
-                if offset:
-                    await asyncio.Event().wait()
-
-            source.before_chunk = never
+            request, source = stalling()
             async with asyncio.timeout(LONG):
                 with pytest.raises(RPCError):
-                    await p.net.install_snapshot(announced(content), source, SHORT)
+                    await p.net.install_snapshot(request, source, SHORT)
             await until(lambda: p.service.stream_errors)
 
     async def test_t4_an_error_of_the_installation_is_the_answer(self) -> None:
@@ -428,15 +435,8 @@ class NetworkConformance(ConformanceKit):
 
     async def test_t5_closing_ends_a_snapshot_under_way(self) -> None:
         async with self.pair() as p:
-            content = b"s" * 300_000
-            source = BytesSource(announced(content).meta, content)
-
-            async def never(offset: int) -> None:
-                if offset:
-                    await asyncio.Event().wait()
-
-            source.before_chunk = never
-            sending = asyncio.ensure_future(p.net.install_snapshot(announced(content), source, LONG))
+            request, source = stalling()
+            sending = asyncio.ensure_future(p.net.install_snapshot(request, source, LONG))
             await until(lambda: p.service.count("install_snapshot"))
             await p.net.close()
             async with asyncio.timeout(LONG):
