@@ -205,3 +205,15 @@ async def test_waiting_for_what_never_comes_says_what_there_is() -> None:
         await sim.run_for(2)
         with pytest.raises(WaitTimeout, match="n1 is down; n2 is down; n3"):
             await sim.leader(timeout=1)
+
+
+async def test_frames_that_come_together_are_dealt_with_in_order() -> None:
+    async with Simulation(seed=8, nodes=3) as sim:
+        leader = await sim.settle()
+        other = next(node for node in sim.ids if node != leader)  # each write is a frame of its own to the leader
+        sim.hub.weather.bursts = 0.5
+        await asyncio.gather(*(sim.client(f"c{n}").put(f"k{n}", "v", node=other) for n in range(40)))
+        for n in range(40):
+            assert await sim.client().get(f"k{n}") == b"v"
+        assert sim.trace.coverage["net.burst"]
+        sim.check()

@@ -58,11 +58,12 @@ class RuntimeScenario(msgspec.Struct, frozen=True, omit_defaults=True):
         return Config(**{**settings, **keep})
 
 
-PROFILES = ("mixed", "swarm", "staged", "network", "disk", "members", "calm")
+PROFILES = ("mixed", "swarm", "staged", "network", "disk", "members", "calm", "bursts")
 """``swarm`` leaves out half of the kinds of faults and draws the rates of the others; ``staged`` plays scenes that make
-Raft hard (runtime_scenes.py); ``mixed`` takes turns."""
+Raft hard (runtime_scenes.py); ``mixed`` takes turns; so does ``bursts``, where frames come several at a time."""
 
 _TURNS = ("swarm", "staged", "network", "staged", "disk", "staged", "swarm", "staged", "members")
+_BURST_TURNS = ("swarm", "network", "staged", "swarm", "members", "disk")
 _OPERATIONS: dict[str, float] = {"put": 8.0, "put_once": 3.0, "get": 8.0, "lease_get": 2.0, "cas": 4.0, "delete": 1.0}
 """A second, over all clients."""
 ABANDONED = 0.1
@@ -85,11 +86,14 @@ _RATES: dict[str, dict[str, float]] = {
 def plan(seed: int, profile: str = "mixed", *, seconds: float = 10.0) -> RuntimeScenario:
     """The scenario of ``seed``."""
     draw = Random(f"runtime plan {profile} {seed}")
-    kind = _TURNS[seed % len(_TURNS)] if profile == "mixed" else profile
+    turns = _BURST_TURNS if profile == "bursts" else _TURNS
+    kind = turns[seed % len(turns)] if profile in ("mixed", "bursts") else profile
     voters = draw.choice((3, 3, 4, 5)) if kind != "calm" else 5
     spares = draw.randint(0, 2) if kind in ("swarm", "members") else 0
     ids = [f"n{number}" for number in range(1, voters + spares + 1)]
     actions, weather, disks = plan_faults(draw, kind, ids, seconds)
+    if profile == "bursts":
+        weather = msgspec.structs.replace(weather, bursts=draw.choice((0.2, 0.6, 0.9)))
     if kind == "staged":
         voters = draw.choice((3, 4, 5, 5, 5))
         ids = [f"n{number}" for number in range(1, voters + spares + 1)]

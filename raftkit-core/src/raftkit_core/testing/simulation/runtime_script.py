@@ -44,6 +44,7 @@ class Weather(msgspec.Struct, frozen=True, omit_defaults=True):
     reorder: float = 0.0
     corrupt: float = 0.0
     resets: float = 0.0
+    bursts: float = 0.0
 
 
 class Disks(msgspec.Struct, frozen=True, omit_defaults=True):

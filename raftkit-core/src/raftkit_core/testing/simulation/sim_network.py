@@ -36,6 +36,7 @@ from raftkit_core.types.ids import NodeId
 from raftkit_core.types.messages import InstallSnapshotRequest, InstallSnapshotResponse
 from raftkit_core.types.snapshot import SnapshotSource
 
+BURST_SECONDS = 0.002
 NEVER_TWICE = frozenset({Kind.HELLO})
 """The first word of a connection is not doubled; everything else may be, a forwarded write too."""
 
@@ -62,6 +63,8 @@ class Weather:
         self.corrupt = 0.0
         self.resets = 0.0
         """Share of frames at which their connection breaks."""
+        self.bursts = 0.0
+        """Share of frames that are held up a little and come together with those behind them."""
 
     def calm(self) -> None:
         self.__init__()  # type: ignore[misc]
@@ -119,7 +122,7 @@ class _Direction:
     """Frames of one connection, one way."""
 
     def __init__(
-        self, hub: SimHub, src: NodeId, dst: NodeId, deliver: Callable[[bytes], None], *, answer: bool
+        self, hub: SimHub, src: NodeId, dst: NodeId, deliver: Callable[[list[bytes]], None], *, answer: bool
     ) -> None:
         self._hub = hub
         self._src = src
@@ -127,6 +130,8 @@ class _Direction:
         self._deliver = deliver
         self._answer = answer
         self._last = 0.0
+        self._together: list[bytes] = []
+        """What has come and is dealt with together with what comes yet."""
         self.closed = False
 
     def push(self, frame: bytes, *, twice: bool) -> None:
@@ -150,8 +155,23 @@ class _Direction:
         asyncio.get_running_loop().call_at(due, self._arrive, frame, context=self._hub.contexts(self._dst))
 
     def _arrive(self, frame: bytes) -> None:
+        hub = self._hub
+        if self.closed:
+            return
+        if self._together:
+            self._together.append(frame)
+        elif hub.weather.bursts and hub.random.random() < hub.weather.bursts:
+            self._together.append(frame)
+            asyncio.get_running_loop().call_later(BURST_SECONDS, self._arrive_together)
+        else:
+            self._deliver([frame])
+
+    def _arrive_together(self) -> None:
+        frames, self._together = self._together, []
+        if len(frames) > 1:
+            self._hub.trace.seen("net.burst")
         if not self.closed:
-            self._deliver(frame)
+            self._deliver(frames)
 
 
 class SimLink(_MemoryLink):
@@ -212,16 +232,17 @@ class SimLink(_MemoryLink):
             asyncio.get_running_loop().call_soon(self.lose, NetworkError("the connection was reset"))
         return frame
 
-    def _request_arrived(self, frame: bytes) -> None:
+    def _request_arrived(self, frames: list[bytes]) -> None:
         if self._server.dead:
             return
-        if frame.startswith(_GARBAGE):
-            self._garbage_arrived(frame, lambda damaged: self.served.received(damaged))
-            return
+        whole, garbage = _up_to_garbage(frames)
         try:
-            self.served.received_many((frame,))
+            if whole:
+                self.served.received_many(whole)
         except FrameError as error:
             self._broken(error)
+        if garbage is not None:
+            self._garbage_arrived(garbage, lambda damaged: self.served.received(damaged))
 
     def _send_answer(self, frame: bytes) -> None:
         if self._aborted or self._server.dead:
@@ -238,13 +259,14 @@ class SimLink(_MemoryLink):
                 self._hub.trace.event("error", self._dst, (self._src, kind.name, bytes(header.body)))
         self._down.push(self._damaged(frame), twice=False)
 
-    def _answer_arrived(self, frame: bytes) -> None:
+    def _answer_arrived(self, frames: list[bytes]) -> None:
         if self._client.dead:
             return
-        if frame.startswith(_GARBAGE):
-            self._garbage_arrived(frame, self._connection.received)
-            return
-        self._connection.received_many([frame])
+        whole, garbage = _up_to_garbage(frames)
+        if whole:
+            self._connection.received_many(whole)
+        if garbage is not None:
+            self._garbage_arrived(garbage, self._connection.received)
 
     def _garbage_arrived(self, frame: bytes, receive: Callable[[bytes], None]) -> None:
         """Damaged bytes meet the real decoder; whether it notices or a checksum would have, the connection is over."""
@@ -259,6 +281,14 @@ class SimLink(_MemoryLink):
 
 
 _GARBAGE = b"\x00damaged\x00"
+
+
+def _up_to_garbage(frames: list[bytes]) -> tuple[list[bytes], bytes | None]:
+    """The frames before the first damaged one, and that one: it ends its connection."""
+    for place, frame in enumerate(frames):
+        if frame.startswith(_GARBAGE):
+            return frames[:place], frame
+    return frames, None
 
 
 class SimNetwork(MemoryNetwork):
