@@ -35,6 +35,11 @@ def _no_foreign_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--loop") == "patient":
+        patient_loop.install()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--loop",

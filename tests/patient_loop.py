@@ -83,6 +83,12 @@ class _PatientSelector(selectors.BaseSelector):
         self._inner.close()
 
 
+def install() -> None:
+    """``asyncio.run`` has such a loop too, unless one is there already: threads beside it have the system's."""
+    plain = asyncio.events.new_event_loop
+    asyncio.events.new_event_loop = lambda: PatientLoop() if PatientLoop.current is None else plain()
+
+
 def monotonic() -> float:
     """What :class:`SystemClock` tells while tests run."""
     loop = PatientLoop.current

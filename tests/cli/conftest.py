@@ -194,9 +194,14 @@ class FakeClient(ClusterClient):
         raise AssertionError("no verb uses it")
 
     async def kv_get(self, key: str, *, consistency: Consistency = "linearizable") -> KeyValue | None:
+        await asyncio.sleep(0)  # as a client waits for its answer: who asks without end lets others have their turn
         return self._called("kv_get", (key, consistency)).keys.get(key)
 
     async def kv_put(self, key: str, value: bytes, *, if_revision: int | None = None) -> WriteResult:
+        await asyncio.sleep(0)
+        return self._put(key, value, if_revision)
+
+    def _put(self, key: str, value: bytes, if_revision: int | None = None) -> WriteResult:
         cluster = self._called("kv_put", key)
         failure, is_written = cluster.put_failures.pop(0) if cluster.put_failures else (None, True)
         if failure is not None and not is_written:
@@ -227,7 +232,7 @@ class FakeClient(ClusterClient):
         found = self._called("kv_cas", key).keys.get(key)
         if (None if found is None else found.value) != expected:
             raise errors.PreconditionFailed(f"{key} does not hold {expected!r}")
-        return await self.kv_put(key, value)
+        return self._put(key, value)
 
     async def kv_list(
         self,

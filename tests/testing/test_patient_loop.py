@@ -7,6 +7,8 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 
+import pytest
+
 from patient_loop import TURN_SECONDS_MAX, PatientLoop
 from raftkit_core.clock import SystemClock
 
@@ -71,3 +73,19 @@ def test_clocks_are_the_machine_s_where_no_such_loop_runs() -> None:
     first = SystemClock().monotonic()
     time.sleep(2 * TURN_SECONDS_MAX)
     assert SystemClock().monotonic() - first >= 2 * TURN_SECONDS_MAX
+
+
+def test_what_the_command_line_runs_has_such_a_loop_and_a_thread_beside_it_has_not(
+    request: pytest.FixtureRequest,
+) -> None:
+    if request.config.getoption("--loop") != "patient":
+        pytest.skip("the run has another loop")
+
+    async def kind() -> type[asyncio.AbstractEventLoop]:
+        return type(asyncio.get_running_loop())
+
+    async def program() -> None:
+        assert not issubclass(await asyncio.to_thread(asyncio.run, kind()), PatientLoop)
+
+    assert asyncio.run(kind()) is PatientLoop
+    on_patient_loop(program)

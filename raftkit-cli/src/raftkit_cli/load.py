@@ -21,17 +21,20 @@ class Load:
         self.latencies_ms: list[float] = []
         self.errors: Counter[str] = Counter()
         self.took_s = 0.0
+        self._now: Callable[[], float] = time.perf_counter
+        """The clock of the loop that runs."""
 
     async def run(self, call: Callable[[int], Awaitable[object]], told: Callable[[str], None], every_s: float) -> None:
         """Call until the time is up. An error counts by its code, and the caller goes on."""
-        began = time.perf_counter()
+        now = self._now = asyncio.get_running_loop().time
+        began = now()
         telling = asyncio.create_task(self._tell(began, told, every_s))
         try:
             await asyncio.gather(*(self._caller(number, call, began) for number in range(self.callers)))
         finally:
             telling.cancel()
             await asyncio.gather(telling, return_exceptions=True)
-            self.took_s = time.perf_counter() - began
+            self.took_s = now() - began
 
     async def _caller(self, number: int, call: Callable[[int], Awaitable[object]], began: float) -> None:
         from raftkit_core.errors import RaftError
@@ -39,10 +42,10 @@ class Load:
         pause = 0.0 if self.rate is None else self.callers / self.rate
         due = began + pause * number / self.callers
         while True:
-            now = time.perf_counter()
+            now = self._now()
             if pause and due > now:
                 await asyncio.sleep(min(due - now, max(began + self.seconds - now, 0.0)))
-            started = time.perf_counter()
+            started = self._now()
             if started >= began + self.seconds:
                 return
             due = max(due + pause, started - 1.0)  # what was missed by more than a second is not made up for
@@ -52,7 +55,7 @@ class Load:
                 self.errors[error.code] += 1
                 await asyncio.sleep(0.01)
             else:
-                self.latencies_ms.append((time.perf_counter() - started) * 1000)
+                self.latencies_ms.append((self._now() - started) * 1000)
 
     async def _tell(self, began: float, told: Callable[[str], None], every_s: float) -> None:
         before = 0
@@ -62,7 +65,7 @@ class Load:
             recent = sorted(self.latencies_ms[before:])
             p99 = f", p99 {recent[int(len(recent) * 0.99)]:.1f} ms" if recent else ""
             failed = f", {sum(self.errors.values())} failed" if self.errors else ""
-            told(f"[{time.perf_counter() - began:5.1f}s] {(count - before) / every_s:,.0f}/s{p99}{failed}")
+            told(f"[{self._now() - began:5.1f}s] {(count - before) / every_s:,.0f}/s{p99}{failed}")
             before = count
 
     def as_data(self) -> dict[str, Any]:
