@@ -53,7 +53,7 @@ def test_replacing_a_case_fails_unless_it_says_why(pytester: pytest.Pytester) ->
     pytester.makepyfile(KIT + replaced.format(body="pass"))
     result = _run(pytester, "-k", "case_of_the_kit or empty_batch")
     result.assert_outcomes(passed=1, failed=1, deselected=result.parseoutcomes()["deselected"])
-    result.stdout.fnmatch_lines(["*test_l3_an_empty_batch_changes_nothing replaces a case of LogStorageConformance*"])
+    result.stdout.fnmatch_lines(["*test_l3_an_empty_batch_changes_nothing replaces a case of LogBatchCases*"])
     pytester.makepyfile(
         KIT + "    @pytest.mark.xfail(reason='no empty batches')\n" + replaced.format(body="raise ValueError")
     )
