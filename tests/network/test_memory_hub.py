@@ -99,6 +99,17 @@ async def test_calls_arrive_in_the_order_they_were_made_also_before_the_connecti
         assert p.service.count("hello") == 1
 
 
+async def test_what_was_called_off_before_the_connection_is_open_does_not_leave() -> None:
+    """A node that fails calls everything off; a heartbeat that waited for a hello must not be sent after that (S28)."""
+    async with pair() as p:
+        called_off, kept = p.net.heartbeat(BEAT, 1), p.net.heartbeat(BEAT, 1)
+        called_off.cancel()
+        await kept
+        assert p.service.count("heartbeat") == 1
+        assert p.net._control._calls == {}
+        assert p.net._control._call_bytes == 0
+
+
 async def test_coroutine_handlers_start_in_order_and_answer_as_they_complete() -> None:
     async with pair() as p:
         started: list[int] = []

@@ -354,9 +354,14 @@ class CallLane:
         self._link = connection.link
         unsent, self._unsent = self._unsent, []
         for request_id, frame in unsent:
-            if request_id in self._calls:
-                self._calls[request_id].sent_at = connection.heard_at
-                connection.link.send(frame, request_id)
+            call = self._calls.get(request_id)
+            if call is None:
+                continue
+            if call.done():  # its caller has stopped: of a node that failed nothing leaves any more
+                self._forget(request_id)
+                continue
+            call.sent_at = connection.heard_at
+            connection.link.send(frame, request_id)
         waiters, self._hello_waiters = self._hello_waiters, []
         for waiter in waiters:
             if not waiter.done():

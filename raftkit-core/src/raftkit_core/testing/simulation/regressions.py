@@ -27,5 +27,8 @@ REGRESSIONS = (
     Regression("runtime", 43, "a build met a snapshot under installation and took it for its own", seconds=60.0),
     Regression("runtime", 49, "an oracle wanted a quorum that a lost store had been part of", seconds=10.0),
     Regression("runtime", 4, "frames that come several at a time", profile="bursts", seconds=10.0),
+    Regression(
+        "runtime", 7750031, "a heartbeat left a failed node when its hello was answered", "bursts", seconds=10.0
+    ),
     Regression("runtime", 24, "an oracle did not know that a leader tells of an earlier term's commit", seconds=10.0),
 )
