@@ -110,10 +110,8 @@ class ReplicationHandler:
         """Fill the window of a peer that matches; send one probe or one snapshot to one that does not (yet)."""
         if entry.state is PIPELINE:
             last_index = self._parts.state.log.last_index
-            if entry.next_index > last_index:
-                return  # it has everything
             config = self._parts.config
-            while len(entry.inflight) < config.max_inflight:
+            while entry.next_index <= last_index and len(entry.inflight) < config.max_inflight:
                 start = entry.next_index
                 end = start + config.max_payload_entries - 1
                 if end > last_index:
@@ -121,8 +119,6 @@ class ReplicationHandler:
                 if not self._send_logs(leader, target, entry, start, end, now):
                     return
                 entry.next_index = end + 1
-                if end == last_index:
-                    return
         elif entry.state is ProgressState.PROBE and not entry.inflight:
             self._send_probe(leader, target, entry, now)
 
@@ -392,7 +388,8 @@ class ReplicationHandler:
             self.confirm_reads(now)
         # Sent before anything is purged: a peer whose probe was just answered has nothing in flight that protects what
         # it lacks, and would get a snapshot in its place.
-        self._send_next(leader, target, entry, now)
+        if entry.next_index <= self._parts.state.log.last_index or entry.state is not PIPELINE:
+            self._send_next(leader, target, entry, now)
         if self._snapshot.purge_upto is not None:
             self._snapshot.try_purge(now)
         if not leader.owes_notice and not entry.inflight and entry.state is PIPELINE:
