@@ -217,3 +217,20 @@ async def test_frames_that_come_together_are_dealt_with_in_order() -> None:
             assert await sim.client().get(f"k{n}") == b"v"
         assert sim.trace.coverage["net.burst"]
         sim.check()
+
+
+async def test_a_start_that_is_called_off_leaves_the_node_down() -> None:
+    async with Simulation(seed=9, nodes=3) as sim:
+        leader = await sim.settle()
+        node = next(node for node in sim.ids if node != leader)
+        await sim.client().put("a", "1", node=leader)
+        sim.crash(node)
+        sim.disk(node).at_once, sim.disk(node).latency = 0.0, (1.0, 1.0)
+        sim.disk(node).identity = None  # so that it has something to write before it is up
+        start = asyncio.ensure_future(sim.restart(node))
+        await asyncio.sleep(0.5)
+        start.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await start
+        assert node not in sim.lives
+        assert node not in sim.running

@@ -124,6 +124,9 @@ class SimLives:
         try:
             raft = await life.starting
         except asyncio.CancelledError:
+            if self._by_node.get(node_id) is life:  # whoever starts it is called off, and it goes with that
+                self.end(node_id)
+                raise
             raise StorageError(f"{node_id} was killed while it started") from None
         except BaseException as error:
             self.sim.trace.event("failed", node_id, type(error).__name__)
