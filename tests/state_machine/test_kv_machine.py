@@ -326,3 +326,30 @@ def test_entries_made_when_asked_for_are_those_of_the_log() -> None:
     assert [entries[0], entries[-1]] == [made[0], made[-1]]
     assert entries[1:3] == made[1:3]
     assert (len(entries), entries.first_index, made[2] in entries) == (4, 5, True)
+
+
+COMMANDS_ON_FEW_KEYS = st.one_of(
+    st.builds(Put, st.sampled_from("abc"), st.binary(max_size=3), st.none() | st.integers(0, 9)),
+    st.builds(Delete, st.sampled_from("abc"), st.none() | st.integers(0, 9)),
+)
+
+
+@given(st.lists(st.lists(COMMANDS_ON_FEW_KEYS, min_size=1, max_size=9), max_size=4))
+def test_a_batch_gives_what_its_commands_give_one_by_one(batches: list[list[Any]]) -> None:
+    together, alone = KvStateMachine(), KvStateMachine()
+    index = 1
+    for machine in (together, alone):
+        machine.apply(_Batch(index, [Put("a", b"0"), Put("b", b"0")]))
+    for commands in batches:
+        index += 10
+        log = [Entry(_log_id(index + at), 0, NORMAL, b"") for at in range(len(commands))]
+        batch = _Batch(index, commands)
+        batch.entries = AppliedEntries(log, commands)  # type: ignore[assignment]
+        results = together.apply(batch)
+        one_by_one = [_apply(alone, index + at, command) for at, command in enumerate(commands)]
+        # A refusal is an error, equal to no other one: compared by its words.
+        assert list(map(repr, results)) == list(map(repr, one_by_one))
+        assert [repr(results[at]) for at in range(len(commands))] == list(map(repr, one_by_one))
+        assert len(results) == len(commands)
+        assert list(map(repr, results[1:])) == list(map(repr, one_by_one[1:]))
+    assert together.digest() == alone.digest()

@@ -108,7 +108,7 @@ class Raft:
         self._members = MembershipChanges(core, identity, service, adapters.network, self.wait)
         self._sessions = SessionService(core, self._reads, lambda: identity.current.cluster_id)
         envelopes = Envelopes(self.machine, self._sessions, max_entry_bytes=core.config.max_entry_bytes)
-        self._envelope = envelopes.around
+        self._payload_of = envelopes.of
         self._operations = OperationRunner(core, self.machine, envelopes, self._members, self._sessions, self.report)
         self._forwarder = Forwarder(core, self._operations.run)
         self._surveyor = Surveyor(core, self._forwarder, self.report)
@@ -335,13 +335,13 @@ class Raft:
         Raises: ForwardToLeader, QuorumNotEnough, Overloaded, BadCommand, ConditionFailed (nothing entered the log);
         CommandRejected (the machine refused it); NotApplied; OutcomeUnknown (deadline, shutdown).
         """
-        return await self._core.propose(self._envelope(self.machine.codec.encode_command(command)), timeout, condition)
+        return await self._core.propose(self._payload_of(command), timeout, condition)
 
     def client_write_ff(
         self, command: Any, *, timeout: float = WRITE_TIMEOUT, condition: WriteCondition | None = None
     ) -> asyncio.Future[ClientWriteResponse]:
         """Propose ``command`` and return the future of its result at once."""
-        return self._core.propose(self._envelope(self.machine.codec.encode_command(command)), timeout, condition)
+        return self._core.propose(self._payload_of(command), timeout, condition)
 
     async def client_write_many(
         self, commands: Iterable[Any], *, timeout: float = WRITE_TIMEOUT

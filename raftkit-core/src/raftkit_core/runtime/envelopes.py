@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from raftkit_core.errors import BadCommand
 from raftkit_core.runtime.session_service import SessionService
 from raftkit_core.state_machine.interface import RaftStateMachine
@@ -15,12 +17,23 @@ class Envelopes:
     """Makes the payloads of commands for one machine."""
 
     def __init__(self, machine: RaftStateMachine, sessions: SessionService, *, max_entry_bytes: int) -> None:
+        self._machine = machine
         self._machine_name = machine.name
         self._head = envelope_head(machine.name)
         self._short_heads = [self._head + encode_body(bytes(size))[:-size] for size in range(1, SHORT_BYTES + 1)]
         """What stands before a short body, by its size less one."""
         self._sessions = sessions
         self._max_entry_bytes = max_entry_bytes
+        self._short_bytes = min(SHORT_BYTES, max_entry_bytes - len(self._head) - len(encode_body(b"")) - 1)
+        """A body of so many bytes has its head at hand, and is not too much."""
+
+    def of(self, command: Any) -> bytes:
+        """The payload of the entry for ``command``, under no session. Raises: BadCommand."""
+        body = self._machine.codec.encode_command(command)
+        size = len(body)
+        if 0 < size <= self._short_bytes:
+            return self._short_heads[size - 1] + body
+        return self.around(body)
 
     def around(self, body: bytes, once: SessionSerial | None = None) -> bytes:
         """The payload of an entry. Raises: BadCommand if that is more than one may be; as ``SessionService.heard``."""

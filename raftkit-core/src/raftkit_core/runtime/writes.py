@@ -66,7 +66,7 @@ class Writes:
 
     async def append_commands(self, commands: Iterable[Any], timeout: float) -> list[ClientWriteResponse | RaftError]:
         """``commands`` in one append, in order, on the leader; each one's result or error."""
-        payloads = [self._envelopes.around(self._machine.codec.encode_command(command)) for command in commands]
+        payloads = [self._envelopes.of(command) for command in commands]
         return await self._append(payloads, timeout)
 
     async def write_many(

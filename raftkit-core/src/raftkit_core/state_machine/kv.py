@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from itertools import chain, takewhile
-from typing import Any
+from itertools import chain, count, takewhile
+from typing import Any, overload
 
 from raftkit_core.state_machine.interface import AppliedEntries, ApplyBatch, RaftStateMachine
 from raftkit_core.state_machine.kv_codec import KvCodec
@@ -19,6 +19,42 @@ from raftkit_core.types.snapshot import SnapshotMeta
 
 Cells = dict[str, Cell]
 """Value and revision by key. Never changed in place, so a shallow copy is a consistent view."""
+
+
+class Overwritten(Sequence[WriteResult]):
+    """Results of commands that each replaced the value of a key. Most are never looked at, and are made for who does:
+    on every node but the leader nobody waits for them."""
+
+    __slots__ = ("_first", "_revisions")
+
+    def __init__(self, first: int, revisions: list[int]) -> None:
+        self._first = first
+        self._revisions = revisions
+
+    def __len__(self) -> int:
+        return len(self._revisions)
+
+    def __iter__(self) -> Iterator[WriteResult]:
+        return map(WriteResult, count(self._first), self._revisions)
+
+    @overload
+    def __getitem__(self, at: int) -> WriteResult: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[WriteResult]: ...
+
+    def __getitem__(self, at: int | slice) -> WriteResult | Sequence[WriteResult]:
+        if isinstance(at, slice):
+            return list(self)[at]
+        return WriteResult(range(self._first, self._first + len(self._revisions))[at], self._revisions[at])
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Overwritten | list) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return repr(list(self))
 
 
 class KvStateMachine(RaftStateMachine):
@@ -44,7 +80,15 @@ class KvStateMachine(RaftStateMachine):
         entries = batch.entries
         commands: Iterable[tuple[int, KvCommand]]
         if type(entries) is AppliedEntries:
-            commands = enumerate(entries.commands, entries.first_index)
+            first, listed = entries.first_index, entries.commands
+            if len(listed) > 1:
+                before_all = self._overwrite(listed, first)
+                done = len(before_all)
+                if done == len(listed):
+                    return Overwritten(first, before_all)
+                results += Overwritten(first, before_all)
+                first, listed = first + done, listed[done:]
+            commands = enumerate(listed, first)
         else:
             commands = [(entry.log_id.index, entry.command) for entry in entries]
         for index, command in commands:
@@ -66,6 +110,24 @@ class KvStateMachine(RaftStateMachine):
                     if before is None:
                         self._keys.add(key)
         return results
+
+    def _overwrite(self, commands: Sequence[KvCommand], first: int) -> list[int]:
+        """Carry out ``commands`` as long as each puts a new value to a key that is there: what nearly every command
+        does. Gives the revision that each of them replaced."""
+        cells = self._cells
+        held = cells.get
+        revisions: list[int] = []
+        note = revisions.append
+        for index, command in enumerate(commands, first):
+            if type(command) is not Put or command.if_revision is not None:
+                break
+            key = command.key
+            before = held(key)
+            if before is None:
+                break
+            cells[key] = (command.value, index)
+            note(before[1])
+        return revisions
 
     def query(self, query: Any) -> Any:
         """A :class:`Get` gives a :class:`KeyValue` or None, a :class:`ListKeys` a list. Raises: CommandRejected."""
