@@ -26,7 +26,7 @@ ROOT = Path(raftkit_core.__file__).parent
 
 WRITE_PATH = [
     ("raft.py", "Raft.client_write"),
-    ("runtime/envelopes.py", "Envelopes.around"),
+    ("runtime/envelopes.py", "Envelopes.of"),
     ("runtime/inbox.py", "Inbox.propose"),
     ("runtime/raft_core.py", "RaftCore._drain_inbox"),
     ("runtime/raft_core.py", "RaftCore._write"),
