@@ -66,6 +66,8 @@ class Inbox:
         self._inbox: deque[RaftMsg] = deque()
         self._joining: list[Write] = []
         """The writes of the last message, while single ones may join them: as long as there is ``_room`` for bytes."""
+        self._joining_since = 0.0
+        """When the first of them came: their deadlines run from then."""
         self._room = -1
         self._writes_alone = 0
         """How many writes lately came one after the other, each when nobody waited for an earlier one."""
@@ -138,7 +140,7 @@ class Inbox:
                 return self._write_at_once(payload, timeout, condition)
             self._begin_writes(payload, condition)
         future: asyncio.Future[ClientWriteResponse] = self._create_future()
-        self._joining.append((payload, future, self._now() + timeout))
+        self._joining.append((payload, future, self._joining_since + timeout))
         return future
 
     def _begin_writes(self, payload: bytes, condition: WriteCondition | None) -> None:
@@ -146,6 +148,7 @@ class Inbox:
         neighbours would change what it depends on."""
         self.send(ClientWrite([], condition, True))
         self._joining = self._inbox[-1].writes  # type: ignore[union-attr]
+        self._joining_since = self._now()
         if condition is None:
             self._room = max(0, self._max_write_bytes - len(payload))
 
