@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from .cases.in_process import NATIVE
 from .measure import Row
 from .suite import CASES, FULL, QUICK_PACE, TARGETS, Pace, run
 
@@ -32,11 +33,14 @@ def main() -> None:
     parser.add_argument("--case", action="append", choices=list(CASES), help="only this one; may be repeated")
     parser.add_argument("--targets", action="store_true", help="only the cases that have a target")
     parser.add_argument("--quick", action="store_true", help="short runs, fewer of them, smaller snapshots and logs")
+    parser.add_argument("--native", metavar="PYTHON", help="a Python with the native wheel: a row of it in process")
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
     parser.add_argument("--page", type=Path, help="put the table into this Markdown page, between its marks")
     parser.add_argument("--into", type=Path, help="keep every row here (JSON lines), and skip the cases that are there")
     parser.add_argument("--minutes", type=float, help="begin no further case after so long; goes on with --into")
     arguments = parser.parse_args()
+    if arguments.native is not None:
+        os.environ[NATIVE] = arguments.native
     pace = QUICK_PACE if arguments.quick else FULL
     names = arguments.case or list(TARGETS if arguments.targets else CASES)
     kept = _kept(arguments.into, pace.name)

@@ -240,6 +240,7 @@ async def test_calls_queued_when_the_node_fails_are_all_answered() -> None:
         assert all(isinstance(result, Fatal | OutcomeUnknown) for result in told), told
 
 
+@pytest.mark.interpreted("replaces methods of the engine")
 async def test_calls_that_the_engine_breaks_on_are_answered() -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise AssertionError("a state that cannot be")
@@ -252,6 +253,7 @@ async def test_calls_that_the_engine_breaks_on_are_answered() -> None:
         assert told.value.outcome == "unknown"
 
 
+@pytest.mark.interpreted("replaces methods of the engine")
 async def test_of_writes_that_are_taken_one_by_one_those_after_the_one_that_breaks_the_engine_are_answered() -> None:
     async with memory_cluster(1) as cluster:
         core = cluster.raft("n1")._core

@@ -94,6 +94,7 @@ class Calls:
         return missing
 
 
+@pytest.mark.interpreted("looks at Python frames")
 async def test_a_write_goes_through_every_room_in_order() -> None:
     async with memory_cluster(3) as cluster:
         leader = await cluster.leader()
@@ -198,6 +199,7 @@ async def test_a_single_voter_whose_writes_need_nobody_leaves_others_their_time(
         assert turns >= 90
 
 
+@pytest.mark.interpreted("replaces methods of the engine")
 @pytest.mark.parametrize("alone", [True, False])
 async def test_an_engine_that_breaks_on_a_write_stops_the_node_and_whoever_wrote_is_told(alone: bool) -> None:
     async with memory_cluster(3) as cluster:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+
+import msgspec
 
 from raftkit_core import Config, Node, Raft, open_raft
 from raftkit_core.instrument import Instrument
@@ -16,6 +19,8 @@ from ..drive import closed_loop
 from ..measure import Contender, Sample, Setting
 
 TARGETS = {1: (0.35, 0.5), 64: (None, None), 256: (0.4, 0.6), 1024: (None, None)}
+NATIVE = "RAFTKIT_BENCH_NATIVE"
+"""Variable: a Python with the native wheel, to be measured beside this one (``--native``)."""
 _hubs = itertools.count()
 
 
@@ -92,6 +97,17 @@ async def bare_run(outstanding: int, seconds: float, payload: int = 100) -> Samp
     return await closed_loop(write, outstanding, seconds)
 
 
+async def native_run(python: str, outstanding: int, seconds: float, payload: int = 100) -> Sample:
+    """:func:`raftkit_run` in a process of another Python, whose raftkit-core is native code."""
+    from ..bench_native import command
+
+    words = command(python, "raftkit", "asyncio", outstanding, seconds, payload)
+    process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
+    said, _ = await process.communicate()
+    assert process.returncode == 0, words
+    return msgspec.json.decode(said, type=Sample)
+
+
 def contenders(outstanding: int, seconds: float, payload: int = 100) -> list[Contender]:
     must, goal = TARGETS.get(outstanding, (None, None)) if payload == 100 else (None, None)
     setting = Setting(
@@ -102,6 +118,16 @@ def contenders(outstanding: int, seconds: float, payload: int = 100) -> list[Con
         client="in the leader's loop",
         outstanding=outstanding,
     )
+    natives = []
+    if (python := os.environ.get(NATIVE)) is not None:
+        natives.append(
+            Contender(
+                name="raftkit, native wheel",
+                setting=setting,
+                run=lambda: native_run(python, outstanding, seconds, payload),
+                against="bare replicator",
+            )
+        )
     return [
         Contender(
             name="raftkit",
@@ -112,4 +138,5 @@ def contenders(outstanding: int, seconds: float, payload: int = 100) -> list[Con
             goal=goal,
         ),
         Contender(name="bare replicator", setting=setting, run=lambda: bare_run(outstanding, seconds, payload)),
+        *natives,
     ]

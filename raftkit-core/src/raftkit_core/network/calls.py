@@ -51,7 +51,6 @@ from raftkit_core.network.wire import (
 )
 from raftkit_core.types.ids import MAX_FRAME_BYTES, NodeId
 from raftkit_core.types.messages import HelloResponse
-from raftkit_core.types.native import mypyc_attr
 
 CALLS_MAX = 4096
 """Calls that may be pending on one lane."""
@@ -70,7 +69,6 @@ ABOUT_THE_PEER = (Fatal, StorageError)
 logger = logging.getLogger(__name__)
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)
 class Link(ABC):
     """One open connection as a lane uses it. Frames leave in the order of ``send``."""
 
