@@ -18,6 +18,7 @@ from raftkit_core.engine.engine import Engine
 from raftkit_core.errors import Overloaded, RaftError, Stopped
 from raftkit_core.instrument import Instruments
 from raftkit_core.network.reply import Reply
+from raftkit_core.runtime.batches import Batch, Duplicate
 from raftkit_core.runtime.command_runner import CommandRunner
 from raftkit_core.runtime.inbox import Balancer, Inbox, refuse, running_loop
 from raftkit_core.runtime.log_writer import MAX_BATCH_BYTES, LogWriter
@@ -54,7 +55,7 @@ from raftkit_core.runtime.metrics import Watchers
 from raftkit_core.runtime.peers import PeerTable
 from raftkit_core.runtime.session_keeper import SessionKeeper
 from raftkit_core.runtime.stalls import StallDetector
-from raftkit_core.runtime.state_machine_worker import Batch, Duplicate, StateMachineWorker
+from raftkit_core.runtime.state_machine_worker import StateMachineWorker
 from raftkit_core.runtime.ticker import Ticker
 from raftkit_core.runtime.waiting_clients import WaitingClients
 from raftkit_core.state_machine.system import system_payload

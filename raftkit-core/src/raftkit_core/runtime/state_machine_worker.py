@@ -8,39 +8,25 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from heapq import heapify, heappop, heappush
-from operator import attrgetter
-from types import MappingProxyType
 from typing import Any, TypeVar
 
-from raftkit_core.errors import BadCommand, CommandRejected, Fatal, Overloaded, RaftError, Stopped, StorageCorrupt
+from raftkit_core.errors import Fatal, Overloaded, RaftError, Stopped, StorageCorrupt
+from raftkit_core.runtime.batches import Batch, BatchMaker
 from raftkit_core.runtime.log_writer import LogWriter
 from raftkit_core.runtime.stalls import STALL_SECONDS, StallDetector
 from raftkit_core.runtime.timed_steps import timed_chunks
-from raftkit_core.state_machine.interface import AppliedEntries, AppliedEntry, RaftStateMachine, decoder_of
+from raftkit_core.state_machine.interface import RaftStateMachine
 from raftkit_core.state_machine.kv_watch import ChangeRing
-from raftkit_core.state_machine.sessions import Remembered
-from raftkit_core.state_machine.system import SYSTEM_MACHINE, SystemMachine
-from raftkit_core.state_machine.system_commands import decode_system_result, encode_system_result
+from raftkit_core.state_machine.system import SystemMachine
 from raftkit_core.storage.interface import RaftSnapshotStorage, SnapshotSink
 from raftkit_core.storage.snapshot_format import SnapshotHeader, encode_snapshot, read_snapshot
-from raftkit_core.types.decoding import DECODE_ERRORS
-from raftkit_core.types.entry import (
-    MEMBERSHIP,
-    NORMAL,
-    Entries,
-    Entry,
-    Envelope,
-    decode_envelope,
-    decode_membership,
-    payloads_of,
-    plain_decoder,
-)
+from raftkit_core.types.entry import Entry
 from raftkit_core.types.ids import RequestId
 from raftkit_core.types.kv import KV_MACHINE
 from raftkit_core.types.log_id import LogId, index_of
-from raftkit_core.types.membership import Membership, StoredMembership
+from raftkit_core.types.membership import StoredMembership
 from raftkit_core.types.snapshot import SnapshotMeta
 
 APPLY_BYTES = 4 * 1024 * 1024
@@ -48,86 +34,7 @@ APPLY_ENTRIES = 4096
 JOBS_KEPT = 64
 """Snapshots, restores and looks that may wait for the machine: a machine that hangs must cost no memory."""
 
-_NOTHING: Mapping[int, Any] = MappingProxyType({})
-
 Found = TypeVar("Found")
-
-
-class Duplicate:
-    """A write under a session that was carried out before: it gets the outcome of the first one."""
-
-    __slots__ = ("_decode", "_remembered")
-
-    def __init__(self, remembered: Remembered, decode: Callable[[bytes], Any]) -> None:
-        self._remembered = remembered
-        self._decode = decode
-
-    def outcome(self) -> tuple[LogId, Any]:
-        """Log id and result of the first one; a refusal is a ``RaftError`` as result. For settled batches."""
-        kept = self._remembered
-        refusal = kept.refusal()
-        if refusal is None:
-            assert kept.body is not None, "neither refused nor forgotten"
-            try:
-                return kept.log_id, self._decode(kept.body)
-            except Exception as error:
-                refusal = RaftError(
-                    f"the write was applied at {kept.log_id}; its result cannot be read: {type(error).__name__}",
-                    outcome="applied",
-                )
-        return kept.log_id, refusal
-
-
-class Batch:
-    """The :class:`ApplyBatch` handed to a machine, and where each result belongs."""
-
-    is_alike = True
-    """All of it are commands for the machine, none under a session."""
-    membership: StoredMembership | None = None
-    memberships: Mapping[int, Membership] = _NOTHING
-    """Every membership entry of the batch, by index; ``membership`` is the last of them."""
-    refused: Mapping[int, Any] = _NOTHING
-    """Results of entries that never reach the machine, by index."""
-    positions: Mapping[int, int] = _NOTHING
-    """Where in ``entries`` a write under a session is, by index."""
-    is_sealed = False
-
-    def __init__(self, log: Sequence[Entry], entries: Sequence[AppliedEntry], system: SystemMachine) -> None:
-        self.log = log
-        self.entries = entries
-        self.last_log_id = log.last if type(log) is Entries else log[-1].log_id
-        self._system = system
-
-    def commands(self) -> Sequence[Entry]:
-        """The entries of the log that ``entries`` were made of."""
-        if self.is_alike:
-            return self.log
-        indexes = {entry.log_id.index for entry in self.entries}
-        return [entry for entry in self.log if entry.log_id.index in indexes]
-
-    def seal(self, results: Sequence[Any]) -> Sequence[tuple[bytes, bytes | None]]:
-        self.is_sealed = True
-        self.settle(results)
-        return self._system.seal()
-
-    def settle(self, results: Sequence[Any]) -> None:
-        """The machine's results: what sessions remember of them. Does nothing the second time."""
-        self._system.sessions.settle(
-            lambda index: results[self.positions[index]] if index in self.positions else self.refused[index]
-        )
-
-
-class _MixedBatch(Batch):
-    """Any entries, looked at one by one."""
-
-    is_alike = False
-
-    def __init__(self, log: Sequence[Entry], system: SystemMachine) -> None:
-        self.listed: list[AppliedEntry] = []
-        super().__init__(log, self.listed, system)
-        self.memberships = self.memberships_found = dict[int, Membership]()
-        self.refused = self.refusals = dict[int, Any]()
-        self.positions = self.places = dict[int, int]()
 
 
 class _Busy:
@@ -168,9 +75,7 @@ class StateMachineWorker:
         self.system = system
         self.applied = applied
         self.applied_index = index_of(applied)
-        self._decode_plain = plain_decoder(machine.name)
-        self._codec: object = None
-        self._decode_commands: Callable[[list[bytes]], list[Any]] = list
+        self._prepare = BatchMaker(machine, system).prepare
         self.membership = membership
         self._is_durable = machine.durable
         self._now = self._stalls.now
@@ -333,7 +238,7 @@ class StateMachineWorker:
         entries = self._writer.tail.read(start, stop, APPLY_BYTES)
         if entries is None:
             return self._apply_from_storage(start, stop)
-        batch = self.prepare(entries)
+        batch = self._prepare(entries, self.applied_index)
         results = self._apply(batch)
         if type(results) is not list and not isinstance(results, Sequence):
             return self._finish_later(batch, results)
@@ -349,7 +254,7 @@ class StateMachineWorker:
 
     async def replay(self, entries: Sequence[Entry]) -> None:
         """Apply ``entries``, awaiting the machine."""
-        batch = self.prepare(entries)
+        batch = self._prepare(entries, self.applied_index)
         results = self._apply(batch)
         if not isinstance(results, Sequence):
             await self._finish_later(batch, results)
@@ -362,94 +267,6 @@ class StateMachineWorker:
         except Exception as error:
             raise self._apply_error(batch, error) from error
         self._finish(batch, done)
-
-    def prepare(self, entries: Sequence[Entry]) -> Batch:
-        """Decode what the machine gets. The leader decoded every command before it proposed it; one that is unreadable
-        all the same is refused alike on every node rather than stopping all of them."""
-        first = entries.first if type(entries) is Entries else entries[0].log_id
-        assert first.index == self.applied_index + 1, f"{first} does not follow {self.applied}"
-        commands = self._decode_alike(entries)
-        if commands is not None:
-            self.system.observe(entries.time_ms if type(entries) is Entries else max(map(_time_ms, entries)))
-            return Batch(entries, AppliedEntries(entries, commands), self.system)
-        batch = _MixedBatch(entries, self.system)
-        for entry in entries:
-            self._prepare_one(batch, entry)
-        return batch
-
-    def _decode_alike(self, entries: Sequence[Entry]) -> list[Any] | None:
-        """What commands for the machine, none of them under a session, are: decoded together. None if one entry is
-        anything else, or unreadable: then each is looked at by itself."""
-        machine = self.machine
-        try:
-            if type(entries) is Entries:
-                if entries.kind != NORMAL:
-                    return None
-            elif not _ALL_NORMAL.issuperset(map(_kind, entries)):
-                return None
-            bodies = list(map(_body, map(self._decode_plain, payloads_of(entries))))
-            codec = machine.codec
-            if codec is not self._codec:
-                self._codec, self._decode_commands = codec, decoder_of(codec)
-            return self._decode_commands(bodies)
-        except (*DECODE_ERRORS, BadCommand):
-            return None
-
-    def _prepare_one(self, batch: _MixedBatch, entry: Entry) -> None:
-        self.system.observe(entry.time_ms)
-        if entry.kind == NORMAL:
-            try:
-                envelope = decode_envelope(entry.payload)
-                if envelope.session:
-                    self._prepare_once(batch, entry, envelope)
-                elif envelope.machine == self.machine.name:
-                    command = self.machine.codec.decode_command(envelope.body)
-                    batch.listed.append(AppliedEntry(entry.log_id, entry.time_ms, command))
-                elif envelope.machine == SYSTEM_MACHINE:
-                    batch.refusals[entry.index] = self.system.apply(entry.log_id, entry.time_ms, envelope.body)
-                else:
-                    batch.refusals[entry.index] = self._no_such_machine(entry, envelope)
-            except (BadCommand, ValueError) as error:
-                batch.refusals[entry.index] = BadCommand(f"entry {entry.log_id} is unreadable: {error}")
-        elif entry.kind == MEMBERSHIP:
-            membership = decode_membership(entry.payload)
-            batch.membership = StoredMembership(entry.log_id, membership)
-            batch.memberships_found[entry.index] = membership
-
-    def _prepare_once(self, batch: _MixedBatch, entry: Entry, envelope: Envelope) -> None:
-        """A write under a session: only a new one reaches its machine. Raises: BadCommand."""
-        codec = self.machine.codec
-        command: Any = None
-        is_for_system = envelope.machine == SYSTEM_MACHINE
-        if envelope.machine == self.machine.name:
-            command = codec.decode_command(envelope.body)
-        elif not is_for_system:
-            batch.refusals[entry.index] = self._no_such_machine(entry, envelope)
-            return
-        seen = self.system.sessions.admit(
-            entry.log_id,
-            envelope.session,
-            envelope.serial,
-            envelope.acknowledged_floor,
-            envelope.machine.encode() + b"\x00" + envelope.body,
-            encode_system_result if is_for_system else codec.encode_result,
-            entry.index,
-        )
-        if isinstance(seen, Remembered):
-            decode = decode_system_result if is_for_system else codec.decode_result
-            batch.refusals[entry.index] = Duplicate(seen, decode)
-        elif seen is not None:
-            batch.refusals[entry.index] = seen
-        elif is_for_system:
-            batch.refusals[entry.index] = self.system.apply(entry.log_id, entry.time_ms, envelope.body)
-        else:
-            batch.places[entry.index] = len(batch.listed)
-            batch.listed.append(AppliedEntry(entry.log_id, entry.time_ms, command))
-
-    def _no_such_machine(self, entry: Entry, envelope: Envelope) -> CommandRejected:
-        return CommandRejected(
-            f"entry {entry.log_id} is for the machine {envelope.machine}, this cluster runs {self.machine.name}"
-        )
 
     def _apply(self, batch: Batch) -> Sequence[Any] | Awaitable[Sequence[Any]]:
         if not batch.is_alike and not batch.entries and not self._is_durable:
@@ -641,9 +458,3 @@ class StateMachineWorker:
             if not future.done():
                 future.set_exception(Stopped("the node stopped before it was applied here"))
         self._waits.clear()
-
-
-_ALL_NORMAL = frozenset((NORMAL,))
-_body = attrgetter("body")
-_kind = attrgetter("kind")
-_time_ms = attrgetter("time_ms")
