@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -49,7 +50,7 @@ class Balancer:
         self.notification = self._total - self.raft_msg
 
 
-class Inbox:
+class Inbox(ABC):
     """Bounded, and for calls from the loop it was made in. Whoever takes from it says what a turn is."""
 
     def __init__(
@@ -84,15 +85,15 @@ class Inbox:
 
     # --- a turn -----------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def _next_turn(self) -> None:
         """Take what waits."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _write_at_once(
         self, payload: bytes, timeout: float, condition: WriteCondition | None
     ) -> asyncio.Future[ClientWriteResponse]:
         """A turn for this write alone."""
-        raise NotImplementedError
 
     def _wake(self) -> None:
         """Something is there: have a turn soon, unless one is coming or under way (which looks again at its end)."""
