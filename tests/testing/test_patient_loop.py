@@ -60,7 +60,7 @@ def test_what_came_in_during_a_stall_comes_before_the_timer_that_waits_for_it() 
             there.setblocking(False)
             async with asyncio.timeout(STALL):
                 there.send(b"question")
-                time.sleep(2 * STALL)  # noqa: ASYNC251
+                time.sleep(2 * STALL)  # noqa: ASYNC251 (the processor is away, twice as long as the limit)
                 await loop.sock_recv(here, 100)
                 here.send(b"answer")
                 assert await loop.sock_recv(there, 100) == b"answer"
@@ -71,7 +71,7 @@ def test_what_came_in_during_a_stall_comes_before_the_timer_that_waits_for_it() 
 def test_clocks_are_the_machine_s_where_no_such_loop_runs() -> None:
     assert PatientLoop.current is None
     first = SystemClock().monotonic()
-    time.sleep(2 * TURN_SECONDS_MAX)
+    time.sleep(2 * TURN_SECONDS_MAX)  # more than the patient loop would count
     assert SystemClock().monotonic() - first >= 2 * TURN_SECONDS_MAX
 
 
@@ -79,7 +79,7 @@ def test_what_the_command_line_runs_has_such_a_loop_and_a_thread_beside_it_has_n
     request: pytest.FixtureRequest,
 ) -> None:
     if request.config.getoption("--loop") != "patient":
-        pytest.skip("the run has another loop")
+        pytest.skip("--loop asked for another loop than the default")
 
     async def kind() -> type[asyncio.AbstractEventLoop]:
         return type(asyncio.get_running_loop())
