@@ -13,6 +13,7 @@ from raftkit_core.engine.commands import (
     Respond,
     SendHeartbeat,
 )
+from raftkit_core.engine.engine import Engine
 from raftkit_core.engine.progress import ProgressState
 from raftkit_core.testing.builders import (
     elect,
@@ -203,15 +204,21 @@ def test_a_node_that_was_removed_and_added_again_has_acknowledged_nothing() -> N
 # --- purge ------------------------------------------------------------------------------------------------------------
 
 
-def test_entries_a_request_in_flight_was_built_on_are_not_purged() -> None:
-    """§6 item 45."""
-    engine = leading(max_in_snapshot_log_to_keep=0, purge_batch_size=1)
+def about_to_purge(*probed: str) -> Engine:
+    """A leader with a snapshot of all it has, and n2 has all of it; n3 still has a request in flight."""
+    engine = leading(*probed, max_in_snapshot_log_to_keep=0, purge_batch_size=1)
     write(engine, 3)
     flush(engine)
     ack(engine, "n2", 4)
     engine.on_applied(log_id(1, "n1", 4), 1.0)
     engine.on_snapshot_built(snapshot_meta(log_id(1, "n1", 4), THREE), 0.0)
-    assert engine.take_commands() == []  # n3 has (1, 4] in flight
+    assert engine.take_commands() == []
+    return engine
+
+
+def test_entries_a_request_in_flight_was_built_on_are_not_purged() -> None:
+    """§6 item 45."""
+    engine = about_to_purge("n2", "n3")  # n3 has (1, 4] in flight
     commands = ack(engine, "n3", 4)
     assert PurgeLog(engine.state.io.last_io, log_id(1, "n1", 4)) in commands
     assert engine.state.log.purged == log_id(1, "n1", 4)
@@ -219,13 +226,7 @@ def test_entries_a_request_in_flight_was_built_on_are_not_purged() -> None:
 
 def test_a_peer_whose_first_probe_is_answered_late_gets_the_entries_and_no_snapshot() -> None:
     """A slow voter of a new cluster: the others had committed, and the purge waited for its probe alone."""
-    engine = leading("n2", max_in_snapshot_log_to_keep=0, purge_batch_size=1)
-    write(engine, 3)
-    flush(engine)
-    ack(engine, "n2", 4)
-    engine.on_applied(log_id(1, "n1", 4), 1.0)
-    engine.on_snapshot_built(snapshot_meta(log_id(1, "n1", 4), THREE), 0.0)
-    assert engine.take_commands() == []  # n3 has (-1, 1] in flight
+    engine = about_to_purge("n2")  # n3 has (-1, 1] in flight
     commands = ack(engine, "n3", 1)
     assert targets(commands) == {"n3": (BLANK, 4)}
     assert not any(isinstance(command, PurgeLog | ReplicateSnapshot) for command in commands)
@@ -233,13 +234,7 @@ def test_a_peer_whose_first_probe_is_answered_late_gets_the_entries_and_no_snaps
 
 
 def test_a_peer_that_fails_does_not_hold_up_what_is_about_to_be_purged() -> None:
-    engine = leading("n2", max_in_snapshot_log_to_keep=0, purge_batch_size=1)
-    write(engine, 3)
-    flush(engine)
-    ack(engine, "n2", 4)
-    engine.on_applied(log_id(1, "n1", 4), 1.0)
-    engine.on_snapshot_built(snapshot_meta(log_id(1, "n1", 4), THREE), 0.0)
-    assert engine.take_commands() == []
+    engine = about_to_purge("n2")
     progress = engine.progress
     assert progress is not None
     engine.on_replication_failed(engine.session, "n3", progress["n3"].epoch, 1.0)
