@@ -9,7 +9,7 @@ import pytest
 
 from raftkit_core.testing.simulation import worker
 from raftkit_core.testing.simulation.engine_scenario import EngineScenario, plan
-from raftkit_core.testing.simulation.engine_script import LEADER, Action
+from raftkit_core.testing.simulation.engine_script import Action
 from raftkit_core.testing.simulation.mutants.score import load
 from raftkit_core.testing.simulation.replaying import pytest_file, replay, run_one, to_text
 from raftkit_core.testing.simulation.report import SeedReport, Violation
@@ -17,6 +17,7 @@ from raftkit_core.testing.simulation.rings import RINGS
 from raftkit_core.testing.simulation.runtime_scenario import RuntimeScenario
 from raftkit_core.testing.simulation.runtime_script import Disks, Weather
 from raftkit_core.testing.simulation.shrink import shrink
+from raftkit_core.testing.simulation.stage import LEADER
 from raftkit_core.testing.simulation.worker import Job, carry_out
 
 

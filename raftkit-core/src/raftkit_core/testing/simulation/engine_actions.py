@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from raftkit_core.engine.engine import Engine
 from raftkit_core.testing.builders import node
 from raftkit_core.testing.simulation.engine_node import AskedRead, RingNode
-from raftkit_core.testing.simulation.engine_script import FOLLOWER, LEADER, Action
+from raftkit_core.testing.simulation.engine_script import Action
+from raftkit_core.testing.simulation.stage import FOLLOWER, LEADER
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import AddNodes, ReplaceAllVoters
 

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import msgspec
 
 from raftkit_core.testing.simulation.engine_scenes import faults_of, staged
-from raftkit_core.testing.simulation.engine_script import LEADER, Action, ActionKind, Faults
+from raftkit_core.testing.simulation.engine_script import Action, ActionKind, Faults
+from raftkit_core.testing.simulation.stage import LEADER
 
 
 class EngineScenario(msgspec.Struct, frozen=True):

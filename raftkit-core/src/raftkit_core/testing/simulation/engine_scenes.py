@@ -10,17 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from raftkit_core.testing.simulation.engine_script import FOLLOWER, LEADER, Action, ActionKind, Faults
+from raftkit_core.testing.simulation.engine_script import Action, ActionKind, Faults
+from raftkit_core.testing.simulation.stage import FOLLOWER, LEADER, Stage
 
 
-class Stage:
-    """Where a scene writes its actions: times count from its beginning."""
-
-    def __init__(self, draw: Random, ids: list[str]) -> None:
-        self.draw = draw
-        self.ids = ids
-        self.begin = 0.0
-        self.actions: list[Action] = []
+class EngineStage(Stage[Action]):
+    """Besides what every stage has: many actions at once, and reads about when a lease ends."""
 
     def do(self, at: float, kind: ActionKind, node: str = "", *, count: int = 0, for_s: float = 0.0) -> None:
         pick = self.draw.randrange(1 << 30)
@@ -30,9 +25,6 @@ class Stage:
         """``times`` of it, at any time between ``begin`` and ``end``."""
         for _ in range(times):
             self.do(self.draw.uniform(begin, end), kind, node, count=self.draw.randint(1, most) if most else 0)
-
-    def chance(self, share: float) -> bool:
-        return self.draw.random() < share
 
     def read_at_lease_end(self, cut_at: float) -> None:
         """Reads by lease, densely, about when the lease of a leader that was cut off at ``cut_at`` ends."""
@@ -49,15 +41,12 @@ class Stage:
 
 def staged(draw: Random, ids: list[str], seconds: float) -> list[Action]:
     """``seconds`` of scenes: a few kinds, again and again, over a thin stream of writes and reads."""
-    stage = Stage(draw, ids)
+    stage = EngineStage(draw, ids)
     kinds = draw.sample(SCENES, draw.choice((2, 3, 3, 4)))
     stage.some(int(2 * seconds), 0.3, seconds, "write", most=5)
     stage.some(int(seconds), 0.3, seconds, "read")
     stage.begin = draw.uniform(1.2, 1.8)
-    while stage.begin < seconds:
-        lasts = draw.choice(kinds)(stage)
-        stage.begin += lasts + draw.choice((0.05, 0.4, 1.2))
-    return [action for action in stage.actions if action.at_s < seconds]
+    return stage.play(kinds, seconds, pauses=(0.05, 0.4, 1.2))
 
 
 def faults_of(draw: Random) -> Faults:
@@ -76,7 +65,7 @@ def faults_of(draw: Random) -> Faults:
 # --- scenes: each gives how long it lasts -----------------------------------------------------------------------------
 
 
-def _deposed(stage: Stage) -> float:
+def _deposed(stage: EngineStage) -> float:
     """A leader loses its quorum with writes, and perhaps a change of the membership, that only its side holds; its
     successor goes on, perhaps as far as a snapshot."""
     draw = stage.draw
@@ -98,13 +87,13 @@ def _deposed(stage: Stage) -> float:
         stage.do(deaf + draw.uniform(0.3, 0.8), "ambush_winner", for_s=2.0)
     stage.some(draw.randint(0, 2), deaf + 0.9, deaf + lasts + 0.2, "write", most=3)
     if stage.chance(0.5):
-        _purge(stage, deaf + draw.uniform(1.0, lasts + 0.2))
+        stage.purge(deaf + draw.uniform(1.0, lasts + 0.2))
     if stage.chance(0.3):
         stage.do(deaf + lasts + draw.uniform(0.0, 0.2), "crash", draw.choice((LEADER, FOLLOWER)), for_s=0.3)
     return deaf + lasts
 
 
-def _moving_sides(stage: Stage) -> float:
+def _moving_sides(stage: EngineStage) -> float:
     """One partition after the other, each with the leader of its time on the lesser side."""
     draw = stage.draw
     at = 0.0
@@ -124,7 +113,7 @@ def _moving_sides(stage: Stage) -> float:
     return at
 
 
-def _left_behind(stage: Stage) -> float:
+def _left_behind(stage: EngineStage) -> float:
     """Voters that were away come back behind a purge: they install, slowly, and are disturbed while they do."""
     draw = stage.draw
     behind = draw.sample(stage.ids, min(len(stage.ids), draw.choice((1, 1, 2))))
@@ -136,7 +125,7 @@ def _left_behind(stage: Stage) -> float:
     for node in behind:
         stage.do(begin + draw.uniform(0.0, 0.1), how, node, for_s=lasts)
     stage.some(draw.randint(3, 7), begin, begin + lasts, "write", most=9)
-    _purge(stage, begin + lasts * draw.uniform(0.6, 0.95))
+    stage.purge(begin + lasts * draw.uniform(0.6, 0.95))
     back = begin + lasts + 0.1
     if stage.chance(0.5):
         stage.do(back - 0.15, "ambush_install", for_s=3.0)
@@ -149,7 +138,7 @@ def _left_behind(stage: Stage) -> float:
     return back + draw.uniform(0.2, 1.2)
 
 
-def _two_behind(stage: Stage) -> float:
+def _two_behind(stage: EngineStage) -> float:
     """Two voters come back behind a purge: one of them installs, the other hears nothing, and then the two are alone
     and the other campaigns: some time later, or just while the one installs."""
     draw = stage.draw
@@ -160,7 +149,7 @@ def _two_behind(stage: Stage) -> float:
     stage.some(1, 0.0, 0.25, "write", most=3)
     stage.do(0.3, "cut", other, for_s=lasts + (1.2 if in_the_middle else 0.6))
     stage.some(4, 0.35, 0.3 + lasts, "write", most=9)
-    _purge(stage, 0.3 + lasts * draw.uniform(0.5, 0.8))
+    stage.purge(0.3 + lasts * draw.uniform(0.5, 0.8))
     if in_the_middle:
         stage.do(lasts + 0.2, "ambush_install", other, for_s=1.3)
         stage.some(10, lasts + 1.2, lasts + 3.2, "elect", other)
@@ -171,7 +160,7 @@ def _two_behind(stage: Stage) -> float:
     return alone + 2.2
 
 
-def _one_term(stage: Stage) -> float:
+def _one_term(stage: EngineStage) -> float:
     """Two leaders of one term: who did not hear of the first campaigns when the first is gone with what it wrote."""
     draw = stage.draw
     first, second = sorted(draw.sample(stage.ids, 2))
@@ -189,7 +178,7 @@ def _one_term(stage: Stage) -> float:
     return 2.3
 
 
-def _changed_and_away(stage: Stage) -> float:
+def _changed_and_away(stage: EngineStage) -> float:
     """A voter dies with changes of the membership in its log that it does not know to be committed, and comes back
     behind a purge."""
     draw = stage.draw
@@ -199,13 +188,13 @@ def _changed_and_away(stage: Stage) -> float:
     for _ in range(draw.choice((1, 1, 2))):
         stage.do(begin + draw.uniform(0.0, 0.1), "crash", draw.choice((FOLLOWER, FOLLOWER, LEADER)), for_s=lasts)
     stage.some(draw.randint(3, 6), begin, begin + lasts, "write", most=9)
-    _purge(stage, begin + lasts * draw.uniform(0.5, 0.9))
+    stage.purge(begin + lasts * draw.uniform(0.5, 0.9))
     if stage.chance(0.3):
         stage.do(begin + lasts, "ambush_install", for_s=2.0)
     return begin + lasts + draw.uniform(0.3, 1.0)
 
 
-def _duel(stage: Stage) -> float:
+def _duel(stage: EngineStage) -> float:
     """Nobody leads, and a few nodes campaign at nearly the same time, some of them twice, with unequal logs."""
     draw = stage.draw
     begin = 0.0
@@ -225,7 +214,7 @@ def _duel(stage: Stage) -> float:
     return at + draw.uniform(0.1, 0.5)
 
 
-def _lease(stage: Stage) -> float:
+def _lease(stage: EngineStage) -> float:
     """A leader is cut off, or hands over, and is asked to read just when its lease ends; voters come back from a crash
     and are asked for their vote at once."""
     draw = stage.draw
@@ -246,7 +235,7 @@ def _lease(stage: Stage) -> float:
     return lasts
 
 
-def _hand_over(stage: Stage) -> float:
+def _hand_over(stage: EngineStage) -> float:
     """Leadership goes round, and answers to one leader come when it leads again."""
     draw = stage.draw
     at = 0.0
@@ -262,13 +251,7 @@ def _hand_over(stage: Stage) -> float:
     return at
 
 
-def _purge(stage: Stage, at: float) -> None:
-    for node in stage.ids:
-        stage.do(at, "snapshot", node)
-    stage.do(at + stage.draw.uniform(0.1, 0.4), "purge", LEADER)
-
-
-SCENES: tuple[Callable[[Stage], float], ...] = (
+SCENES: tuple[Callable[[EngineStage], float], ...] = (
     _deposed,
     _moving_sides,
     _left_behind,

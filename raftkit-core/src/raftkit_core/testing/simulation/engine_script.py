@@ -30,12 +30,6 @@ class Faults(msgspec.Struct, frozen=True):
 NO_FAULTS = Faults(loss=0.0, repeat=0.0, late_answer=0.0)
 
 
-LEADER = "@leader"
-"""Stands for whoever leads when the time has come."""
-FOLLOWER = "@follower"
-"""Stands for somebody else."""
-
-
 class Action(msgspec.Struct, frozen=True, omit_defaults=True):
     """One thing done to the ring. ``pick`` decides what is open (which node, which voters), the same way each time.
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from raftkit_core.errors import RaftError
-from raftkit_core.testing.simulation.runtime_script import LEADER, Action, Disks, Weather
+from raftkit_core.testing.simulation.runtime_script import Action, Disks, Weather
+from raftkit_core.testing.simulation.stage import LEADER
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.log_id import index_of
 from raftkit_core.types.membership import RemoveNodes

@@ -18,10 +18,11 @@ from raftkit_core.testing.linearizability import History
 from raftkit_core.testing.simulation.faults import FaultPlayer
 from raftkit_core.testing.simulation.report import SeedReport, Violation
 from raftkit_core.testing.simulation.runtime_scenario import RuntimeScenario, plan
-from raftkit_core.testing.simulation.runtime_script import LEADER, Action, Weather
+from raftkit_core.testing.simulation.runtime_script import Action, Weather
 from raftkit_core.testing.simulation.sim_judgement import rule_of
 from raftkit_core.testing.simulation.sim_machine import DurableKv
 from raftkit_core.testing.simulation.simulation import Simulation
+from raftkit_core.testing.simulation.stage import LEADER
 from raftkit_core.testing.virtual_time import VirtualDeadlock, VirtualTimeLoop
 from raftkit_core.types.ids import NodeId
 

@@ -13,7 +13,8 @@ import msgspec
 
 from raftkit_core.config import Config, LogsSinceLast
 from raftkit_core.testing.simulation.runtime_scenes import staged
-from raftkit_core.testing.simulation.runtime_script import LEADER, Action, Disks, Weather
+from raftkit_core.testing.simulation.runtime_script import Action, Disks, Weather
+from raftkit_core.testing.simulation.stage import LEADER
 from raftkit_core.types.session import DEFAULT_TTL_MS
 
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from raftkit_core.testing.simulation.runtime_script import LEADER, Action, ActionKind
+from raftkit_core.testing.simulation.runtime_script import Action, ActionKind
+from raftkit_core.testing.simulation.stage import LEADER, Stage
 
 CLIENTS = 8
 """Clients of the scenes, besides the others: they ask whoever leads, a few at a time."""
 
 
-class Stage:
-    """Where a scene writes its actions: times count from its beginning."""
+class RuntimeStage(Stage[Action]):
+    """Besides what every stage has: writes of clients, each with a value of its own."""
 
     def __init__(self, draw: Random, ids: list[str]) -> None:
-        self.draw = draw
-        self.ids = ids
-        self.begin = 0.0
-        self.actions: list[Action] = []
+        super().__init__(draw, ids)
         self._values = 0
 
     def do(self, at: float, kind: ActionKind, node: str = "", *, for_s: float = 0.0) -> None:
@@ -41,30 +39,19 @@ class Stage:
                 )
             )
 
-    def purge(self, at: float) -> None:
-        for node in self.ids:
-            self.do(at, "snapshot", node)
-        self.do(at + self.draw.uniform(0.1, 0.4), "purge", LEADER)
-
-    def chance(self, share: float) -> bool:
-        return self.draw.random() < share
-
 
 def staged(draw: Random, ids: list[str], seconds: float) -> list[Action]:
     """``seconds`` of scenes, of one to three kinds."""
-    stage = Stage(draw, ids)
+    stage = RuntimeStage(draw, ids)
     kinds = draw.sample(SCENES, draw.choice((1, 2, 2, 3)))
     stage.begin = draw.uniform(0.3, 0.8)
-    while stage.begin < seconds:
-        lasts = draw.choice(kinds)(stage)
-        stage.begin += lasts + draw.choice((0.3, 0.8, 1.5))
-    return [action for action in stage.actions if action.at_s < seconds]
+    return stage.play(kinds, seconds, pauses=(0.3, 0.8, 1.5))
 
 
 # --- scenes: each gives how long it lasts -----------------------------------------------------------------------------
 
 
-def _deposed(stage: Stage) -> float:
+def _deposed(stage: RuntimeStage) -> float:
     """A leader loses its quorum with writes that only its side holds, whose callers wait; its successor goes on."""
     draw = stage.draw
     lasts = draw.uniform(0.9, 1.9)
@@ -86,7 +73,7 @@ def _deposed(stage: Stage) -> float:
     return deaf + lasts + 0.3
 
 
-def _left_behind(stage: Stage) -> float:
+def _left_behind(stage: RuntimeStage) -> float:
     """A voter that was away comes back behind a purge, and dies while it installs."""
     draw = stage.draw
     behind = draw.choice(stage.ids)
@@ -101,7 +88,7 @@ def _left_behind(stage: Stage) -> float:
     return lasts + draw.uniform(0.3, 1.0)
 
 
-def _slow_side(stage: Stage) -> float:
+def _slow_side(stage: RuntimeStage) -> float:
     """A disk hangs at a voter that hears two leaders meanwhile."""
     draw = stage.draw
     victim = draw.choice(stage.ids)
@@ -114,4 +101,4 @@ def _slow_side(stage: Stage) -> float:
     return lasts + 0.8
 
 
-SCENES: tuple[Callable[[Stage], float], ...] = (_deposed, _deposed, _left_behind, _slow_side)
+SCENES: tuple[Callable[[RuntimeStage], float], ...] = (_deposed, _deposed, _left_behind, _slow_side)

@@ -14,9 +14,6 @@ ActionKind = Literal[
     "depose", "deafen", "ambush_winner", "ambush_install", "set_wall",
 ]  # fmt: skip
 
-LEADER = "@leader"
-"""Stands for whoever leads when the time has come."""
-
 
 class Action(msgspec.Struct, frozen=True, omit_defaults=True):
     """One thing done at ``at_s``, undone ``for_s`` later. ``node`` may be :data:`LEADER`; ``pick`` decides what is
