@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from raftkit_core import Raft
 from raftkit_core.engine.engine import Engine
+from raftkit_core.runtime.command_runner import APPLY_SECONDS
 from raftkit_core.storage.memory import MemoryLogStorage
 from raftkit_core.testing.cluster import MemoryCluster, memory_cluster
 from raftkit_core.types.kv import Put
@@ -87,14 +89,16 @@ async def test_a_client_that_writes_on_causes_no_commit_notices(counted: Counter
         assert cluster.hub.counts["heartbeat"] == 2, "the last commit is told"
 
 
-async def test_a_follower_answers_an_append_before_it_applies_what_the_append_commits(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The leader waits for the one, nobody for the other."""
+def followers_of(cluster: MemoryCluster, leader: Raft) -> list[Raft]:
+    return [raft for raft in cluster.rafts.values() if raft is not leader]
+
+
+async def test_a_follower_answers_every_append_and_applies_several_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The leader waits for the one, nobody for the other: it costs as much for one write as for many."""
     async with memory_cluster(3) as cluster:
         await settled(cluster)
         leader = await cluster.leader()
-        follower = next(raft for raft in cluster.rafts.values() if raft is not leader)
+        follower = followers_of(cluster, leader)[0]
         seen: list[str] = []
         waiting, machine = follower._core.waiting, follower.machine
         respond, apply = waiting.respond, machine.apply
@@ -103,12 +107,40 @@ async def test_a_follower_answers_an_append_before_it_applies_what_the_append_co
             seen.append("answer")
             respond(*arguments)
 
-        def applied(*arguments: Any) -> Any:
-            seen.append("apply")
-            return apply(*arguments)
+        def applied(batch: Any) -> Any:
+            seen.append(f"apply {len(batch.entries)}")
+            return apply(batch)
 
         monkeypatch.setattr(waiting, "respond", answered)
         monkeypatch.setattr(machine, "apply", applied)
         for number in range(5):
             await leader.client_write(Put("k", b"%d" % number))
-        assert seen[:7] == ["answer", *["answer", "apply"] * 3]
+        assert seen == ["answer"] * 5
+        await asyncio.sleep(2 * APPLY_SECONDS)
+        assert seen[:6] == [*["answer"] * 5, "apply 4"], "the fifth was not known to be committed yet"
+
+
+async def test_who_waits_for_what_is_applied_does_not_wait_for_more_to_come() -> None:
+    async with memory_cluster(3) as cluster:
+        await settled(cluster)
+        leader = await cluster.leader()
+        follower = followers_of(cluster, leader)[0]
+        for number in range(2):
+            written = await leader.client_write(Put("k", b"%d" % number))
+        worker, loop = follower._core.worker, asyncio.get_running_loop()
+        assert worker.applied_index < written.log_id.index - 1, "committed here, and not applied"
+        before = loop.time()
+        await worker.wait_applied(written.log_id.index - 1)
+        assert loop.time() == before
+        later = asyncio.create_task(worker.wait_applied(written.log_id.index + 1))
+        await asyncio.sleep(0)
+        await leader.client_write(Put("k", b"2"))
+        await leader.client_write(Put("k", b"3"))  # says that the one before is committed
+        await later
+        assert loop.time() - before < APPLY_SECONDS
+
+
+async def test_a_leader_applies_at_once_also_where_no_writer_waits() -> None:
+    async with memory_cluster(1) as cluster:
+        leader = await cluster.leader()
+        assert leader._core.worker.applied == leader._core.engine.state.committed

@@ -66,6 +66,8 @@ SWEEP_SECONDS = 0.25
 COMMIT_NOTICE_SECONDS = 0.003
 """How long a commit notice may wait for an append that says the same: while a client writes on, it always finds one. A
 read does not wait for it."""
+APPLY_SECONDS = 0.003
+"""How long what is committed may wait for more to be applied together, where nobody waits for it."""
 
 
 class CommandRunner:
@@ -131,6 +133,7 @@ class CommandRunner:
         self._unconnected: set[NodeId] = set()
         """Peers the engine sends to but no stream could be opened for."""
         self._notice_timer: asyncio.TimerHandle | None = None
+        self._apply_timer: asyncio.TimerHandle | None = None
         self._answered: Callable[[Replicate, AppendEntriesResponse], None] = lambda command, response: None
         self._halted = False
         self._swept_at = float("-inf")
@@ -190,7 +193,7 @@ class CommandRunner:
                 if self._parked:
                     self.release()
             if worker.is_ordered:
-                worker.go_on()  # after the answers to a leader, which wait for the log alone
+                self.apply()  # after the answers to a leader, which wait for the log alone
             applied = self.applied
             if applied is not None:
                 self.applied = None
@@ -220,6 +223,19 @@ class CommandRunner:
                 self._parked.append((when, command))
             else:
                 self._actions[type(command)](command)
+
+    def apply(self) -> None:
+        """Apply what is committed: at once where somebody waits for it, as on a leader; else soon, together with what
+        is committed until then: a follower hears of each write by itself, and a batch costs more than its entries."""
+        if self._engine.is_leader or self._waiting.writers or self._worker.is_awaited:
+            self._worker.go_on()
+        elif self._apply_timer is None:
+            self._apply_timer = asyncio.get_running_loop().call_later(APPLY_SECONDS, self._apply_is_due)
+
+    def _apply_is_due(self) -> None:
+        self._apply_timer = None
+        if self._worker.is_ordered:
+            self._worker.go_on()
 
     def _append_entries(self, command: AppendInputEntries) -> None:
         self._instruments.trace("CommandRunner.append_input_entries")
@@ -410,8 +426,9 @@ class CommandRunner:
         """From now on nothing is carried out, answered or sent; what waits for the log is dropped."""
         self._halted = True
         self._parked.clear()
-        if self._notice_timer is not None:
-            self._notice_timer.cancel()
+        for timer in (self._notice_timer, self._apply_timer):
+            if timer is not None:
+                timer.cancel()
         self._close_streams()
         self._heartbeats.close()
         self._calls.cancel()

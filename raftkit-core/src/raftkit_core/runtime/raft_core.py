@@ -454,7 +454,7 @@ class RaftCore(Inbox):
                 engine.on_log_flushed(notification.io_id, now)
                 self.runner.release()
                 if self.worker.is_ordered:
-                    self.worker.go_on()
+                    self.runner.apply()
             case Applied():
                 engine.on_applied(notification.log_id, now)
             case CommitNoticeDue():

@@ -115,6 +115,11 @@ class StateMachineWorker:
         """Tell this of every batch from now on."""
         self._on_applied = on_applied
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for what is not applied yet."""
+        return bool(self._waits)
+
     # --- orders -----------------------------------------------------------------------------------------------------
 
     def commit(self, upto: LogId) -> None:
@@ -142,6 +147,8 @@ class StateMachineWorker:
 
     async def wait_applied(self, index: int) -> None:
         """Wait until everything up to ``index`` is applied; the caller bounds the time. Raises: Stopped."""
+        if self.is_ordered and self.applied_index < index:
+            self.go_on()
         if self.applied_index >= index:
             return
         if self._dead:
