@@ -435,8 +435,8 @@ class CallLane:
                 return
             try:
                 self._service.check_hello(self.target, reply.result())
-            except IdentityError as error:
-                self._drop(Unreachable(f"{self.target} is not who it should be: {error}"))
+            except RaftError as error:
+                self._drop(_unreachable(self.target, error))
 
         body = encode_request(Kind.HELLO, self._service.local_hello(self.target))
         self.call(Kind.HELLO, body, self._dial_timeout).then(answered)

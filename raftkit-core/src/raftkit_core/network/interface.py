@@ -55,7 +55,8 @@ class RaftService(Protocol):
         ...
 
     def check_hello(self, target: NodeId, response: HelloResponse) -> None:
-        """Judge who answered. Raises: IdentityError, and the connection must be closed."""
+        """Judge who answered. Raises: IdentityError; Fatal (Stopped) if this node has ended, and nothing leaves it any
+        more. The connection must be closed in both cases."""
         ...
 
     async def hello(self, request: HelloRequest) -> HelloResponse:

@@ -206,6 +206,8 @@ class CommandRunner:
         writer = self._writer
         if self._lane:
             writer.kick()
+            if self._halted:
+                return True  # a later write failed in the same step: nothing leaves any more, durable or not
         if not self._parked:
             self._released = writer.written
         return io_id > self._released

@@ -200,6 +200,8 @@ class PeerService:
         )
 
     def check_hello(self, target: NodeId, response: HelloResponse) -> None:
+        if self._core is not None:
+            self._core.check_running()  # what waits for this connection must not leave a node that has failed
         if response.node_id != target:
             raise IdentityError(
                 f"at the address of {target} there is {response.node_id}",
