@@ -383,6 +383,32 @@ async def test_a_hanging_storage_costs_leadership_and_shutdown_stays_bounded() -
         Hangs.hangs = False
 
 
+async def test_what_a_hanging_storage_leaves_unanswered_costs_no_memory_once_its_time_is_over() -> None:
+    """A leader that is not answered asks ten times a second, for as long as the disk hangs."""
+
+    class Hangs(Hanging):
+        def write(self, batch: LogBatch) -> Any:
+            return super().write(batch) if self.disk.name == "n3" else MemoryLogStorage.write(self, batch)
+
+    async with memory_cluster(3, storage=Hangs) as cluster:
+        leader = await cluster.leader()
+        if leader.id == "n3":
+            await leader.transfer_leader("n1")
+            leader = await cluster.leader()
+        Hangs.hangs = True
+        await leader.transfer_leader("n2" if leader.id == "n1" else "n1")  # whose vote never gets to the disk of n3
+        runner = cluster.raft("n3")._core.runner
+        await asyncio.sleep(90)
+        assert len(runner._parked) < 1000
+        after_one_deadline = len(runner._parked)
+        await asyncio.sleep(60)
+        assert len(runner._parked) < after_one_deadline + 20
+        for task in asyncio.all_tasks():
+            if "_hang" in repr(task):
+                task.cancel()
+        Hangs.hangs = False
+
+
 async def test_a_hanging_machine_holds_up_no_heartbeat_and_every_call_ends() -> None:
     gate = asyncio.Event()
 

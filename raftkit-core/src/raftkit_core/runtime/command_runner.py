@@ -68,6 +68,8 @@ COMMIT_NOTICE_SECONDS = 0.003
 read does not wait for it."""
 APPLY_SECONDS = 0.003
 """How long what is committed may wait for more to be applied together, where nobody waits for it."""
+PARKED_KEPT = 256
+"""Orders that may wait for the log before it is looked whether somebody still waits for them."""
 
 
 class CommandRunner:
@@ -415,10 +417,16 @@ class CommandRunner:
     # --- the end ----------------------------------------------------------------------------------------------------
 
     def sweep(self, now: float) -> None:
-        """Give up calls to peers that their transport should have ended long ago."""
+        """Give up calls to peers that their transport should have ended long ago, and answers nobody waits for."""
         if now - self._swept_at < SWEEP_SECONDS:
             return
         self._swept_at = now
+        if len(self._parked) > PARKED_KEPT:
+            # A log that hangs: whoever asks again and again must cost no memory.
+            waits = self._waiting.waits
+            self._parked = [
+                parked for parked in self._parked if type(parked[1]) is not Respond or waits(parked[1].request_id)
+            ]
         self._calls.sweep(now)
         self._heartbeats.sweep(now)
         for stream in self._streams.values():

@@ -158,6 +158,10 @@ class WaitingClients:
         self._requests[self._request_id] = (reply, deadline)
         return self._request_id, reply
 
+    def waits(self, request_id: RequestId) -> bool:
+        """Whether a request is neither answered nor given up."""
+        return request_id in self._requests
+
     def respond(self, request_id: RequestId, response: Any) -> None:
         """Answer a request; an error is raised there. Unknown ids were answered or given up before."""
         waiting = self._requests.pop(request_id, None)
