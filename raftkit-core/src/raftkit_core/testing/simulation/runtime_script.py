@@ -16,7 +16,7 @@ ActionKind = Literal[
 
 
 class Action(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One thing done at ``at_s``, undone ``for_s`` later. ``node`` may be :data:`LEADER`; ``pick`` decides what is
+    """One thing done at ``at_s``, undone ``for_s`` later. ``node`` may be ``@leader``; ``pick`` decides what is
     open, the same way each time. An ambush waits ``for_s`` for what it is named after, and then breaks something at
     that very moment."""
 
