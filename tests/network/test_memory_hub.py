@@ -21,7 +21,8 @@ from raftkit_core.errors import (
     RPCTimeout,
     Unreachable,
 )
-from raftkit_core.network.memory import DROP, MemoryHub, MemoryNetwork, MemoryNetworkFactory
+from raftkit_core.network.disturbances import DROP
+from raftkit_core.network.memory import MemoryHub, MemoryNetwork, MemoryNetworkFactory
 from raftkit_core.network.reply import Reply
 from raftkit_core.testing.recording_service import BytesSource, RecordingService
 from raftkit_core.types.entry import NORMAL, Entry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raftkit_core.network.memory import DROP
+from raftkit_core.network.disturbances import DROP
 from raftkit_core.raft import Raft
 from raftkit_core.testing.cluster import MemoryCluster, memory_cluster
 from raftkit_core.testing.counting import Counter

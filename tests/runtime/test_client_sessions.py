@@ -11,7 +11,7 @@ from three_nodes import ALL, others
 
 from raftkit_core.errors import BadRequest, OutcomeUnknown, ResultForgotten, SessionExpired
 from raftkit_core.network.client_session import Serials
-from raftkit_core.network.memory import DROP
+from raftkit_core.network.disturbances import DROP
 from raftkit_core.testing.cluster import memory_cluster, outcome
 from raftkit_core.testing.counting import Add, Counter
 from raftkit_core.types.log_id import index_of

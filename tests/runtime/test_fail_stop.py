@@ -10,7 +10,7 @@ import pytest
 from raftkit_core.config import Config, SnapshotPolicy
 from raftkit_core.errors import Fatal, OutcomeUnknown, Overloaded, RaftError, StorageError
 from raftkit_core.instrument import Instrument
-from raftkit_core.network.memory import DROP
+from raftkit_core.network.disturbances import DROP
 from raftkit_core.raft import Raft
 from raftkit_core.state_machine.interface import ApplyBatch
 from raftkit_core.state_machine.kv import KvStateMachine

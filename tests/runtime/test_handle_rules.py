@@ -10,7 +10,7 @@ import pytest
 
 from raftkit_core.config import Config, SnapshotPolicy
 from raftkit_core.errors import Fatal, Stopped, StorageError, WaitTimeout
-from raftkit_core.network.memory import DROP
+from raftkit_core.network.disturbances import DROP
 from raftkit_core.testing.cluster import memory_cluster
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.kv import Put

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from raftkit_core.config import Config
-from raftkit_core.network.memory import DROP
+from raftkit_core.network.disturbances import DROP
 from raftkit_core.testing.cluster import memory_cluster
 from raftkit_core.types.kv import Put
 

@@ -15,7 +15,7 @@ import pytest
 
 from raftkit_core.config import Config
 from raftkit_core.errors import QuorumNotEnough, RaftError
-from raftkit_core.network.memory import DROP
+from raftkit_core.network.disturbances import DROP
 from raftkit_core.raft import Raft
 from raftkit_core.storage.interface import LogBatch
 from raftkit_core.storage.memory import MemoryDisk, MemoryLogStorage

@@ -26,7 +26,8 @@ from raftkit_core.errors import (
     Stopped,
     TransferFailed,
 )
-from raftkit_core.network.memory import DROP, MemoryNetworkFactory
+from raftkit_core.network.disturbances import DROP
+from raftkit_core.network.memory import MemoryNetworkFactory
 from raftkit_core.raft import Raft
 from raftkit_core.state_machine.kv import KvStateMachine
 from raftkit_core.storage.memory import MemoryLogStorage, MemorySnapshotStorage

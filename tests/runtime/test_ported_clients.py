@@ -10,7 +10,7 @@ from three_nodes import ALL, others
 
 from raftkit_core.config import Config, SnapshotPolicy
 from raftkit_core.errors import ChangeMembershipError, PayloadTooLarge, Stopped, StorageError
-from raftkit_core.network.memory import DROP
+from raftkit_core.network.disturbances import DROP
 from raftkit_core.storage.memory import MemoryLogStorage
 from raftkit_core.testing.cluster import memory_cluster, outcome
 from raftkit_core.types.condition import WriteCondition

@@ -10,7 +10,7 @@ from three_nodes import ALL, others
 
 from raftkit_core.config import Config, ReadPolicy
 from raftkit_core.errors import NotAllowed, NotApplied, NotInMembers, QuorumNotEnough, WaitTimeout
-from raftkit_core.network.memory import DROP
+from raftkit_core.network.disturbances import DROP
 from raftkit_core.raft import Raft
 from raftkit_core.testing.cluster import MemoryCluster, memory_cluster, outcome
 from raftkit_core.types.entry import BLANK, Entry

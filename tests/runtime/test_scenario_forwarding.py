@@ -9,7 +9,7 @@ from three_nodes import ALL, others
 
 from raftkit_core.config import ReadPolicy
 from raftkit_core.errors import ForwardToLeader, OutcomeUnknown
-from raftkit_core.network.memory import DROP
+from raftkit_core.network.disturbances import DROP
 from raftkit_core.runtime.messages import ClientWriteResponse
 from raftkit_core.testing.cluster import memory_cluster, outcome
 from raftkit_core.types.ids import NodeId

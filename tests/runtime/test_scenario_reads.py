@@ -9,7 +9,7 @@ from three_nodes import last_index, others
 
 from raftkit_core.config import Config, ReadPolicy
 from raftkit_core.errors import ForwardToLeader, QuorumNotEnough, Stopped
-from raftkit_core.network.memory import DROP
+from raftkit_core.network.disturbances import DROP
 from raftkit_core.testing.cluster import memory_cluster, outcome
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.kv import Get, Put

@@ -12,7 +12,7 @@ import pytest
 from raftkit_core.clock import SystemClock
 from raftkit_core.config import Config, SnapshotPolicy
 from raftkit_core.errors import PeerBusy, StorageCorrupt, StorageFull
-from raftkit_core.network.memory import DROP
+from raftkit_core.network.disturbances import DROP
 from raftkit_core.raft import Raft
 from raftkit_core.runtime.service import SPACE_KEPT
 from raftkit_core.state_machine.interface import ApplyBatch

@@ -12,7 +12,7 @@ from three_nodes import ALL
 
 from raftkit_core.config import Config, SnapshotPolicy
 from raftkit_core.errors import RaftError
-from raftkit_core.network.memory import DROP
+from raftkit_core.network.disturbances import DROP
 from raftkit_core.raft import Raft
 from raftkit_core.runtime.held_sessions import Session
 from raftkit_core.state_machine.simple import SimpleStateMachine

@@ -9,7 +9,7 @@ from session_checks import clear, counters, lose_answers, lose_requests, opened,
 from three_nodes import ALL, others
 
 from raftkit_core.errors import ForwardToLeader, OutcomeUnknown, QuorumNotEnough, RaftError, SessionExpired
-from raftkit_core.network.memory import DROP
+from raftkit_core.network.disturbances import DROP
 from raftkit_core.testing.cluster import MemoryCluster, memory_cluster, outcome
 from raftkit_core.testing.counting import Add, Counter
 from raftkit_core.types.entry import NORMAL, decode_envelope

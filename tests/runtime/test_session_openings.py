@@ -9,7 +9,7 @@ from session_checks import sessions_gone, sessions_of
 from three_nodes import others
 
 from raftkit_core.errors import BadRequest, ForwardToLeader, OutcomeUnknown, QuorumNotEnough, WaitTimeout
-from raftkit_core.network.memory import DROP
+from raftkit_core.network.disturbances import DROP
 from raftkit_core.runtime import session_service
 from raftkit_core.testing.cluster import memory_cluster, outcome
 from raftkit_core.types.operations import CloseSession, KeepSession, OpenSession

@@ -1,21 +1,20 @@
 """The in-process network: ``memory:NAME`` is a hub that belongs to the running loop.
 
 Calls go through the same frames, lanes and hellos as between processes, so that a cluster in one program and its tests
-exercise what is shipped. A hub can lose, refuse, delay and count messages (openraft's test router): it is the network
-of scenario tests.
+exercise what is shipped. A hub can be disturbed (``disturbances.py``): it is the network of scenario tests.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from raftkit_core.errors import AddressInUse, ConfigError, NetworkError, RPCError, Unreachable, to_info
 from raftkit_core.network.calls import CallLane, Connection, Link, remote_error
+from raftkit_core.network.disturbances import DROP, KIND_NAMES, Disturbances
 from raftkit_core.network.interface import RaftNetworkFactory, RaftService
 from raftkit_core.network.lanes import LaneNetwork
 from raftkit_core.network.serving import ServedConnection
@@ -32,7 +31,6 @@ from raftkit_core.network.wire import (
     encode_answer,
     encode_error,
     encode_request,
-    kind_of,
     request_kind,
 )
 from raftkit_core.types.identity import PeerIdentity
@@ -48,38 +46,17 @@ CHUNK_TIMEOUT = 60.0
 KEEPALIVE_INTERVAL = 0.1
 """Seconds between looks at an installation that goes on after the last chunk."""
 TICKETS_MAX = 64
-_NAMES = {int(kind): kind.name.lower() for kind in Kind}
-
-DROP = "drop"
-"""Answer of a pre-hook: the message vanishes."""
-
-PreHook = Callable[[NodeId, NodeId, str, Any], float | str | None]
-"""``(src, dst, kind, message)`` for every request, ``kind`` as in ``Kind``, lower case. Gives None to let it pass,
-seconds to delay it and what follows on its lane, or :data:`DROP`; an ``RPCError`` it raises is what the caller gets."""
-
-PostHook = Callable[[NodeId, NodeId, str], str | None]
-"""``(src, dst, kind)`` of the request that was answered. Gives None to let the answer pass, or :data:`DROP`."""
 
 _hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, MemoryHub]] = WeakKeyDictionary()
 
 
-class MemoryHub:
-    """What connects the nodes of one name in one loop, and what can go wrong between them.
-
-    ``counts`` counts requests by kind, hellos included. ``latency`` is added to every message, in seconds.
-    """
+class MemoryHub(Disturbances):
+    """What connects the nodes of one name in one loop, and what can go wrong between them."""
 
     def __init__(self, name: str) -> None:
+        super().__init__()
         self.name = name
-        self._pre_hook: PreHook | None = None
-        self._post_hook: PostHook | None = None
-        self._latency = 0.0
-        self.counts: Counter[str] = Counter()
         self.serving: dict[NodeId, MemoryNetworkFactory] = {}
-        self._cuts: dict[tuple[NodeId, NodeId], bool] = {}
-        self._isolated: dict[NodeId, bool] = {}
-        self.is_undisturbed = True
-        """Whether every message passes, and at once."""
         self.due: list[_Pipe] = []
         """What has something to deliver."""
         self.is_delivering = False
@@ -90,78 +67,6 @@ class MemoryHub:
         """The hub ``memory:name`` of the running loop, made on first use."""
         hubs = _hubs.setdefault(asyncio.get_running_loop(), {})
         return hubs.setdefault(name, cls(name))
-
-    def cut(self, src: NodeId, dst: NodeId, *, silent: bool = True) -> None:
-        """Lose what ``src`` sends to ``dst``: requests and answers. Not silent: a request fails at once."""
-        self._cuts[(src, dst)] = silent
-        self._changed()
-
-    def isolate(self, node_id: NodeId, *, silent: bool = True) -> None:
-        """Lose everything from and to ``node_id``."""
-        self._isolated[node_id] = silent
-        self._changed()
-
-    def partition(self, *sides: set[NodeId], silent: bool = True) -> None:
-        """Lose what goes from one side to another."""
-        for side in sides:
-            for other in sides:
-                if other is not side:
-                    for src in sorted(side):
-                        for dst in sorted(other):
-                            self.cut(src, dst, silent=silent)
-
-    def heal(self, node_id: NodeId | None = None) -> None:
-        """Undo every cut and isolation, or those ``node_id`` takes part in."""
-        if node_id is None:
-            self._cuts.clear()
-            self._isolated.clear()
-        else:
-            self._isolated.pop(node_id, None)
-            self._cuts = {pair: silent for pair, silent in self._cuts.items() if node_id not in pair}
-        self._changed()
-
-    def fault(self, src: NodeId, dst: NodeId) -> str | None:
-        """What happens to a message: None (it passes), ``silent`` or ``refused``."""
-        if not self._cuts and not self._isolated:
-            return None
-        silent = self._cuts.get((src, dst))
-        if silent is None and src != dst:
-            silent = self._isolated.get(src, self._isolated.get(dst))
-        return None if silent is None else "silent" if silent else "refused"
-
-    @property
-    def pre_hook(self) -> PreHook | None:
-        """Judges requests."""
-        return self._pre_hook
-
-    @pre_hook.setter
-    def pre_hook(self, hook: PreHook | None) -> None:
-        self._pre_hook = hook
-        self._changed()
-
-    @property
-    def post_hook(self) -> PostHook | None:
-        """Judges answers to requests that were sent since it was set."""
-        return self._post_hook
-
-    @post_hook.setter
-    def post_hook(self, hook: PostHook | None) -> None:
-        self._post_hook = hook
-        self._changed()
-
-    @property
-    def latency(self) -> float:
-        return self._latency
-
-    @latency.setter
-    def latency(self, seconds: float) -> None:
-        self._latency = seconds
-        self._changed()
-
-    def _changed(self) -> None:
-        self.is_undisturbed = not (
-            self._cuts or self._isolated or self._latency or self._pre_hook is not None or self._post_hook is not None
-        )
 
     def deliver(self) -> None:
         """Deliver what is due, and then what was said to it at once: mostly the answers. More has a turn of its own, so
@@ -191,21 +96,6 @@ class MemoryHub:
         finally:
             for pipe in due:
                 pipe.service.uncork()
-
-    def judge(self, src: NodeId, dst: NodeId, frame: bytes) -> float | str | None:
-        """Seconds of delay for a request, or :data:`DROP`. Raises: RPCError for the caller."""
-        kind = request_kind(kind_of(frame))
-        name = _NAMES[int(kind)]
-        self.counts[name] += 1
-        fault = self.fault(src, dst)
-        if fault == "refused":
-            raise Unreachable(f"{dst} cannot be reached from {src}")
-        delay: float | str | None = None
-        if self.pre_hook is not None:
-            delay = self.pre_hook(src, dst, name, decode_request(kind, decode_frame(frame).body))
-        if fault == "silent" or delay == DROP:
-            return DROP
-        return delay
 
 
 class _Pipe:
@@ -327,7 +217,7 @@ class _MemoryLink(Link):
             return
         hub = self._hub
         if hub.is_undisturbed:
-            hub.counts[_NAMES[frame[1]]] += 1  # as kind_of
+            hub.counts[KIND_NAMES[frame[1]]] += 1  # as kind_of
             self._push(frame)
             return
         try:
