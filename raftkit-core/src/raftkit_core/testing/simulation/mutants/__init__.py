@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from raftkit_core.testing.simulation.mutants import elections as elections
 from raftkit_core.testing.simulation.mutants import followers as followers
+from raftkit_core.testing.simulation.mutants import lanes as lanes
 from raftkit_core.testing.simulation.mutants import leaders as leaders
 from raftkit_core.testing.simulation.mutants import lessons as lessons
 from raftkit_core.testing.simulation.mutants import memberships as memberships
