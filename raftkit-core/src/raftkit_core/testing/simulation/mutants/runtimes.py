@@ -285,7 +285,7 @@ def _(patch: Patch) -> None:
         applied = self.applied
         meta = await original(self)
         if applied is not None:
-            self.applied = applied
+            self.applied, self.applied_index = applied, applied.index
         return meta
 
     patch.set(StateMachineWorker, "restore_published", restore)
