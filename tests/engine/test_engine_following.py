@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from following import LEADER, ME, THREE, ZERO, following
 
 from raftkit_core.engine.commands import (
     AppendInputEntries,
@@ -22,7 +23,6 @@ from raftkit_core.testing.builders import (
     log_ids,
     membership,
     membership_entry,
-    store_of,
     stored,
     vote,
 )
@@ -38,22 +38,6 @@ from raftkit_core.types.messages import (
 )
 from raftkit_core.types.metrics import ServerState
 from raftkit_core.types.vote import Vote
-
-THREE = membership("n1 n2 n3")
-ZERO = log_id(0, "", 0)
-ME = store_of("n1")
-LEADER = vote(3, "n3", committed=True)
-
-
-def following(**kwargs: object) -> Engine:
-    """n1 follows n3 of term 3. Its log: the first entry, 1..2 of term 1, 3..5 of term 2; all durable, 2 committed."""
-    defaults: dict[str, object] = {
-        "vote": LEADER,
-        "log": [ZERO, log_id(1, "n1", 1), log_id(2, "n2", 3), log_id(2, "n2", 5)],
-        "committed": log_id(1, "n1", 2),
-        "largest_lease_ms": 500,
-    }
-    return engine_with("n1", THREE, **(defaults | kwargs))  # type: ignore[arg-type]
 
 
 def append(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from snapshot_checks import DONE, LEADER, ME, THREE, following, installed, receive
+from following import LEADER, ME, THREE, following
+from snapshot_checks import DONE, installed, receive
 
 from raftkit_core.engine.commands import DeleteConflictLog, InstallSnapshot, PurgeLog, Respond, SaveVote, SendPreVote
 from raftkit_core.engine.membership_state import MembershipState

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from following import LEADER, THREE, ZERO, following
 from msgspec.structs import replace
-from snapshot_checks import DONE, LEADER, THREE, ZERO, following, installed, receive
+from snapshot_checks import DONE, installed, receive
 
 from raftkit_core.config import LogBytesSinceLast, LogsSinceLast, Never
 from raftkit_core.engine.commands import BuildSnapshot, Commit, DeleteConflictLog, PurgeLog, Respond

@@ -29,8 +29,8 @@ ROUNDS = (1, 3, 20, 60, 150)
 """After how many acknowledgements the power is cut."""
 
 
-def write_until_cut(writer: str, url: str, folder: Path, acknowledged: int, disk: FuseDisk) -> int:
-    """Run the kit's writer; cut the power of the disk once it has said ``acknowledged``. Gives the last it said."""
+def write_until_killed(writer: str, url: str, folder: Path, acknowledged: int) -> int:
+    """Run the kit's writer; kill it once it has said ``acknowledged``. Gives the last it said."""
     process = subprocess.Popen(
         [sys.executable, "-m", f"{KIT}.{writer}", url, str(folder)], stdout=subprocess.PIPE, text=True
     )
@@ -39,10 +39,16 @@ def write_until_cut(writer: str, url: str, folder: Path, acknowledged: int, disk
     assert said[-1].endswith("\n"), "the writer failed by itself"
     process.kill()
     said += process.stdout.readlines()
-    disk.lose_power()
     process.wait(10)
     process.stdout.close()
     return int([line for line in said if line.endswith("\n")][-1])
+
+
+def write_until_cut(writer: str, url: str, folder: Path, acknowledged: int, disk: FuseDisk) -> int:
+    """As :func:`write_until_killed`, and the power of the disk goes with the writer."""
+    said = write_until_killed(writer, url, folder, acknowledged)
+    disk.lose_power()
+    return said
 
 
 def context(folder: Path) -> AdapterContext:
@@ -143,20 +149,11 @@ def redis_on(disk: FuseDisk, name: str | None, **settings: str) -> RedisServer:
 
 def cut_under_redis(server: RedisServer, url: str, folder: Path, acknowledged: int, disk: FuseDisk) -> int:
     """The writer and its witness are on a good disk; Redis is not."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", f"{KIT}.log_writer", url, str(folder)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    said = [process.stdout.readline() for _ in range(acknowledged)]
-    assert said[-1].endswith("\n"), "the writer failed by itself"
-    process.kill()
-    said += process.stdout.readlines()
-    process.wait(10)
-    process.stdout.close()
+    said = write_until_killed("log_writer", url, folder, acknowledged)
     disk.stop()  # the power goes with both: nothing is synced on the way down
     server.kill()
     disk.start()
-    return int([line for line in said if line.endswith("\n")][-1])
+    return said
 
 
 @pytest.mark.parametrize("writes", [1, 30])

@@ -113,3 +113,16 @@ class RedisServer:
         """Id and name of every connection."""
         with redis.Redis(port=self.port) as client:
             return [(str(item["id"]), str(item["name"])) for item in client.client_list()]
+
+
+def break_next_exchange(store: Any) -> None:
+    """The connection of a log or a machine breaks when it is used next, once."""
+    link = store._session._link
+    exchange = link.exchange
+
+    async def fail_once(commands: Any, timeout_s: float) -> Any:
+        link.exchange = exchange
+        await link.disconnect()
+        raise ConnectionResetError("the connection broke")
+
+    link.exchange = fail_once

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis_servers import break_next_exchange
 
 from raftkit_core.storage.interface import RaftLogStorage
 from raftkit_core.testing.conformance.log_storage import LogStorageConformance
@@ -26,15 +27,7 @@ class TestRedisLogStorage(LogStorageConformance):
         return self.store.make  # type: ignore[no-any-return]
 
     async def make_next_write_fail(self, storage: Any) -> None:
-        link = storage._session._link
-        exchange = link.exchange
-
-        async def fail_once(commands: Any, timeout_s: float) -> Any:
-            link.exchange = exchange
-            await link.disconnect()
-            raise ConnectionResetError("the connection broke")
-
-        link.exchange = fail_once
+        break_next_exchange(storage)
 
     async def damage_entry(self, opener: Any, index: int) -> None:
         blob = self.server.command("LINDEX", self.log, index)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from redis_servers import break_next_exchange
 
 from raftkit_core.plugins.url import AdapterUrl
 from raftkit_core.state_machine.interface import RaftStateMachine
@@ -33,12 +34,4 @@ class TestRedisKv(StateMachineConformance):
         return [KvStateMachine, lambda: SqliteKvStateMachine(self.folder / "relative.db")]
 
     async def make_next_write_fail(self, machine: RaftStateMachine) -> None:
-        link: Any = machine._session._link  # type: ignore[attr-defined]
-        exchange = link.exchange
-
-        async def fail_once(commands: Any, timeout_s: float) -> Any:
-            link.exchange = exchange
-            await link.disconnect()
-            raise ConnectionResetError("the connection broke")
-
-        link.exchange = fail_once
+        break_next_exchange(machine)

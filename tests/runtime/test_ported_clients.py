@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from three_nodes import ALL, others
+from three_nodes import ALL, others, six_writers
 
 from raftkit_core.config import Config, SnapshotPolicy
 from raftkit_core.errors import ChangeMembershipError, PayloadTooLarge, Stopped, StorageError
@@ -27,12 +27,7 @@ async def test_writers_end_with_equal_snapshots_near_the_policy_s_index() -> Non
     config = Config(snapshot_policy=SnapshotPolicy.LogsSinceLast(500), enable_elect=False)
     async with memory_cluster(3, config=config) as cluster:
         leader = await cluster.leader()
-
-        async def writer(name: str) -> None:
-            for number in range(100):
-                await leader.client_write(Put(f"{name}/{number}", b"v"))
-
-        await asyncio.gather(*(writer(f"w{number}") for number in range(6)))
+        await six_writers(leader)
         await cluster.applied(leader.metrics().value.last_log_index or 0)
         for node_id in ALL:
             metrics = await cluster.raft(node_id).wait(2).metrics(lambda m: m.snapshot is not None, "a snapshot")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from three_nodes import ALL, last_index, others
+from three_nodes import ALL, last_index, others, six_writers
 
 from raftkit_core.config import Config, ReadPolicy, SnapshotPolicy
 from raftkit_core.errors import (
@@ -33,12 +33,7 @@ async def test_six_writers_with_a_hundred_writes_each_end_on_every_node() -> Non
     config = Config(snapshot_policy=SnapshotPolicy.LogsSinceLast(200))
     async with memory_cluster(3, config=config) as cluster:
         leader = await cluster.leader()
-
-        async def writer(name: str) -> None:
-            for number in range(100):
-                await leader.client_write(Put(f"{name}/{number}", b"v"))
-
-        await asyncio.gather(*(writer(f"w{number}") for number in range(6)))
+        await six_writers(leader)
         await cluster.applied(last_index(leader))
         assert {len(cluster.raft(node_id).machine) for node_id in ALL} == {600}  # type: ignore[arg-type]
         assert len({cluster.raft(node_id).machine.digest() for node_id in ALL}) == 1

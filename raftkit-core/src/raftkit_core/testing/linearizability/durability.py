@@ -10,7 +10,7 @@ from msgspec import UNSET
 
 from raftkit_core.testing.linearizability.findings import Finding, finding
 from raftkit_core.testing.linearizability.history import DurableWrite, Operation
-from raftkit_core.testing.linearizability.settling import Signature, signature
+from raftkit_core.testing.linearizability.settling import Signature, each_once, signature
 
 CHECK = "durability"
 SESSIONS = "sessions"
@@ -60,12 +60,7 @@ def _unwanted(operations: Sequence[Operation], durable: Sequence[DurableWrite]) 
     failed = {signature(operation): operation for operation in writers if operation.outcome == "failed"}
     called = set(allowed) | set(failed)
     found: Counter[Signature] = Counter()  # of this history's calls: what others wrote is not its business
-    repeated: set[tuple[int, int]] = set()
-    for entry in durable:
-        if entry.session:
-            if (entry.session, entry.serial) in repeated:
-                continue
-            repeated.add((entry.session, entry.serial))
+    for entry in each_once(durable):
         if signature(entry) in called:
             found[signature(entry)] += 1
     findings = []

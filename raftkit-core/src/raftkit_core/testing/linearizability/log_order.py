@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from msgspec import UNSET
 
 from raftkit_core.testing.linearizability.history import DurableWrite, Operation
-from raftkit_core.testing.linearizability.settling import Signature, signature
+from raftkit_core.testing.linearizability.settling import Signature, each_once, signature
 
 CHECK = "log order"
 INFINITY = float("inf")
@@ -64,12 +64,7 @@ def _replayed(operations: Sequence[Operation], durable: Sequence[DurableWrite]) 
             others.setdefault(signature(operation), []).append(operation)
     versions = [_Version(None, 0)]
     value: str | None = None
-    repeated: set[tuple[int, int]] = set()
-    for entry in durable:
-        if entry.session:
-            if (entry.session, entry.serial) in repeated:
-                continue
-            repeated.add((entry.session, entry.serial))
+    for entry in each_once(durable):
         found = claimed.pop(entry.index, None)
         if found is None:
             waiting = others.get(signature(entry))

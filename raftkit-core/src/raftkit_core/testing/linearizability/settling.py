@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
 import msgspec
@@ -61,6 +61,17 @@ def without_repeats(operations: Sequence[Operation]) -> Sequence[Operation]:
             answer = operation if _rank(operation) < _rank(known) else known
             whole[identity] = msgspec.structs.replace(answer, called=min(known.called, operation.called))
     return [*kept, *whole.values()]
+
+
+def each_once(durable: Iterable[DurableWrite]) -> Iterator[DurableWrite]:
+    """The log without what a session sent again: only the first of them is carried out."""
+    carried_out: set[tuple[int, int]] = set()
+    for entry in durable:
+        if entry.session:
+            if (entry.session, entry.serial) in carried_out:
+                continue
+            carried_out.add((entry.session, entry.serial))
+        yield entry
 
 
 def _rank(operation: Operation) -> tuple[int, float]:
