@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from raftkit_core.config import Config, ReadPolicy
-from raftkit_core.errors import BadCommand, Overloaded
+from raftkit_core.errors import BadCommand, Fatal, Overloaded
 from raftkit_core.raft import Raft
 from raftkit_core.runtime import inbox
 from raftkit_core.state_machine.kv_codec import KvCodec
@@ -60,21 +60,51 @@ async def test_what_comes_between_writes_keeps_its_place() -> None:
 
 
 async def test_many_small_writes_are_not_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inbox, "JOINED_BYTES", 1024 * 1024)
+    monkeypatch.setattr(inbox, "MAX_JOINED", 4)
     async with memory_cluster(1) as cluster:
         leader = await cluster.leader()
         core = leader._core
         futures = [leader.client_write_ff(Put("k", b"v")) for _ in range(9)]
-        assert [len(message.writes) for message in core._inbox] == [4, 4, 1]  # type: ignore[union-attr]
-        assert core._joined + len(core._joining) == 9
+        assert [len(message.payloads) for message in core._inbox] == [4, 4, 1]  # type: ignore[union-attr]
+        assert core._joined + len(core._payloads) == 9
         await asyncio.gather(*futures)
         assert core._joined == 0
-        assert not core._joining
+        assert not core._payloads
+
+
+async def test_large_writes_of_one_moment_are_no_burst() -> None:
+    """They wait in one message; an append takes as many as may be taken at once, in order, and at least one."""
+    async with memory_cluster(3, config=Config(max_uncommitted_bytes=10_000, max_entry_bytes=30_000)) as cluster:
+        leader = await cluster.leader()
+        core = leader._core
+        sent = sizes_of_appends(cluster)
+        commands = [Put(f"k{at}", b"x" * size) for at, size in enumerate((4000, 4000, 3000, 20_000, 9000, 100))]
+        futures = [leader.client_write_ff(command) for command in commands]
+        assert [len(message.payloads) for message in core._inbox] == [6]  # type: ignore[union-attr]
+        done = await asyncio.gather(*(outcome(future) for future in futures))
+        assert core._joined == 0
+        first = done[0].log_id.index
+        taken = [each.log_id.index - first for each in done if not isinstance(each, Overloaded)]
+        assert taken == list(range(sum(sent)))
+        assert sent[0] == 2
+        assert await leader.read(Get("k1"))
+
+
+async def test_writes_that_lost_their_futures_end_the_node_rather_than_answer_somebody_else() -> None:
+    async with memory_cluster(1) as cluster:
+        leader = await cluster.leader()
+        core = leader._core
+        futures = [leader.client_write_ff(Put("k", b"v")) for _ in range(3)]
+        core._payloads.append(core._payloads[0])  # as if the second half of a call had not happened
+        futures.append(leader.client_write_ff(Put("k", b"w")))
+        done = await asyncio.gather(*futures, return_exceptions=True)
+        assert [(type(each), getattr(each, "outcome", None)) for each in done] == [(Fatal, "not_applied")] * 4
+        assert isinstance(core.fatal, AssertionError)
 
 
 async def test_a_bound_holds_for_writes_that_share_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inbox, "MAX_QUEUED", 20)
-    monkeypatch.setattr(inbox, "JOINED_BYTES", 1024 * 1024)
+    monkeypatch.setattr(inbox, "MAX_JOINED", 4)
     async with memory_cluster(1) as cluster:
         leader = await cluster.leader()
         taken: list[asyncio.Future[Any]] = []

@@ -20,8 +20,8 @@ class Envelopes:
         self._machine = machine
         self._machine_name = machine.name
         self._head = envelope_head(machine.name)
-        self._short_heads = [self._head + encode_body(bytes(size))[:-size] for size in range(1, SHORT_BYTES + 1)]
-        """What stands before a short body, by its size less one."""
+        self._short_heads = [self._head + encode_body(bytes(size))[: -size or None] for size in range(SHORT_BYTES + 1)]
+        """What stands before a short body, by its size."""
         self._sessions = sessions
         self._max_entry_bytes = max_entry_bytes
         self._short_bytes = min(SHORT_BYTES, max_entry_bytes - len(self._head) - len(encode_body(b"")) - 1)
@@ -31,15 +31,15 @@ class Envelopes:
         """The payload of the entry for ``command``, under no session. Raises: BadCommand."""
         body = self._machine.codec.encode_command(command)
         size = len(body)
-        if 0 < size <= self._short_bytes:
-            return self._short_heads[size - 1] + body
+        if size <= self._short_bytes:
+            return self._short_heads[size] + body
         return self.around(body)
 
     def around(self, body: bytes, once: SessionSerial | None = None) -> bytes:
         """The payload of an entry. Raises: BadCommand if that is more than one may be; as ``SessionService.heard``."""
         if once is None:
             size = len(body)
-            payload = self._short_heads[size - 1] + body if 0 < size <= SHORT_BYTES else self._head + encode_body(body)
+            payload = self._short_heads[size] + body if size <= SHORT_BYTES else self._head + encode_body(body)
         else:
             self._sessions.heard(once)
             session, floor = once.session.id, once.acknowledged_floor

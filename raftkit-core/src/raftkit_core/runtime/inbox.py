@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from abc import ABC, abstractmethod
+from asyncio import Future
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable
+from itertools import accumulate
 from threading import get_ident
 from typing import Any
 
@@ -20,7 +22,6 @@ from raftkit_core.runtime.messages import (
     ExternalRequest,
     Notification,
     RaftMsg,
-    Write,
 )
 from raftkit_core.runtime.waiting_clients import WaitingClients
 from raftkit_core.types.condition import WriteCondition
@@ -28,9 +29,8 @@ from raftkit_core.types.ids import NodeId, RequestId
 
 MAX_QUEUED = 65536
 """API messages waiting for the loop; more is ``Overloaded``."""
-JOINED_BYTES = 4096
-"""What a single write counts, besides its payload, where several are put together: so that they do not become too many
-for one turn."""
+MAX_JOINED = 256
+"""So many single writes are put together: more might be too many for one turn."""
 
 
 class Balancer:
@@ -59,21 +59,21 @@ class Inbox(ABC):
         self.node_id = node_id
         self.waiting = waiting
         self._loop = asyncio.get_running_loop()
-        self._create_future: Callable[[], asyncio.Future[Any]] = partial(asyncio.Future, loop=self._loop)
         self._thread_id = get_ident()
         self._context = contextvars.copy_context()
         self._now = now
         self._max_write_bytes = max_write_bytes
         self._inbox: deque[RaftMsg] = deque()
-        self._joining: list[Write] = []
-        """The writes of the last message, while single ones may join them: as long as there is ``_room`` for bytes."""
-        self._joining_since = 0.0
-        """When the first of them came: their deadlines run from then."""
-        self._room = -1
+        self._places = 0
+        """How many writes the last message may have, while single ones may join those it has; 0 if none may. Its
+        columns:"""
+        self._payloads: list[bytes] = []
+        self._futures: list[Future[Any]] = []
+        self._timeouts: list[float] = []
         self._writes_alone = 0
         """How many writes lately came one after the other, each when nobody waited for an earlier one."""
         self._joined = 0
-        """Single writes in the inbox, without those in ``_joining``."""
+        """Single writes in the inbox, without those that may be joined."""
         self._notifications: deque[Notification] = deque()
         self._turn_is_due = True
         """A turn is scheduled or under way, or begins when the frames that are being handed over are all here; or there
@@ -131,41 +131,41 @@ class Inbox(ABC):
     ) -> asyncio.Future[ClientWriteResponse]:
         """Queue one write, beside the single ones that were the last to come if there is room; the future gives its
         result. Raises: as :meth:`send`."""
-        if self.fatal is not None or get_ident() != self._thread_id:
-            self.check_running()
-        self._room -= len(payload) + JOINED_BYTES
-        if self._room < 0 or condition is not None:
-            if running_loop() is not self._loop:
+        payloads = self._payloads
+        if len(payloads) >= self._places or condition is not None or get_ident() != self._thread_id:
+            if self.fatal is not None or running_loop() is not self._loop:
                 self.check_running()
             if self._writes_alone > 1 and not self._turn_is_due and not self.waiting.writers:
                 return self._write_at_once(payload, timeout, condition)
-            self._begin_writes(payload, condition)
-        future: asyncio.Future[ClientWriteResponse] = self._create_future()
-        self._joining.append((payload, future, self._joining_since + timeout))
+            payloads = self._begin_writes(condition)
+        future: Future[ClientWriteResponse] = Future(loop=self._loop)
+        payloads.append(payload)
+        self._futures.append(future)
+        self._timeouts.append(timeout)
         return future
 
-    def _begin_writes(self, payload: bytes, condition: WriteCondition | None) -> None:
-        """Queue a message for ``payload`` and those that come after it. One with a condition is judged alone: its
-        neighbours would change what it depends on."""
-        self.send(ClientWrite([], condition, True))
-        self._joining = self._inbox[-1].writes  # type: ignore[union-attr]
-        self._joining_since = self._now()
+    def _begin_writes(self, condition: WriteCondition | None) -> list[bytes]:
+        """Queue a message for a write and those that come after it; gives its payloads. A write with a condition is
+        judged alone: its neighbours would change what it depends on."""
+        message = ClientWrite([], [], [], self._now(), condition, True)
+        self.send(message)
+        self._payloads, self._futures, self._timeouts = message.payloads, message.futures, message.timeouts
         if condition is None:
-            self._room = max(0, self._max_write_bytes - len(payload))
+            self._places = MAX_JOINED
+        return message.payloads
 
     def _put(self, message: RaftMsg) -> None:
-        if self._joining:
+        if self._places or self._payloads:
             self._close_writes()  # order is kept: nothing joins what is before this
-        self._room = -1
         self._inbox.append(message)
         if not self._turn_is_due:
             self._wake()
 
     def _close_writes(self) -> None:
         """Nothing joins the writes that came last any more."""
-        self._room = -1
-        self._joined += len(self._joining)
-        self._joining = []
+        self._places = 0
+        self._joined += len(self._payloads)
+        self._payloads, self._futures, self._timeouts = [], [], []
 
     def ask(self, timeout: float, message: Callable[[RequestId], RaftMsg]) -> Reply[Any]:
         """Queue a request. The reply is the engine's answer, or RPCTimeout after ``timeout`` seconds.
@@ -223,14 +223,20 @@ class Inbox(ABC):
         inbox = self._inbox
         if not inbox:
             self._close_writes()
+        if not message.is_whole():
+            inbox.appendleft(message)  # whoever waits is refused with what waits there
+            raise AssertionError("a write was put in without its future")
+        size_bytes = message.size_bytes()
+        if size_bytes > self._max_write_bytes and message.is_joined and len(message.payloads) > 1:
+            message = self._cut(message)
         taken = self._leave(message)
-        messages, size_bytes = [message], 0
+        messages = [message]
         while inbox and taken < share and message.condition is None:
             following = inbox[0]
-            if type(following) is not ClientWrite or following.condition is not None:
+            if type(following) is not ClientWrite or following.condition is not None or not following.is_whole():
                 break
             # Limits let one whole request through, but no more: a burst must not pass as one.
-            size_bytes = (size_bytes or message.size_bytes()) + following.size_bytes()
+            size_bytes += following.size_bytes()
             if size_bytes > self._max_write_bytes:
                 break
             inbox.popleft()
@@ -240,12 +246,20 @@ class Inbox(ABC):
             messages.append(following)
         return messages, taken
 
+    def _cut(self, message: ClientWrite) -> ClientWrite:
+        """The first writes of ``message``, as many as are no burst; the others are the next in the inbox."""
+        sizes = list(accumulate(map(len, message.payloads)))
+        count = max(1, bisect_right(sizes, self._max_write_bytes))
+        self._inbox.appendleft(message.part(count, len(sizes)))
+        return message.part(0, count)
+
     def _leave(self, message: ClientWrite) -> int:
         """``message`` is out of the inbox; gives how many of a turn's share it counts."""
+        count = len(message.payloads)
         if not message.is_joined:
             return 1
-        self._joined -= len(message.writes)
-        return len(message.writes)
+        self._joined -= count
+        return count
 
     def stop_error(self) -> Fatal:
         """What a call that cannot be carried on is told."""
@@ -261,8 +275,8 @@ class Inbox(ABC):
         """What was not looked at yet never entered the log: a definite answer."""
         for message in self._inbox:
             match message:
-                case ClientWrite(writes=writes):
-                    futures = [future for _, future, _ in writes]
+                case ClientWrite():
+                    futures = message.futures
                 case ChangeMembershipRequest(future=future) | ExternalRequest(future=future):
                     futures = [] if future is None else [future]
                 case _:
@@ -277,9 +291,9 @@ class Inbox(ABC):
         self._joined = 0
 
 
-def refuse(writes: Sequence[Write], make_error: Callable[[], BaseException]) -> None:
-    """Tell everybody who waits for one of ``writes``."""
-    for _, future, _ in writes:
+def refuse(futures: Iterable[Future[Any]], make_error: Callable[[], BaseException]) -> None:
+    """Tell everybody who waits for one of ``futures``."""
+    for future in futures:
         if not future.done():
             future.set_exception(make_error())
 

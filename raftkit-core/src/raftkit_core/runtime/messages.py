@@ -40,20 +40,35 @@ class ClientWriteResponse(msgspec.Struct, frozen=True, eq=False, gc=False):
     membership: Membership | None = None
 
 
-Write: TypeAlias = tuple[bytes, asyncio.Future[Any], float]
-"""An envelope, whose future gets its result or its error, and until when that is waited for."""
-
-
 class ClientWrite(msgspec.Struct):
-    """One or more writes. ``is_joined``: of several callers, who have nothing to do with each other; else one request,
-    taken or refused as a whole."""
+    """One or more writes, in columns: the envelope of each, the future of its result or its error, and for how many
+    seconds from ``since`` on that is waited for. ``is_joined``: of several callers, who have nothing to do with each
+    other; else one request, taken or refused as a whole."""
 
-    writes: list[Write]
+    payloads: list[bytes]
+    futures: list[asyncio.Future[Any]]
+    timeouts: list[float]
+    since: float
     condition: WriteCondition | None = None
     is_joined: bool = False
 
+    def is_whole(self) -> bool:
+        """Whether each has its own future: nobody was interrupted between putting in one and the other."""
+        return len(self.payloads) == len(self.futures) == len(self.timeouts)
+
     def size_bytes(self) -> int:
-        return sum([len(payload) for payload, _, _ in self.writes])
+        return sum(map(len, self.payloads))
+
+    def part(self, start: int, stop: int) -> ClientWrite:
+        """Some of them, as they are here."""
+        return ClientWrite(
+            self.payloads[start:stop],
+            self.futures[start:stop],
+            self.timeouts[start:stop],
+            self.since,
+            self.condition,
+            self.is_joined,
+        )
 
 
 class Read(msgspec.Struct, frozen=True):

@@ -147,11 +147,11 @@ class RaftCore(Inbox):
         self, payload: bytes, timeout: float, condition: WriteCondition | None
     ) -> asyncio.Future[ClientWriteResponse]:
         """Writes have come one after the other, each when the one before was answered: nobody will join this one."""
-        future: asyncio.Future[ClientWriteResponse] = self._create_future()
+        future: asyncio.Future[ClientWriteResponse] = asyncio.Future(loop=self._loop)
         self._turn_is_due = True
         try:
             now = self._now()
-            self._write([ClientWrite([(payload, future, now + timeout)], condition)], now)
+            self._write([ClientWrite([payload], [future], [timeout], now, condition)], now)
             self._end_turn(now)
         except BaseException as error:
             self.fail(error)
@@ -207,6 +207,7 @@ class RaftCore(Inbox):
     def _stop(self) -> None:
         """Have the main task end everything; there are no more turns."""
         self._turn_is_due = True
+        self._places = 0
         if not self._stopped.done():
             self._stopped.set_result(None)
 
@@ -369,17 +370,20 @@ class RaftCore(Inbox):
         """Propose everything that waits as one append; refuse all of it alike."""
         if self._is_tracing:
             self.instruments.trace("RaftCore.write")
-        writes = messages[0].writes if len(messages) == 1 else [each for part in messages for each in part.writes]
-        self._writes_alone = self._writes_alone + 1 if len(writes) == 1 and not self.waiting.writers else 0
+        payloads = messages[0].payloads
+        if len(messages) > 1:
+            payloads = [payload for message in messages for payload in message.payloads]
+        self._writes_alone = self._writes_alone + 1 if len(payloads) == 1 and not self.waiting.writers else 0
         try:
-            first = self.engine.handle_client_write([payload for payload, _, _ in writes], now, messages[0].condition)
+            first = self.engine.handle_client_write(payloads, now, messages[0].condition)
         except BaseException as error:
             # Out of the inbox and not among those who wait: nobody else would tell them.
             self.fail(error)
-            refuse(writes, self.stop_error)
+            for message in messages:
+                refuse(message.futures, self.stop_error)
             raise
         if isinstance(first, LogId):
-            self.waiting.wait_for_all(first, writes)
+            self.waiting.wait_for_all(first, messages)
         elif isinstance(first, Overloaded) and (parts := _parts(messages)):
             for at, part in enumerate(parts):
                 try:
@@ -389,7 +393,8 @@ class RaftCore(Inbox):
                     raise
         else:
             refusal = first
-            refuse(writes, lambda: refusal)
+            for message in messages:
+                refuse(message.futures, lambda: refusal)
 
     def _expire_sessions(self, now: float) -> None:
         """Propose the end of sessions whose clients were not heard for their time to live."""
@@ -435,10 +440,10 @@ class RaftCore(Inbox):
             )
         except BaseException as error:
             self.fail(error)  # as for a write
-            refuse([(b"", message.future, message.deadline)], self.stop_error)
+            refuse([message.future], self.stop_error)
             raise
         if isinstance(log_id, LogId):
-            self.waiting.wait_for_all(log_id, [(b"", message.future, message.deadline)])
+            self.waiting.wait_for_all(log_id, [ClientWrite([b""], [message.future], [0.0], message.deadline)])
         elif not message.future.done():
             message.future.set_exception(log_id)
 
@@ -614,7 +619,8 @@ def _parts(messages: Sequence[ClientWrite]) -> list[ClientWrite]:
     """What can be taken or refused by itself; nothing if that is all of it."""
     parts: list[ClientWrite] = []
     for message in messages:
-        parts += [ClientWrite([write]) for write in message.writes] if message.is_joined else [message]
+        count = len(message.payloads)
+        parts += [message.part(at, at + 1) for at in range(count)] if message.is_joined else [message]
     return parts if len(parts) > 1 else []
 
 

@@ -8,14 +8,16 @@ can still commit later. Deadlines are swept by the tick: no timer per call.
 from __future__ import annotations
 
 import asyncio
+from asyncio import InvalidStateError
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 from typing import Any
 
 from raftkit_core.errors import NotApplied, OutcomeUnknown, RaftError, RPCTimeout
 from raftkit_core.network.reply import Reply
-from raftkit_core.runtime.messages import ClientWriteResponse, Write
+from raftkit_core.runtime.messages import ClientWrite, ClientWriteResponse
+from raftkit_core.state_machine.interface import NoneRefused
 from raftkit_core.types.entry import Entries, Entry
 from raftkit_core.types.ids import RequestId
 from raftkit_core.types.log_id import LogId
@@ -27,22 +29,38 @@ SWEEP_SECONDS = 0.05
 class _Writers:
     """Who waits for consecutive entries of one append."""
 
-    __slots__ = ("first", "leader_id", "writes")
+    __slots__ = ("first", "futures", "leader_id", "since", "timeouts")
 
-    def __init__(self, leader_id: LeaderId, first: int, writes: list[Write]) -> None:
+    def __init__(
+        self,
+        leader_id: LeaderId,
+        first: int,
+        futures: list[asyncio.Future[Any]],
+        timeouts: list[float],
+        since: float,
+    ) -> None:
         self.leader_id = leader_id
         self.first = first
-        self.writes = writes
+        self.futures = futures
+        self.timeouts = timeouts
+        self.since = since
+
+    def waiting(self) -> Iterator[tuple[int, asyncio.Future[Any], float]]:
+        """Index, future and deadline of everybody who was not told yet."""
+        since = self.since
+        for index, (future, timeout) in enumerate(zip(self.futures, self.timeouts, strict=True), self.first):
+            if not future.done():
+                yield index, future, since + timeout
 
 
 def _cut(queue: deque[_Writers], stop: int) -> _Writers:
     """Of those at the head of ``queue`` the ones below index ``stop``, who leave it."""
     head = queue[0]
-    first, count = head.first, stop - head.first
-    if count >= len(head.writes):
+    count = stop - head.first
+    if count >= len(head.futures):
         return queue.popleft()
-    cut = _Writers(head.leader_id, first, head.writes[:count])
-    head.first, head.writes = stop, head.writes[count:]
+    cut = _Writers(head.leader_id, head.first, head.futures[:count], head.timeouts[:count], head.since)
+    head.first, head.futures, head.timeouts = stop, head.futures[count:], head.timeouts[count:]
     return cut
 
 
@@ -58,36 +76,51 @@ class WaitingClients:
         self._swept_at = float("-inf")
 
     def __len__(self) -> int:
-        return sum(len(writers.writes) for queue in self.writers.values() for writers in queue)
+        return sum(len(writers.futures) for queue in self.writers.values() for writers in queue)
 
     # --- writes -----------------------------------------------------------------------------------------------------
 
-    def wait_for_all(self, first: LogId, writes: list[Write]) -> None:
-        """Whoever is named in ``writes`` waits for consecutive entries from ``first`` on."""
-        queue = self.writers.get(first.leader_id)
+    def wait_for_all(self, first: LogId, messages: Sequence[ClientWrite]) -> None:
+        """Whoever is named in ``messages`` waits for consecutive entries from ``first`` on."""
+        leader_id, index = first.leader_id, first.index
+        queue = self.writers.get(leader_id)
         if queue is None:
-            queue = self.writers[first.leader_id] = deque()
-        queue.append(_Writers(first.leader_id, first.index, writes))
+            queue = self.writers[leader_id] = deque()
+        for message in messages:
+            queue.append(_Writers(leader_id, index, message.futures, message.timeouts, message.since))
+            index += len(message.futures)
 
     def resolve_all(self, log: Sequence[Entry], results: Sequence[Any]) -> None:
         """Every entry of ``log`` was applied, with the result at its place; an error is a refusal."""
         first, last = (log.first, log.last) if type(log) is Entries else (log[0].log_id, log[-1].log_id)
-        for writers in self._take(first.index, last.index):
-            writes, leader_id = writers.writes, writers.leader_id
-            start, stop = writers.first - first.index, writers.first - first.index + len(writes)
-            their_results = results if len(writes) == len(results) else results[start:stop]
+        all_done = isinstance(results, NoneRefused)
+        taken = self._take(first.index, last.index)
+        if len(taken) > 1:
+            results = list(results)  # to take parts of
+        for writers in taken:
+            futures, leader_id = writers.futures, writers.leader_id
+            count = len(futures)
+            start, stop = writers.first - first.index, writers.first - first.index + count
+            their_results = results if count == len(results) else results[start:stop]
             if type(log) is Entries:
                 is_theirs = first.leader_id == leader_id
             else:
                 # Leader ids never fall along the log: equal at both ends, they are equal in between.
                 is_theirs = log[start].log_id.leader_id == leader_id == log[stop - 1].log_id.leader_id
             if not is_theirs:
-                for (_, future, _), entry, result in zip(writes, log[start:stop], their_results, strict=True):
+                for future, entry, result in zip(futures, log[start:stop], their_results, strict=True):
                     response = result if isinstance(result, RaftError) else ClientWriteResponse(entry.log_id, result)
                     self._answer(future, leader_id, entry.log_id, response)
                 continue
-            log_ids = map(LogId, repeat(leader_id), range(writers.first, writers.first + len(writes)))
-            for (_, future, _), log_id, result in zip(writes, log_ids, their_results, strict=True):
+            log_ids = map(LogId, repeat(leader_id), range(writers.first, writers.first + count))
+            if all_done:
+                for future, done in zip(futures, map(ClientWriteResponse, log_ids, their_results), strict=True):
+                    try:
+                        future.set_result(done)
+                    except InvalidStateError:
+                        assert future.done()  # whoever waited has given up
+                continue
+            for future, log_id, result in zip(futures, log_ids, their_results, strict=True):
                 if not future.done():
                     if isinstance(result, RaftError):
                         future.set_exception(result)
@@ -97,7 +130,7 @@ class WaitingClients:
     def resolve(self, log_id: LogId, response: ClientWriteResponse | RaftError) -> None:
         """The entry ``log_id`` was applied; an error is a refusal."""
         for writers in self._take(log_id.index, log_id.index):
-            self._answer(writers.writes[0][1], writers.leader_id, log_id, response)
+            self._answer(writers.futures[0], writers.leader_id, log_id, response)
 
     def _take(self, first: int, last: int) -> list[_Writers]:
         """Everybody who waits for an entry from index ``first`` to ``last``: they do not wait any more. Who still waits
@@ -140,14 +173,13 @@ class WaitingClients:
         self._take(upto + 1, upto)
 
     def _supersede(self, writers: _Writers) -> None:
-        for index, (_, future, _) in enumerate(writers.writes, writers.first):
-            if not future.done():
-                future.set_exception(
-                    OutcomeUnknown(
-                        f"{LogId(writers.leader_id, index)} was superseded by a snapshot; it may have been applied",
-                        hint="read the key back",
-                    )
+        for index, future, _ in writers.waiting():
+            future.set_exception(
+                OutcomeUnknown(
+                    f"{LogId(writers.leader_id, index)} was superseded by a snapshot; it may have been applied",
+                    hint="read the key back",
                 )
+            )
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -191,15 +223,13 @@ class WaitingClients:
         late = sum(due < now and not reply.done() for reply, due in self._requests.values())
         for queue in self.writers.values():
             for writers in queue:
-                late += sum(due < now and not future.done() for _, future, due in writers.writes)
+                late += sum(due < now for _, _, due in writers.waiting())
         return late
 
     def _are_over(self, writers: _Writers, now: float) -> bool:
         """Expire those who are due; says whether none of them waits any more."""
         over = True
-        for index, (_, future, deadline) in enumerate(writers.writes, writers.first):
-            if future.done():
-                continue
+        for index, future, deadline in writers.waiting():
             if deadline > now:
                 over = False
                 continue
@@ -223,12 +253,11 @@ class WaitingClients:
         for reply in requests:
             reply.set_exception(make_error())
         for writers in waiting:
-            for index, (_, future, _) in enumerate(writers.writes, writers.first):
-                if not future.done():
-                    stopped = make_error()
-                    error = OutcomeUnknown(
-                        f"{LogId(writers.leader_id, index)} may or may not be applied: {stopped.message}",
-                        hint="read the key back",
-                    )
-                    error.__cause__ = stopped
-                    future.set_exception(error)
+            for index, future, _ in writers.waiting():
+                stopped = make_error()
+                error = OutcomeUnknown(
+                    f"{LogId(writers.leader_id, index)} may or may not be applied: {stopped.message}",
+                    hint="read the key back",
+                )
+                error.__cause__ = stopped
+                future.set_exception(error)

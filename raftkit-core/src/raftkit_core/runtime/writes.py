@@ -112,9 +112,8 @@ class Writes:
                 f"{len(payloads)} commands take {size_bytes} bytes, max_uncommitted_bytes is {size_bytes_max}",
                 hint="write them in several calls",
             )
-        deadline = self._core.clock.monotonic() + timeout
-        writes = [(payload, future, deadline) for payload, future in zip(payloads, futures, strict=True)]
-        self._core.send(ClientWrite(writes))
+        now = self._core.clock.monotonic()
+        self._core.send(ClientWrite(list(payloads), futures, [timeout] * len(futures), now))
         await asyncio.gather(*futures, return_exceptions=True)
         return [_result_of(future) for future in futures]
 

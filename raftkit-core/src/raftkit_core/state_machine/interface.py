@@ -15,6 +15,8 @@ from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import StoredMembership
 from raftkit_core.types.snapshot import SnapshotMeta
 
+T = TypeVar("T", covariant=True)
+
 
 class Codec(Protocol):
     """Commands and results to bytes and back. Never pickle.
@@ -109,6 +111,12 @@ class AppliedEntries(Sequence[AppliedEntry]):
             return list(self)[at]
         entry = self._log[at]
         return AppliedEntry(entry.log_id, entry.time_ms, self.commands[at])
+
+
+class NoneRefused(Sequence[T]):
+    """Results of commands none of which was refused: whoever tells the clients need not look at each of them."""
+
+    __slots__ = ()
 
 
 class ApplyBatch(Protocol):

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from itertools import chain, count, takewhile
 from typing import Any, overload
 
-from raftkit_core.state_machine.interface import AppliedEntries, ApplyBatch, RaftStateMachine
+from raftkit_core.state_machine.interface import AppliedEntries, ApplyBatch, NoneRefused, RaftStateMachine
 from raftkit_core.state_machine.kv_codec import KvCodec
 from raftkit_core.state_machine.kv_rules import Cell, KvResult, check_query, check_revision, cut, decide
 from raftkit_core.state_machine.kv_stream import Row, RowDecoder, encode_rows
@@ -21,7 +21,7 @@ Cells = dict[str, Cell]
 """Value and revision by key. Never changed in place, so a shallow copy is a consistent view."""
 
 
-class Overwritten(Sequence[WriteResult]):
+class Overwritten(NoneRefused[WriteResult]):
     """Results of commands that each replaced the value of a key. Most are never looked at, and are made for who does:
     on every node but the leader nobody waits for them."""
 

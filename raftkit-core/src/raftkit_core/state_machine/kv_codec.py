@@ -27,11 +27,13 @@ class KvCodec(MsgspecCodec):
     def encode_command(self, command: Any) -> bytes:
         if type(command) is Put and type(command.value) is bytes and command.if_revision is None:
             key = command.key
-            if type(key) is str and 0 < len(key) <= _CERTAINLY_SHORT:
+            if type(key) is str and key:
                 try:
-                    return self._encode(command)
+                    body = self._encode(command)
                 except ValueError as error:  # a key that is no text
                     raise BadCommand(f"the command cannot be encoded: {error}") from error
+                if len(body) <= MAX_KEY_BYTES or len(key) <= _CERTAINLY_SHORT:
+                    return body  # either way the key is not too long
         try:
             body = super().encode_command(command)
         except BadCommand:

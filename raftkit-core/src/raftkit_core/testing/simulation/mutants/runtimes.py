@@ -24,12 +24,7 @@ from raftkit_core.types.vote import LeaderId
 
 def _waiters(waiting: WaitingClients) -> list[tuple[int, Any, float]]:
     """Everybody who waits for an entry: its index, the future, its deadline."""
-    return [
-        (index, future, deadline)
-        for queue in waiting.writers.values()
-        for writers in queue
-        for index, (_, future, deadline) in enumerate(writers.writes, writers.first)
-    ]
+    return [waiter for queue in waiting.writers.values() for writers in queue for waiter in writers.waiting()]
 
 
 # --- what clients are told ------------------------------------------------------------------------------------------
@@ -102,11 +97,12 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     original = WaitingClients.wait_for_all
 
-    def wait_for_all(self: WaitingClients, first: LogId, writes: Any) -> None:
-        for index, (_, future, _) in enumerate(writes, first.index):
+    def wait_for_all(self: WaitingClients, first: LogId, messages: Any) -> None:
+        futures = [future for message in messages for future in message.futures]
+        for index, future in enumerate(futures, first.index):
             if not future.done():
                 future.set_result(ClientWriteResponse(LogId(first.leader_id, index), None))
-        original(self, first, writes)
+        original(self, first, messages)
 
     patch.set(WaitingClients, "wait_for_all", wait_for_all)
 
