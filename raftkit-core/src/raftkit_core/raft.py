@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
@@ -14,12 +13,7 @@ from raftkit_core.clock import Clock, SystemClock
 from raftkit_core.config import Config, ReadPolicy
 from raftkit_core.engine.engine import Engine
 from raftkit_core.engine.raft_state import RaftState
-from raftkit_core.errors import (
-    CommandRejected,
-    ConfigError,
-    RaftError,
-    WaitTimeout,
-)
+from raftkit_core.errors import CommandRejected, ConfigError, RaftError, WaitTimeout
 from raftkit_core.instrument import Instruments
 from raftkit_core.network.client import NodeReport, NodeStatus
 from raftkit_core.network.client_session import ClientSession
@@ -34,9 +28,7 @@ from raftkit_core.runtime.held_sessions import HeldSessions, OpeningSession
 from raftkit_core.runtime.leadership import LeadershipTerm, hold_leadership
 from raftkit_core.runtime.limits import within
 from raftkit_core.runtime.membership_changes import MEMBERSHIP_TIMEOUT, MembershipChanges
-from raftkit_core.runtime.messages import (
-    ClientWriteResponse,
-)
+from raftkit_core.runtime.messages import ClientWriteResponse
 from raftkit_core.runtime.metrics import Watch
 from raftkit_core.runtime.node_parts import NodeParts, assemble
 from raftkit_core.runtime.opening import Adapters, opened
@@ -57,10 +49,7 @@ from raftkit_core.types.condition import WriteCondition
 from raftkit_core.types.identity import PeerIdentity
 from raftkit_core.types.ids import DEFAULT_GROUP, NodeId, is_node_id
 from raftkit_core.types.log_id import LogId, index_of
-from raftkit_core.types.membership import (
-    ChangeMembers,
-    Node,
-)
+from raftkit_core.types.membership import ChangeMembers, Node
 from raftkit_core.types.messages import (
     AppendEntriesRequest,
     AppendEntriesResponse,
@@ -69,14 +58,10 @@ from raftkit_core.types.messages import (
     VoteResponse,
 )
 from raftkit_core.types.metrics import NodeCounters, NodeEvent, RaftDataMetrics, RaftMetrics, RaftServerMetrics
-from raftkit_core.types.operations import (
-    Operation,
-)
+from raftkit_core.types.operations import Operation
 from raftkit_core.types.session import DEFAULT_TTL_MS, SessionSerial
 from raftkit_core.types.snapshot import SnapshotSource
 from raftkit_core.types.vote import Vote
-
-log = logging.getLogger("raftkit")
 
 T = TypeVar("T")
 

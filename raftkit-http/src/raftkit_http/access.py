@@ -87,10 +87,6 @@ class Access:
             warn_if_readable(self._path)
             self._table = read_tokens(self._path)
 
-    @property
-    def needs_tokens(self) -> bool:
-        return self._table is not None
-
     def refresh(self) -> bool:
         """Whether there were new tokens to read. Raises: ConfigError, and the former ones stay in force."""
         stamp = file_stamp(self._path)

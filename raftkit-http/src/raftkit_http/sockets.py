@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl
 from http import HTTPStatus
 
@@ -15,8 +14,6 @@ from raftkit_core.network.wire import FrameError
 from raftkit_http.exchange import reason_of
 from raftkit_http.frames import UPGRADE_HEADERS, FrameProtocol
 from raftkit_http.tls import certified_ids
-
-logger = logging.getLogger(__name__)
 
 HELLO_ANSWER_BYTES_MAX = 64 * 1024
 """Until a peer has answered the hello it may be anybody."""

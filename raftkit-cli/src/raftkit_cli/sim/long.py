@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 SEEDS = {"engine": 3000, "runtime": 300}
 RUNTIME_SECONDS = 60.0
-OPERATIONS_WANTED = 500_000
 STATE = Path("raftkit-sim-long.jsonl")
 
 

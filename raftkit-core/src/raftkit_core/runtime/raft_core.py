@@ -115,8 +115,6 @@ class RaftCore(Inbox):
         self._balancer = Balancer()
         self._task: asyncio.Task[None] | None = None
         self._stopped: asyncio.Future[None] = self._loop.create_future()
-        self.has_ended = False
-        """Whether everything this node started has ended, and everybody who waited was told."""
         self.tick_enabled = config.enable_tick
         """Off: no elections, no heartbeats. Deadlines of callers go on."""
         self.ticker = Ticker(
@@ -594,7 +592,6 @@ class RaftCore(Inbox):
         await bounded(self.writer.close(), SHUTDOWN_GRACE, f"node {node_id}: its log")
         await bounded(self.peers.close(SHUTDOWN_GRACE), 2 * SHUTDOWN_GRACE, f"node {node_id}: its connections")
         self._notifications.clear()
-        self.has_ended = True
         self._ended()
 
 

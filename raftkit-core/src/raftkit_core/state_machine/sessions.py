@@ -232,11 +232,6 @@ class Sessions:
         self._total_results -= 1
         self._steps.append(_Step(session_id, session, serial, session.results[serial], None, None))
 
-    @property
-    def awaits_results(self) -> bool:
-        """Whether :meth:`settle` has something to do."""
-        return bool(self._steps)
-
     def settle(self, results: Callable[[int], Any]) -> None:
         """The results of the batch are there. Does nothing the second time."""
         steps, self._steps = self._steps, []

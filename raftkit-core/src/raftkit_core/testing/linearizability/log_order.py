@@ -13,7 +13,6 @@ from msgspec import UNSET
 from raftkit_core.testing.linearizability.history import DurableWrite, Operation
 from raftkit_core.testing.linearizability.settling import Signature, each_once, signature
 
-CHECK = "log order"
 INFINITY = float("inf")
 
 
