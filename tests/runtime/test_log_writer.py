@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from random import Random
 
 import pytest
@@ -19,13 +19,14 @@ from raftkit_core.engine.commands import (
     SaveVote,
 )
 from raftkit_core.errors import StorageError
+from raftkit_core.runtime import log_writer
 from raftkit_core.runtime.log_writer import MAX_BATCH_BYTES, MAX_BATCH_ENTRIES, LogTail, LogWriter
 from raftkit_core.storage.interface import LogBatch
 from raftkit_core.storage.memory import MemoryDisk, MemoryLogStorage
 from raftkit_core.testing.builders import entry, log_id, vote
 from raftkit_core.testing.virtual_time import VirtualClock
 from raftkit_core.types.adapter import AdapterContext
-from raftkit_core.types.entry import NORMAL, Entries, Entry
+from raftkit_core.types.entry import NORMAL, Entries, Entry, payload_bytes
 
 pytestmark = pytest.mark.virtual_time
 
@@ -36,11 +37,13 @@ class Held(MemoryLogStorage):
     def __init__(self, disk: MemoryDisk) -> None:
         super().__init__(disk)
         self.batches: list[LogBatch] = []
+        self.as_they_came: list[list[Entry]] = []
         self.gate = asyncio.Event()
         self.gate.set()
 
     def write(self, batch: LogBatch) -> Awaitable[None] | None:  # type: ignore[override]
         self.batches.append(batch)
+        self.as_they_came.append(list(batch.entries))
         if self.gate.is_set():
             return super().write(batch)
         return self._later(batch)
@@ -85,6 +88,10 @@ class Lane:
             self.io(), [entry(log_id(term, "n1", index), b"x" * size) for index in range(first, last + 1)]
         )
 
+    def append_together(self, term: int, first: int, last: int) -> AppendInputEntries:
+        payloads = [b"%d" % index for index in range(first, last + 1)]
+        return AppendInputEntries(self.io(), Entries(log_id(term, "n1", first), term, NORMAL, payloads))
+
     def vote(self, term: int) -> SaveVote:
         return SaveVote(self.io(), vote(term))
 
@@ -118,6 +125,45 @@ async def test_a_storage_is_given_lists_unless_it_takes_columns(takes_columns: b
     given = [batch.entries for batch in lane.storage.batches]
     assert [type(entries) for entries in given] == [Entries if takes_columns else list] * 2
     assert given == [list(one), [*two, *three]]
+
+
+class Keeps(Held):
+    """Takes the lists it is given for its own."""
+
+    takes_columns = False
+
+    def __init__(self, disk: MemoryDisk) -> None:
+        super().__init__(disk)
+        self.kept: list[Entry] = []
+
+    def write(self, batch: LogBatch) -> Awaitable[None] | None:  # type: ignore[override]
+        assert isinstance(batch.entries, list) or not batch.entries
+        if not self.kept and isinstance(batch.entries, list):
+            self.kept = batch.entries
+        else:
+            self.kept += batch.entries
+        super().write(LogBatch(batch.vote, batch.truncate_since, batch.purge_upto, [*batch.entries], batch.committed))
+        return None
+
+
+@pytest.mark.parametrize("together", [False, True])
+async def test_a_storage_that_takes_no_columns_may_keep_and_change_the_lists_it_gets(together: bool) -> None:
+    lane = await Lane().open()
+    lane.storage = storage = Keeps(lane.disk)
+    lane.disk.crash()
+    await storage.open(AdapterContext("n1", clock=VirtualClock()))
+    lane.writer = LogWriter(storage, lane._save_lease, lane.flushed.append, lane.failures.append)
+    for index in range(4):
+        appends = [lane.append(1, 2 * index, 2 * index), lane.append(1, 2 * index + 1, 2 * index + 1)]
+        if together:
+            lane.submit(*appends)
+        else:
+            for append in appends:
+                lane.submit(append)
+    expected = [entry(log_id(1, "n1", index)) for index in range(8)]
+    assert storage.kept == expected
+    assert lane.writer.tail.read(0, 100, 1000) == expected
+    assert lane.failures == []
 
 
 async def test_what_gathers_during_a_write_becomes_one_batch() -> None:
@@ -300,7 +346,9 @@ def model(commands: list[LogCommand]) -> list[Entry | None]:
 async def test_joined_batches_mean_the_same_as_the_commands_one_by_one(seed: int) -> None:
     random = Random(seed)
     lane = await Lane().open()
+    lane.storage.takes_columns = random.random() < 0.5
     done: list[LogCommand] = []
+    given: list[tuple[Sequence[Entry], list[Entry]]] = []
     term, end, purged, committed = 1, 0, 0, 0
     for _ in range(random.randrange(1, 40)):
         commands: list[LogCommand] = []
@@ -308,7 +356,8 @@ async def test_joined_batches_mean_the_same_as_the_commands_one_by_one(seed: int
             kind = random.randrange(6)
             if kind <= 1:
                 count = random.choice([1, 2, 5])
-                commands.append(lane.append(term, end, end + count - 1))
+                append = lane.append_together if random.random() < 0.5 else lane.append
+                commands.append(append(term, end, end + count - 1))
                 end += count
             elif kind == 2 and end > committed:
                 term += 1
@@ -328,7 +377,9 @@ async def test_joined_batches_mean_the_same_as_the_commands_one_by_one(seed: int
         if random.random() < 0.4:
             lane.storage.gate.clear()
         done += commands
+        given += [(each.entries, list(each.entries)) for each in commands if isinstance(each, AppendInputEntries)]
         lane.submit(*commands)
+        read_anywhere(lane.writer.tail, model(done), random, given)
         await asyncio.sleep(0)
         if random.random() < 0.5:
             lane.storage.gate.set()
@@ -342,6 +393,81 @@ async def test_joined_batches_mean_the_same_as_the_commands_one_by_one(seed: int
     assert lane.writer.durable_index == len(expected) - 1
     assert lane.flushed == sorted(lane.flushed)
     check_committed(lane, expected)
+    given += [
+        (batch.entries, came) for batch, came in zip(lane.storage.batches, lane.storage.as_they_came, strict=True)
+    ]
+    for theirs, as_it_was in given:
+        assert list(theirs) == as_it_was, "what the lane was given, gave to the storage or handed out has changed"
+
+
+def read_anywhere(
+    tail: LogTail,
+    expected: list[Entry | None],
+    random: Random,
+    given: list[tuple[Sequence[Entry], list[Entry]]],
+    first: int = 0,
+) -> None:
+    """The tail holds what the log ends with; what it gives is added to ``given``. ``first``: it may begin there."""
+    start = random.randrange(len(expected) + 1)
+    stop, max_bytes = random.randrange(start, len(expected) + 1) + 1, random.choice([0, 3, 1000])
+    found = tail.read(start, stop, max_bytes)
+    if start == len(expected) or expected[start] is None or (found is None and start < first):
+        assert found is None
+        return
+    assert found, "it is there, and one at least is given"
+    assert list(found) == expected[start : start + len(found)]
+    assert start + len(found) <= max(stop, start + 1)
+    assert payload_bytes(found) <= max_bytes or len(found) == 1
+    given.append((found, list(found)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32))
+def test_the_tail_is_the_end_of_the_log_whatever_is_cut_off_and_holds_what_is_not_durable(seed: int) -> None:
+    random = Random(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, limit in (("TAIL_BYTES", 40), ("TRIM_ABOVE_BYTES", 50), ("READ_ENTRIES", random.choice([3, 4096]))):
+            patch.setattr(log_writer, name, limit)
+        start = random.choice([0, 3])
+        tail = LogTail(start)
+        expected: list[Entry | None] = [None] * start
+        given: list[tuple[Sequence[Entry], list[Entry]]] = []
+        term, durable, first = 1, start - 1, start
+        for _ in range(random.randrange(1, 40)):
+            end = len(expected)
+            match random.randrange(8):
+                case 0 | 1 | 2:
+                    payloads = [b"x" * random.randrange(12) for _ in range(random.choice([1, 1, 2, 6]))]
+                    entries: Sequence[Entry] = Entries(log_id(term, "n1", end), term, NORMAL, payloads)
+                    if random.random() < 0.5:
+                        entries = list(entries)
+                    tail.append(entries)
+                    given.append((entries, list(entries)))
+                    expected += entries
+                case 3 if end > start:
+                    since = random.randrange(max(start, 1), end + 1)
+                    term += 1
+                    tail.truncate(since)
+                    del expected[since:]
+                    durable, first = min(durable, since - 1), min(first, since)
+                case 4:
+                    upto = random.randrange(end + 2)
+                    tail.purge(upto)
+                    expected[: upto + 1] = [None] * (upto + 1)
+                    start = max(start, upto + 1)
+                    durable, first = max(durable, upto), max(first, start)
+                case 5 | 6:
+                    durable = random.randrange(durable, len(expected))
+                    tail.trim(durable)
+                    first = max(first, durable + 1)
+                case _:
+                    pass
+            for _ in range(4):
+                read_anywhere(tail, expected, random, given, first)
+            held = [each for each in expected[tail._first :] if each is not None]
+            assert tail.end_bytes - tail._begin_bytes == payload_bytes(held)
+        for theirs, as_it_was in given:
+            assert theirs == as_it_was
 
 
 def check_committed(lane: Lane, expected: list[Entry | None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from random import Random
 
 import pytest
@@ -61,8 +62,10 @@ def test_entries_of_different_times_keep_them() -> None:
 
 @given(st.integers(0, 2**32))
 def test_a_log_of_columns_is_the_list_it_stands_for(seed: int) -> None:
+    """Whatever was put in or handed out stays as it was."""
     random = Random(seed)
     log, expected = EntryLog(), list[Entry]()
+    others: list[tuple[Sequence[Entry], list[Entry]]] = []
     term, end, time_ms = 1, random.choice([0, 4]), 0
     for _ in range(random.randrange(1, 30)):
         match random.randrange(9):
@@ -72,7 +75,9 @@ def test_a_log_of_columns_is_the_list_it_stands_for(seed: int) -> None:
                 time_ms += random.randrange(2)
                 length = random.choice([1, 1, 2, 5])
                 where = LeaderId(term, "n1"), end, end + length, time_ms, random.choice([NORMAL, NORMAL, BLANK])
-                log.extend(together(*where) if random.random() < 0.7 else plain(*where))
+                added = together(*where) if random.random() < 0.7 else plain(*where)
+                log.extend(added)
+                others.append((added, plain(*where)))
                 expected += plain(*where)
                 end += length
             case 4:
@@ -99,8 +104,12 @@ def test_a_log_of_columns_is_the_list_it_stands_for(seed: int) -> None:
         assert list(log.payloads()) == payloads_of(expected)
         start, stop = sorted(random.choices(range(-2, len(expected) + 2), k=2))
         assert log[start:stop] == expected[start:stop]
+        others += (log[start:stop], expected[start:stop]), (copy.copy(log), expected[:])
         if expected:
             assert (log[0], log[-1]) == (expected[0], expected[-1])
+            assert log.last_index() == expected[-1].index
+    for theirs, as_it_was in others:
+        assert theirs == as_it_was
 
 
 def test_a_copy_of_a_log_is_another_log() -> None:

@@ -313,12 +313,9 @@ class LogWriter:
         head = self.queue.popleft()
         assert type(head) is AppendInputEntries, "a plain queue is an append"
         entries = head.entries
-        if type(entries) is Entries:
-            last_index = entries.last.index
-            if not self.storage.takes_columns:
-                entries = list(entries)
-        else:
-            last_index = entries[-1].log_id.index
+        last_index = entries.last.index if type(entries) is Entries else entries[-1].log_id.index
+        if not self.storage.takes_columns:
+            entries = list(entries)  # its own, whatever it does with it: the tail holds the other
         committed = None if self._committed is None else self._news(last_index)
         return head.io_id, LogBatch(None, None, None, entries, committed), last_index
 

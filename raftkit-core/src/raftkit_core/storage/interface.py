@@ -81,7 +81,8 @@ class RaftLogStorage(ABC):
     """
 
     takes_columns: ClassVar[bool] = False
-    """Whether ``write`` takes an :class:`Entries`, which is quicker. Else ``LogBatch.entries`` is a list."""
+    """Whether ``write`` takes an :class:`Entries`, which is quicker, and changes nothing of what it gets, which others hold
+    as well. Else ``LogBatch.entries`` is a list of the storage's own."""
 
     @abstractmethod
     async def open(self, context: AdapterContext) -> StoreIdentity | None:
