@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from random import Random
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raftkit_core.errors import CommandRejected, NotApplied, OutcomeUnknown, Stopped
 from raftkit_core.runtime.messages import ClientWrite, ClientWriteResponse
 from raftkit_core.runtime.waiting_clients import WaitingClients
 from raftkit_core.state_machine.kv import Overwritten
-from raftkit_core.types.entry import NORMAL, Entry
+from raftkit_core.types.entry import NORMAL, Entries, Entry
 from raftkit_core.types.kv import WriteResult
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.vote import LeaderId
@@ -121,3 +124,100 @@ async def test_at_the_end_everybody_is_told() -> None:
     waiting.fail_all(lambda: Stopped("the end"))
     assert [told(each) for message in some for each in message.futures] == [OutcomeUnknown] * 3
     assert not waiting.writers
+
+
+class Caller:
+    """Who waits, for which entry, until when; and ``fate``, once it is decided."""
+
+    def __init__(self, future: asyncio.Future[Any], place: LogId, deadline: float) -> None:
+        self.future = future
+        self.place = place
+        self.deadline = deadline
+        self.fate: Any = None
+
+    def heard(self) -> Any:
+        future = self.future
+        if future.cancelled():
+            return "cancelled"
+        if not future.done() or future.exception() is not None:
+            return told(future)
+        return future.result().log_id, future.result().data
+
+
+@given(st.integers(0, 2**32))
+async def test_everybody_hears_what_became_of_their_own_entry_and_hears_it_once(seed: int) -> None:
+    """Leaders come and go, and truncate; what is committed is applied in pieces, by log or by snapshot; time passes."""
+    random = Random(seed)
+    waiting = WaitingClients()
+    log: list[LogId] = []
+    callers: list[Caller] = []
+    applied, term, now = 0, 1, 0.0
+    leader_id = LeaderId(term, "n1")
+
+    def settle(results: dict[int, Any]) -> None:
+        for caller in callers:
+            if caller.fate is None and caller.place.index in results:
+                result = results[caller.place.index]
+                if caller.place != log[caller.place.index]:
+                    caller.fate = NotApplied
+                else:
+                    caller.fate = CommandRejected if isinstance(result, CommandRejected) else (caller.place, result)
+
+    for _ in range(random.randrange(1, 40)):
+        match random.randrange(8):
+            case 0 | 1 | 2:
+                deadline = now + random.choice([1.0, 5.0, 1000.0])
+                messages = [writes(random.choice([1, 1, 2, 5]), deadline) for _ in range(random.choice([1, 1, 3]))]
+                futures = [future for message in messages for future in message.futures]
+                places = [LogId(leader_id, len(log) + at) for at in range(len(futures))]
+                if leader_id.node_id == "n1":
+                    waiting.wait_for_all(places[0], messages)
+                    callers += [Caller(*each, deadline) for each in zip(futures, places, strict=True)]
+                log += places
+            case 3:
+                term += 1
+                leader_id = LeaderId(term, random.choice(["n1", "n2"]))
+                del log[random.randrange(applied, len(log) + 1) :]
+            case 4 | 5 if len(log) > applied:
+                part = log[applied : random.randrange(applied, len(log)) + 1]
+                results: Sequence[Any] = [CommandRejected("no") if at.index % 7 == 3 else f"{at}" for at in part]
+                if random.random() < 0.3:
+                    results = Overwritten(part[0].index, [at.index + 5 for at in part])
+                settle(dict(enumerate(results, applied)))
+                _apply(waiting, part, results, random)
+                applied += len(part)
+            case 6 if len(log) > applied and random.random() < 0.3:
+                applied = random.randrange(applied, len(log)) + 1
+                for caller in callers:
+                    if caller.fate is None and caller.place.index < applied:
+                        caller.fate = OutcomeUnknown
+                waiting.superseded(applied - 1)
+            case 7:
+                now += 1.0
+                waiting.sweep(now)
+                for caller in callers:
+                    if caller.fate is None and caller.deadline <= now:
+                        caller.fate = OutcomeUnknown
+                for caller in random.sample(callers, len(callers) // 8):
+                    if caller.future.cancel():
+                        caller.fate = "cancelled"
+            case _:
+                pass
+        assert [caller.heard() for caller in callers] == [caller.fate for caller in callers]
+    assert len(waiting) >= sum(caller.fate is None for caller in callers)
+    waiting.fail_all(lambda: Stopped("the end"))
+    assert [caller.heard() for caller in callers] == [caller.fate or OutcomeUnknown for caller in callers]
+    assert len(waiting) == 0
+
+
+def _apply(waiting: WaitingClients, part: list[LogId], results: Sequence[Any], random: Random) -> None:
+    """Tell of it in one of the ways in which it is told."""
+    log: Sequence[Entry] = [Entry(log_id, 0, NORMAL, b"") for log_id in part]
+    if random.random() < 0.2:
+        for entry, result in zip(log, results, strict=True):
+            is_refused = isinstance(result, CommandRejected)
+            waiting.resolve(entry.log_id, result if is_refused else ClientWriteResponse(entry.log_id, result))
+        return
+    if part[0].leader_id == part[-1].leader_id and random.random() < 0.7:
+        log = Entries(part[0], 0, NORMAL, [b""] * len(part))
+    waiting.resolve_all(log, results)
