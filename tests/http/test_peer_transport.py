@@ -21,7 +21,7 @@ from raftkit_core.errors import (
     RPCTimeout,
     Unreachable,
 )
-from raftkit_core.network import calls
+from raftkit_core.network import calls, serving
 from raftkit_core.testing.ports import free_urls
 from raftkit_core.testing.recording_service import RecordingService
 from raftkit_core.types.log_id import LogId
@@ -260,6 +260,23 @@ async def test_more_than_the_bound_of_pending_calls_is_refused(monkeypatch: pyte
         assert caught.value.code == "PEER_BUSY"
         await p.net.close()
         assert all(isinstance(r, Unreachable) for r in await asyncio.gather(*waiting[:3], return_exceptions=True))
+
+
+async def test_as_many_calls_as_a_peer_may_have_pending_keep_no_other_from_being_read() -> None:
+    """A leader without a quorum owes answers to a thousand forwarded writes. Entries that would settle them, and a hello
+    that asks whether the connection still is one, come on the same connection."""
+    assert serving.REQUESTS_MAX > calls.CALLS_MAX
+    assert serving.REQUEST_BYTES_MAX > calls.CALL_BYTES_MAX
+    async with pair() as p:
+        gate = asyncio.get_running_loop().create_future()
+        p.service.reactions["forward"] = lambda request: gate
+        await p.net.append_entries(append(0), AMPLE)
+        waiting = [p.net.forward(ForwardRequest("write", b"body", 30_000), 30) for _ in range(1100)]
+        assert (await p.net._data.hello(AMPLE)).node_id == "n2"
+        assert p.service.count("forward") == 1100
+        assert await p.net.append_entries(append(1), AMPLE) == Success(p.service.store_id, LogId(LEADER, 1))
+        gate.set_result(ForwardResponse(b"done"))
+        assert {(await call).body for call in waiting} == {b"done"}
 
 
 async def test_closing_fails_pending_calls_at_once_on_both_sides() -> None:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from raftkit_core.errors import ErrorInfo, IdentityError, RaftError, to_info
+from raftkit_core.network.calls import CALL_BYTES_MAX, CALLS_MAX
 from raftkit_core.network.deadlines import Deadlines
 from raftkit_core.network.interface import RaftService
 from raftkit_core.network.reply import Reply
@@ -46,9 +47,11 @@ class Admission(Protocol):
 
 HANDLER_TIMEOUT = 60.0
 """Seconds after which no answer is waited for, whatever the caller said."""
-REQUESTS_MAX = 1024
-"""Requests of one connection under way; reading stops there until some are answered."""
-REQUEST_BYTES_MAX = 2 * MAX_FRAME_BYTES
+REQUESTS_MAX = CALLS_MAX + 1024
+"""Requests of one connection under way; reading stops there until some are answered. A peer that keeps to what it may
+have pending never comes so far, with those that it gave up and that are still under way here: a hello, and the entries
+that settle what it forwarded, must not wait behind that."""
+REQUEST_BYTES_MAX = CALL_BYTES_MAX + REQUESTS_MAX * FRAME_OVERHEAD_BYTES
 _HELLO, _FORWARD, _APPEND_ENTRIES = Kind.HELLO, Kind.FORWARD, Kind.APPEND_ENTRIES
 ADMITTED_AGAIN = frozenset({Kind.VOTE, Kind.PRE_VOTE, Kind.READ_INDEX, Kind.FORWARD})
 """Before these it is looked at again who asks: it may have been removed since it said hello."""
