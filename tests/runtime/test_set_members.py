@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from raftkit_core.errors import ChangeMembershipError, ForwardToLeader
 from raftkit_core.testing.cluster import memory_cluster
+from raftkit_core.types.membership import Node, SetNodes
 
 pytestmark = pytest.mark.virtual_time
 
@@ -30,3 +32,26 @@ async def test_set_members_adds_changes_and_removes_and_tells_every_step() -> No
         repeated = await leader.set_members(goal, on_step=again.append)
         assert repeated.membership == done.membership
         assert again == [f"change the voters to {', '.join(sorted(goal))}", "done"]
+
+
+async def test_another_address_of_a_member_is_refused_before_anything_is_changed() -> None:
+    """It would not be taken: the plan adds and removes, and says so rather than leaving the caller in the belief."""
+    async with memory_cluster(3) as cluster:
+        leader = await cluster.leader()
+        await cluster.start("n4")
+        goal = cluster.members("n1", "n2", "n3", "n4")
+        steps: list[str] = []
+        moved = Node(goal["n2"].peer, client="http://127.0.0.1:9")
+        for other in (Node(f"memory:{cluster.name}/n5"), moved):
+            with pytest.raises(ChangeMembershipError, match="the member n2 is at .*, not at"):
+                await leader.set_members({**goal, "n2": other}, on_step=steps.append)
+        assert steps == []
+        assert "n4" not in leader.metrics().value.membership.membership.nodes
+        follower = next(raft for node_id, raft in cluster.rafts.items() if node_id not in (leader.id, "n4"))
+        with pytest.raises(ForwardToLeader):
+            await follower.set_members({**goal, "n2": moved})
+        await leader.change_membership(SetNodes({"n2": moved}))
+        for again in (moved, goal["n2"]):
+            done = await leader.set_members({**goal, "n2": again})
+            assert done.membership is not None
+            assert done.membership.nodes["n2"].client == moved.client

@@ -489,7 +489,7 @@ class Raft:
         """Leader only: make exactly ``goal`` the voters: add and catch up what is missing, then change, then remove.
 
         Can be repeated after a failure at any step. ``on_step`` is told in words what is done next. ``timeout`` is for
-        each step.
+        each step. Raises: ChangeMembershipError for another address than a member's; as change_membership.
         """
         return await self._members.set_members(goal, timeout=timeout, on_step=on_step)
 

@@ -280,11 +280,16 @@ class MembershipChanges:
         """Leader only: make exactly ``goal`` the voters: add and catch up what is missing, then change, then remove.
 
         Can be repeated after a failure at any step. ``on_step`` is told in words what is done next. ``timeout`` is for
-        each step.
+        each step. Raises: ChangeMembershipError for another address than a member's: it would not be taken.
         """
         tell = (lambda _: None) if on_step is None else on_step
         nodes = dict(goal) if isinstance(goal, Mapping) else {}
         voters = tuple(sorted(nodes)) or tuple(sorted(set(goal)))
+        self._check_leader()
+        known = self._core.engine.effective.nodes
+        for node_id, node in nodes.items():
+            if node_id in known:
+                _check_addresses(node_id, node, known[node_id])
         for node_id, node in nodes.items():
             if node_id not in self._core.engine.effective.nodes:
                 tell(f"add {node_id} as a learner and let it catch up")
@@ -315,6 +320,15 @@ class MembershipChanges:
                 f"leadership was not handed over in time: {error.message}", hint="look at: raftkit status"
             ) from error
         return target
+
+
+def _check_addresses(node_id: NodeId, given: Node, known: Node) -> None:
+    for named, held in ((given.peer, known.peer), (given.client, known.client_address)):
+        if named is not None and named != held:
+            raise ChangeMembershipError(
+                f"the member {node_id} is at {held}, not at {named}; nothing was changed",
+                hint="name its present address; change_membership(SetNodes({id: node})) gives a member another one",
+            )
 
 
 def new_cluster_id(cluster: str, membership: Membership) -> str:
