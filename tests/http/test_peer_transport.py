@@ -263,8 +263,8 @@ async def test_more_than_the_bound_of_pending_calls_is_refused(monkeypatch: pyte
 
 
 async def test_as_many_calls_as_a_peer_may_have_pending_keep_no_other_from_being_read() -> None:
-    """A leader without a quorum owes answers to a thousand forwarded writes. Entries that would settle them, and a hello
-    that asks whether the connection still is one, come on the same connection."""
+    """A leader without a quorum owes answers to a thousand forwarded writes. Entries that would settle them, and a
+    hello that asks whether the connection still is one, come on the same connection."""
     assert serving.REQUESTS_MAX > calls.CALLS_MAX
     assert serving.REQUEST_BYTES_MAX > calls.CALL_BYTES_MAX
     async with pair() as p:

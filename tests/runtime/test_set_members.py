@@ -43,7 +43,7 @@ async def test_another_address_of_a_member_is_refused_before_anything_is_changed
         steps: list[str] = []
         moved = Node(goal["n2"].peer, client="http://127.0.0.1:9")
         for other in (Node(f"memory:{cluster.name}/n5"), moved):
-            with pytest.raises(ChangeMembershipError, match="the member n2 is at .*, not at"):
+            with pytest.raises(ChangeMembershipError, match=r"the member n2 is at .*, not at"):
                 await leader.set_members({**goal, "n2": other}, on_step=steps.append)
         assert steps == []
         assert "n4" not in leader.metrics().value.membership.membership.nodes

@@ -81,8 +81,8 @@ class RaftLogStorage(ABC):
     """
 
     takes_columns: ClassVar[bool] = False
-    """Whether ``write`` takes an :class:`Entries`, which is quicker, and changes nothing of what it gets, which others hold
-    as well. Else ``LogBatch.entries`` is a list of the storage's own."""
+    """Whether ``write`` takes an :class:`Entries`, which is quicker, and leaves what it gets as it is: others
+    hold it, too. Else ``LogBatch.entries`` is a list of the storage's own."""
 
     @abstractmethod
     async def open(self, context: AdapterContext) -> StoreIdentity | None:
