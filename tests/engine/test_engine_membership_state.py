@@ -11,10 +11,6 @@ from raftkit_core.testing.builders import log_id, membership, stored
 from raftkit_core.types.log_id import LogId, index_of
 from raftkit_core.types.membership import StoredMembership
 
-M1 = membership("n1")
-M12 = membership("n1 n2")
-M123 = membership("n1 n2 n3")
-
 
 def at(index: int, term: int = 1) -> StoredMembership:
     return stored(membership("n1", learners=[f"x{index}"]), log_id(term, "n1", index))

@@ -28,7 +28,6 @@ from raftkit_http.client import HttpClusterClient
 
 SETTLE_S = 60.0
 """How long a mended cluster may take until it serves and all nodes agree; machines that run tests are busy."""
-READY_S = 30.0
 
 SETTINGS = """
 [raft]

@@ -45,7 +45,8 @@ class Instrument:
         """The node has stopped for good because of ``error``."""
 
     def trace(self, step: str) -> None:
-        """The node passed ``step``, a room of the write path such as ``LogWriter.write``. Overriding it costs speed."""
+        """The node passed ``step`` of a write: ``RaftCore.write``, ``CommandRunner.append_input_entries``,
+        ``CommandRunner.commit`` or ``RaftCore.applied``. Overriding it costs speed."""
 
 
 class StepTimer(Protocol):
