@@ -262,7 +262,6 @@ class Raft:
             core=self._core,
             identity=self._identity.current,
             storage=self._adapters.storage,
-            snapshots=self._adapters.snapshots,
             machine=self.machine,
             started_at=self._started_at,
             digest=digest,

@@ -152,9 +152,7 @@ class SeedRun:
             )
 
 
-def conclude(
-    invocation: Invocation, tally: Tally, *, verb: str = "sim", extra: dict[str, object] | None = None
-) -> None:
+def conclude(invocation: Invocation, tally: Tally) -> None:
     """Print the result of a run. Raises: CliError if it is no pass."""
     data = tally.as_data()
     verdict = tally.verdict()

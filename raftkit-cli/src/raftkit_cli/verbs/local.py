@@ -248,7 +248,7 @@ def kill(invocation: Invocation, node: str, directory: Path | None) -> None:
 @pass_invocation
 def pause(invocation: Invocation, node: str, directory: Path | None) -> None:
     """SIGSTOP NODE: alive, connected, silent."""
-    pid = _signal(invocation, node, directory, "SIGSTOP")
+    pid = _signal(node, directory, "SIGSTOP")
     _done(invocation, "pause", node, f"{node} (pid {pid}) paused. Wake it: raftkit local resume {node}", pid)
 
 
@@ -258,11 +258,11 @@ def pause(invocation: Invocation, node: str, directory: Path | None) -> None:
 @pass_invocation
 def resume(invocation: Invocation, node: str, directory: Path | None) -> None:
     """SIGCONT NODE."""
-    pid = _signal(invocation, node, directory, "SIGCONT")
+    pid = _signal(node, directory, "SIGCONT")
     _done(invocation, "resume", node, f"{node} (pid {pid}) resumed", pid)
 
 
-def _signal(invocation: Invocation, node: str, directory: Path | None, name: str) -> int:
+def _signal(node: str, directory: Path | None, name: str) -> int:
     from raftkit_cli.cluster.process import send
 
     number = getattr(signal, name, None)

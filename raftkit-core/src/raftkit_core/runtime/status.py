@@ -12,7 +12,7 @@ from raftkit_core.runtime.limits import within
 from raftkit_core.runtime.raft_core import RaftCore
 from raftkit_core.runtime.view import NodeView
 from raftkit_core.state_machine.interface import RaftStateMachine
-from raftkit_core.storage.interface import RaftLogStorage, RaftSnapshotStorage
+from raftkit_core.storage.interface import RaftLogStorage
 from raftkit_core.types.identity import StoreIdentity
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.metrics import PeerMetrics, RaftMetrics
@@ -62,7 +62,6 @@ async def node_status(
     core: RaftCore,
     identity: StoreIdentity,
     storage: RaftLogStorage,
-    snapshots: RaftSnapshotStorage,
     machine: RaftStateMachine,
     started_at: float,
     digest: bool,

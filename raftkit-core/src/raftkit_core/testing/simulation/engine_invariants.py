@@ -264,7 +264,7 @@ class RingInvariants(Invariants):
 
     # --- reads ------------------------------------------------------------------------------------------------------
 
-    def wrote(self, node: Watched, index: int) -> None:
+    def wrote(self, index: int) -> None:
         """A leader has applied ``index``: whoever wrote it was told."""
         self.told = max(self.told, index)
 

@@ -38,7 +38,7 @@ class RingMachines:
         each.applied = max_log_id(each.applied, command.upto)
         each.engine.on_applied(command.upto, self.ring.clock(each))
         if each.engine.is_leader and index_of(each.applied) >= index_of(each.engine.noop_log_id):
-            self.ring.invariants.wrote(each, index_of(each.applied))
+            self.ring.invariants.wrote(index_of(each.applied))
 
     def build(self, each: RingNode) -> None:
         """The view is taken now, the bytes are published later."""

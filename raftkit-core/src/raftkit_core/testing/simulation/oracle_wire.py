@@ -64,7 +64,7 @@ class WireRules(CommitRules):
     def answers(self, src: NodeId, dst: NodeId, kind: Kind, request: Any, answer: Any) -> None:
         disk = self._disks[src]
         if kind is Kind.VOTE:
-            self._voted(src, dst, disk, request, answer)
+            self._voted(src, disk, request, answer)
         elif kind is Kind.APPEND_ENTRIES or kind is Kind.HEARTBEAT:
             if type(answer) is Success:
                 self._acknowledged(src, disk, request.vote, answer.matching)
@@ -87,7 +87,7 @@ class WireRules(CommitRules):
             self.breach("S15", src, f"reports {vote}, its disk holds {disk.vote}")
         self._check_alive(src, disk, "answers")
 
-    def _voted(self, src: NodeId, dst: NodeId, disk: SimDisk, request: VoteRequest, answer: VoteResponse) -> None:
+    def _voted(self, src: NodeId, disk: SimDisk, request: VoteRequest, answer: VoteResponse) -> None:
         """A grant leaves ``src``. S3, S15."""
         if not answer.granted:
             greater = answer.vote != request.vote and vote_ge(answer.vote, request.vote, self._single_term_leader)

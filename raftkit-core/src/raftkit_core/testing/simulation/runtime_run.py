@@ -196,7 +196,7 @@ class RuntimeRun:
                 await asyncio.wait([writing])
         sim.trace.event("healed", leader, f"{sim.now - began:.3f}")
         sim.trace.seen("healed")
-        await self._serves(core)
+        await self._serves()
         if writing is not None:
             await sim.eventually(lambda: sim.agreed(present), "V1 everybody holds the same", limit)
         if self.scenario.session_ttl_ms <= SHORT_TTL_MS:
@@ -281,7 +281,7 @@ class RuntimeRun:
                 await client.put("end", f"w{number}", timeout=1.0)
             await asyncio.sleep(0.1)
 
-    async def _serves(self, core: list[NodeId]) -> None:
+    async def _serves(self) -> None:
         """V2: ten writes and ten reads succeed, in time."""
         sim = self.sim
         began = sim.now
