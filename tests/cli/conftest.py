@@ -40,7 +40,13 @@ class FakeCluster:
         self.index = 20
         self.keys: dict[str, KeyValue] = {}
         self.down: set[str] = set()
+        self.cut_off: set[str] = set()
+        """Nodes that answer but hear nobody: they know no leader."""
+        self.unheard: set[str] = set()
+        """Members the leader has never had an answer from."""
         self.failure: errors.RaftError | None = None
+        self.refusals: dict[str, errors.RaftError] = {}
+        """What a call by its name raises."""
         self.put_failures: list[tuple[errors.RaftError, bool]] = []
         """Raised by the next puts, one each; whether the value is written all the same."""
         self.joint = False
@@ -74,7 +80,7 @@ class FakeCluster:
             version="0.1.0",
             role="leader" if is_leader else "follower",
             term=self.term,
-            leader=self.leader,
+            leader=None if node_id in self.cut_off else self.leader,
             last_log_index=self.index - behind,
             committed=self.index - behind,
             applied=self.index - behind,
@@ -101,6 +107,8 @@ class FakeCluster:
             peers[name] = PeerStatus(
                 matching=self.index - behind, lag=behind, state="pipeline", last_contact_ms=contact
             )
+            if name in self.unheard:
+                peers[name] = PeerStatus(lag=self.index + 1)
         return peers
 
     @property
@@ -131,8 +139,9 @@ class FakeClient(ClusterClient):
     def _called(self, name: str, argument: Any = None) -> FakeCluster:
         assert self._is_open, "the client is used outside of its context"
         self._cluster.calls.append((name, argument))
-        if self._cluster.failure is not None:
-            raise self._cluster.failure
+        failure = self._cluster.refusals.get(name, self._cluster.failure)
+        if failure is not None:
+            raise failure
         return self._cluster
 
     async def status(self, *, digest: bool = False) -> NodeStatus:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from raftkit_cli.load import Load
 from raftkit_core.errors import QuorumNotEnough
 
 
@@ -18,6 +19,29 @@ def test_bench_measures_writes_and_removes_its_keys(raftkit: Any, monkeypatch: p
     assert data["operations_per_second"] > 0
     assert data["latency_ms"]["p50"] <= data["latency_ms"]["p99"] <= data["latency_ms"]["max"]
     assert set(raftkit.cluster.keys) == {"mine"}
+
+
+def test_a_bench_that_is_interrupted_shows_what_it_measured_and_removes_its_keys(
+    raftkit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(self: Load, call: Any, told: Any, every_s: float) -> None:
+        await call(0)
+        self.latencies_ms, self.took_s = [2.0, 4.0], 0.5
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Load, "run", run)
+    result = raftkit("bench", "--duration", "1m")
+    assert result.exit_code == 130
+    assert "2 writes, 84 B each and each a request, in 0.5 s" in result.stdout
+    assert not raftkit.cluster.keys
+    assert raftkit.json("bench", code=130)["error"]["code"] == "INTERRUPTED"
+
+
+@pytest.mark.parametrize("words", [("status", "--watch"), ("kv", "watch"), ("cluster", "events", "--follow")])
+def test_a_verb_that_only_looks_ends_without_words(raftkit: Any, words: tuple[str, ...]) -> None:
+    raftkit.cluster.failure = KeyboardInterrupt()
+    result = raftkit(*words)
+    assert (result.exit_code, result.stderr.strip()) == (130, "")
 
 
 @pytest.mark.parametrize("operation", ["get", "lease", "stale"])

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from raftkit_cli.main import cli
-from raftkit_core import hookimpl
+from raftkit_core import errors, hookimpl
 
 
 def test_status_shows_every_node_and_one_verdict(raftkit: Any) -> None:
@@ -39,6 +39,12 @@ def test_status_keeps_an_unreachable_node_in_the_list(raftkit: Any) -> None:
     assert data["state"] == "degraded"
     assert data["verdict"] == "2 of 3 voters answer, tolerates 0 more failures; n1 does not answer"
     assert "n1    ?         NO  -" in raftkit("status").stdout
+
+
+def test_how_far_behind_a_node_is_that_its_leader_never_heard_is_not_known(raftkit: Any) -> None:
+    raftkit.cluster.down = raftkit.cluster.unheard = {"n1"}
+    assert raftkit.json("status")["data"]["nodes"][0]["lag_entries"] is None
+    assert "n1    ?         NO  -     -     -       -        -          -" in raftkit("status").stdout
 
 
 def test_status_names_fixed_for_scripts(raftkit: Any) -> None:
@@ -156,6 +162,27 @@ def test_member_add_that_does_not_catch_up_is_a_timeout_that_says_what_next(raft
     document = raftkit.json("member", "add", "n4", "fake://n4", "--wait", "300ms", code=124)
     assert "5000 entries behind" in document["error"]["message"]
     assert "raftkit member promote n4" in document["error"]["hint"]
+
+
+def test_members_are_changed_through_a_node_that_was_removed_or_cut_off(raftkit: Any) -> None:
+    raftkit.cluster.cut_off = {"n1"}  # it answers first, and knows no leader
+    assert raftkit("member", "list").stdout.splitlines()[2].split() == ["n2", "voter", "leader", "fake://n2"]
+    assert raftkit.json("member", "remove", "n3", "--yes")["data"]["voters_after"] == ["n1", "n2"]
+    assert raftkit.json("leader", "show")["data"] == {
+        "leader": "n2",
+        "term": 7,
+        "address": "fake://n2",
+        "asked": "n1",
+    }
+
+
+def test_a_new_member_that_does_not_run_is_named_and_not_taken_for_the_cluster(raftkit: Any) -> None:
+    raftkit.cluster.refusals["add_learner"] = errors.Unreachable(
+        "n4 at fake://n4 does not answer: connection refused", hint="start it first: raftkit node run --id n4 …"
+    )
+    error = raftkit.json("member", "add", "n4", "fake://n4", code=4)["error"]
+    assert error["message"] == "n4 at fake://n4 does not answer: connection refused"
+    assert error["hint"] == "start it first: raftkit node run --id n4 …"
 
 
 def test_promote_keeps_learners_and_prints_the_quorum(raftkit: Any) -> None:

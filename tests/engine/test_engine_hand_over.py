@@ -69,6 +69,7 @@ def test_only_another_voter_can_be_a_target(to: str | None) -> None:
     (refusal,) = engine.take_commands()
     assert isinstance(refusal, Respond)
     assert isinstance(refusal.response, TransferFailed)
+    assert not refusal.response.retryable  # asked again it would be refused again
 
 
 def test_handing_over_to_itself_changes_nothing() -> None:

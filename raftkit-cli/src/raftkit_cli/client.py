@@ -100,7 +100,9 @@ def _overdue(changes: str | None, limit_s: float) -> Exception:
 
 
 def told_where(error: Unreachable, target: Target) -> Unreachable:
-    """Say which addresses were tried and why these."""
+    """Say which addresses were tried and why these. What a node answered about another one stays as it is."""
+    if error.hint is not None and not error.message.startswith("no node "):
+        return error
     tried = ", ".join(target.endpoints)
     message = error.message
     if any(endpoint not in message for endpoint in target.endpoints):

@@ -94,6 +94,8 @@ def _tell(invocation: Invocation, error: BaseException) -> int:
 
         traceback.print_exception(error)
     failure = failure_of(error)
+    if failure.code in ("INTERRUPTED", "TERMINATED") and invocation.is_endless and not invocation.out.as_json:
+        return failure.exit_code
     verb = invocation.verb
     if not verb and isinstance(error, click.UsageError) and error.ctx is not None:
         verb = verb_name(error.ctx)

@@ -45,6 +45,8 @@ class Invocation:
         self.no_input = False
         self.yes = False
         self.plugins: tuple[object, ...] = ()
+        self.is_endless = False
+        """The verb only looks, until it is interrupted: its end is no failure to speak of."""
 
     def confirm(self, question: str) -> None:
         """Ask before something that cannot be undone; ``--yes`` answers.

@@ -12,6 +12,9 @@ from raftkit_core.errors import RaftError
 from raftkit_core.network.client import ClusterClient, MemberStatus, NodeStatus
 from raftkit_core.network.survey import Survey, contact_ms, lag_entries, lag_ms, verdict
 
+PER_NODE_S = 2.0
+"""How long one member is waited for, where nothing else says so."""
+
 
 async def take_survey(client: ClusterClient, *, per_node_s: float, digest: bool = False) -> Survey:
     """Ask one endpoint, then every member; members the leader knows better are asked too.
@@ -32,6 +35,28 @@ async def take_survey(client: ClusterClient, *, per_node_s: float, digest: bool 
     order = {member.id: position for position, member in enumerate(survey.members)}
     survey.answers = dict(sorted(answers.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
     return survey
+
+
+async def find_leader(client: ClusterClient) -> tuple[NodeStatus, NodeStatus | None]:
+    """What the node says that answers first, and the leader's own status; None when nobody leads.
+
+    The one that answers first may be cut off, or removed: then every member it remembers is asked who leads.
+    """
+    status = await client.status()
+    if status.role == "leader":
+        return status, status
+    named = next((member for member in status.members if member.id == status.leader), None)
+    if named is not None:
+        try:
+            answer = await client.status_of(named.node.client_address)
+        except RaftError:
+            pass  # it has just gone
+        else:
+            if answer.role == "leader":
+                return status, answer
+    if not status.members:
+        return status, None
+    return status, (await take_survey(client, per_node_s=PER_NODE_S)).leader_status
 
 
 async def _ask(
@@ -121,4 +146,4 @@ def _node_data(survey: Survey, node_id: str) -> dict[str, Any]:
     }
 
 
-__all__ = ["Survey", "as_data", "contact_ms", "lag_entries", "lag_ms", "take_survey", "verdict"]
+__all__ = ["Survey", "as_data", "contact_ms", "find_leader", "lag_entries", "lag_ms", "take_survey", "verdict"]

@@ -36,13 +36,26 @@ def bench(invocation: Invocation, operation: str, callers: int, duration: float,
     in one frame of /v1/ws get more out of it (docs/performance.md says how much).
     """
     load = Load(callers, duration, rate)
-    measured(invocation, load, operation, size)
-    data = {"operation": operation, "size_bytes": size, **load.as_data()}
+    try:
+        measured(invocation, load, operation, size)
+    except KeyboardInterrupt:
+        if load.latencies_ms and not invocation.out.as_json:  # what was measured until then was measured
+            invocation.out.note("")  # behind the ^C of the terminal
+            shown(invocation, _data(load, operation, size))
+        raise
+    data = _data(load, operation, size)
     invocation.out.result("bench", data, lambda: shown(invocation, data))
 
 
+def _data(load: Load, operation: str, size: int) -> dict[str, Any]:
+    return {"operation": operation, "size_bytes": size, **load.as_data()}
+
+
 def measured(invocation: Invocation, load: Load, operation: str, size: int) -> None:
-    """Run ``load`` against the cluster. Raises: CliError if nothing was answered."""
+    """Run ``load`` against the cluster; its keys are removed, also after Ctrl-C.
+
+    Raises: CliError if nothing was answered.
+    """
     from raftkit_core.errors import RaftError
 
     prefix = f"raftkit-bench/{secrets.token_hex(4)}/"
@@ -62,10 +75,12 @@ def measured(invocation: Invocation, load: Load, operation: str, size: int) -> N
             async def call(number: int) -> object:
                 return await client.kv_get(keys[0], consistency=consistency)
 
-        await load.run(call, invocation.out.note, PROGRESS_S)
-        for key in keys if operation == "put" else keys[:1]:
-            with suppress(RaftError):  # a cluster that cannot do that now keeps it: it is in nobody's way
-                await client.kv_delete(key)
+        try:
+            await load.run(call, invocation.out.note, PROGRESS_S)
+        finally:
+            for key in keys if operation == "put" else keys[:1]:
+                with suppress(RaftError):  # a cluster that cannot do that now keeps it: it is in nobody's way
+                    await client.kv_delete(key)
 
     with_client(invocation, use, limit_s=load.seconds + 60)
     if not load.latencies_ms:

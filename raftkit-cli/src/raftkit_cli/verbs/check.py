@@ -218,7 +218,7 @@ class _Recording:
             telling.cancel()
             await asyncio.gather(telling, return_exceptions=True)
             self._seconds = time.monotonic() - self._began
-        await self._clean_up()
+            await self._clean_up()  # also after Ctrl-C
 
     async def _meet(self) -> None:
         """Every member's own address: the clients shall not all enter by one node."""

@@ -100,6 +100,7 @@ def events(invocation: Invocation, follow: bool, only: str | None, limit: int, i
             await asyncio.sleep(interval)
 
     if follow:
+        invocation.is_endless = True
         with_client(invocation, go_on, limit_s=FOREVER_S)
         return
     told = with_client(invocation, ask)

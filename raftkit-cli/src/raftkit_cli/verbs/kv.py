@@ -188,6 +188,7 @@ def watch(invocation: Invocation, prefix: str, from_revision: int | None, limit:
                     if left == 0:
                         return
 
+    invocation.is_endless = True
     with_client(invocation, work, limit_s=FOREVER_S)
 
 

@@ -18,25 +18,27 @@ def leader() -> None:
 @pass_invocation
 def show(invocation: Invocation) -> None:
     """Say who leads, and in which term."""
+    from raftkit_cli.survey import PER_NODE_S, find_leader
     from raftkit_core.network.client import ClusterClient, NodeStatus
 
-    async def work(client: ClusterClient) -> NodeStatus:
-        return await client.status()
+    async def work(client: ClusterClient) -> tuple[NodeStatus, NodeStatus | None]:
+        return await find_leader(client)
 
-    asked = with_client(invocation, work)
-    if asked.leader is None:
+    asked, found = with_client(invocation, work, limit_s=2 * invocation.timeout_s + 2 * PER_NODE_S)
+    seen = found or asked  # a leader that cannot be reached from here leads all the same
+    if seen.leader is None:
         raise CliError(
             "NO_LEADER",
             f"{asked.id} knows no leader in term {asked.term}",
             hint="an election may be under way: try again, or see who is missing: raftkit status",
             data={"leader": None, "term": asked.term, "asked": asked.id},
         )
-    address = next((member.node.client_address for member in asked.members if member.id == asked.leader), None)
-    data = {"leader": asked.leader, "term": asked.term, "address": address, "asked": asked.id}
+    address = next((member.node.client_address for member in seen.members if member.id == seen.leader), None)
+    data = {"leader": seen.leader, "term": seen.term, "address": address, "asked": asked.id}
     invocation.out.result(
         "leader.show",
         data,
-        lambda: invocation.out.line(f"{asked.leader}  term {asked.term}  {address or ''}".rstrip()),
+        lambda: invocation.out.line(f"{seen.leader}  term {seen.term}  {address or ''}".rstrip()),
     )
 
 

@@ -330,6 +330,7 @@ def logs(invocation: Invocation, node: str | None, directory: Path | None, lines
         return
     offsets = {item.id: _size(folder.log_path(item)) for item in nodes}
     human()
+    invocation.is_endless = True
     _follow(invocation, folder, nodes, offsets)
 
 

@@ -251,17 +251,11 @@ async def leader_view(client: ClusterClient) -> NodeStatus:
 
     Raises: CliError when nobody leads.
     """
-    from raftkit_core.errors import RPCError
+    from raftkit_cli.survey import find_leader
 
-    status = await client.status()
-    if status.role == "leader":
-        return status
-    leader = next((item for item in status.members if item.id == status.leader), None)
+    status, leader = await find_leader(client)
     if leader is not None:
-        try:
-            return await client.status_of(leader.node.client_address)
-        except RPCError:
-            pass  # it has just gone; what is said below is still true
+        return leader
     if not status.members:
         raise CliError(
             "NO_LEADER", f"{status.id} belongs to no cluster yet", hint="begin one: raftkit cluster init ID=URL …"

@@ -50,6 +50,7 @@ def status(invocation: Invocation, watch: bool, interval: float, digest: bool) -
     if not watch:
         show(invocation, with_client(invocation, once, limit_s=invocation.timeout_s + 2 * per_node_s))
         return
+    invocation.is_endless = True
     run(_watch(invocation, once, interval))
 
 

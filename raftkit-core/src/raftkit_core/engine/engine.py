@@ -390,7 +390,8 @@ class Engine:
             return
         if target is None or target not in leader.progress or not parts.effective.is_voter(target):
             message = "there is no other voter" if target is None else f"{target} is not a voter"
-            parts.output.push(Respond(0, request_id, TransferFailed(message, hint="look at: raftkit member list")))
+            hint = "look at: raftkit member list"
+            parts.output.push(Respond(0, request_id, TransferFailed(message, hint=hint, retryable=False)))
             return
         leader.reads_by_lease = False
         leader.transfer = Transfer(target, request_id, now + parts.config.election_timeout_max)

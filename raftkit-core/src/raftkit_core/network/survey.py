@@ -154,7 +154,7 @@ def lag_entries(survey: Survey, node_id: str) -> int | None:
     if answer is not None:
         return max(0, (leader.last_log_index or 0) - (answer.last_log_index or 0))
     peer = (leader.replication or {}).get(node_id)
-    return peer.lag if peer is not None else None
+    return peer.lag if peer is not None and peer.matching is not None else None  # nothing is known of a silent one
 
 
 def lag_ms(survey: Survey, node_id: str) -> int | None:

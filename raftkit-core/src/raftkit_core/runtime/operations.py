@@ -153,8 +153,8 @@ class Forwarder:
             return await self.ask(error.leader, operation, timeout)
 
     def _no_leader(self, error: RaftError) -> RaftError:
-        if isinstance(error, QuorumNotEnough):
-            return error
+        if isinstance(error, QuorumNotEnough) or (isinstance(error, Unreachable) and error.hint is not None):
+            return error  # with a hint it is about another node than the leader: one that is to become a member
         nodes = self._core.engine.effective
         if not nodes.configs:
             return ForwardToLeader(
