@@ -18,6 +18,7 @@ from raftkit_core.runtime.waiting_clients import WaitingClients
 from raftkit_core.state_machine.interface import AppliedEntries
 from raftkit_core.state_machine.kv import KvStateMachine
 from raftkit_core.testing.simulation.mutants.mutant import Patch, mutant
+from raftkit_core.types.kv import WriteResult
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.vote import LeaderId
 
@@ -101,7 +102,7 @@ def _(patch: Patch) -> None:
         futures = [future for message in messages for future in message.futures]
         for index, future in enumerate(futures, first.index):
             if not future.done():
-                future.set_result(ClientWriteResponse(LogId(first.leader_id, index), None))
+                future.set_result(ClientWriteResponse(LogId(first.leader_id, index), WriteResult(index)))
         original(self, first, messages)
 
     patch.set(WaitingClients, "wait_for_all", wait_for_all)
