@@ -1,27 +1,28 @@
-"""The one owner of the state machine: applies in order, builds snapshots from a view, installs received ones.
+"""The one owner of the state machine: applies in order, lets snapshots be built between two batches, installs received
+ones.
 
 What finishes at once is carried on in the same turn; what must be awaited runs in one task, serially. A snapshot is
-written by a task of its own from a consistent view, so that apply goes on meanwhile. Any exception is Fatal.
+written beside it (``machine_snapshots``), so that apply goes on meanwhile. Any exception is Fatal.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Any, TypeVar
 
 from raftkit_core.errors import Fatal, Overloaded, RaftError, Stopped, StorageCorrupt
 from raftkit_core.runtime.batches import Batch, BatchMaker
 from raftkit_core.runtime.log_writer import LogWriter
+from raftkit_core.runtime.machine_snapshots import SnapshotBuilder, restore
 from raftkit_core.runtime.stalls import STALL_SECONDS, StallDetector
-from raftkit_core.runtime.timed_steps import timed_chunks
+from raftkit_core.runtime.timed_steps import Busy
 from raftkit_core.state_machine.interface import RaftStateMachine
 from raftkit_core.state_machine.kv_watch import ChangeRing
 from raftkit_core.state_machine.system import SystemMachine
 from raftkit_core.storage.interface import RaftSnapshotStorage, SnapshotSink
-from raftkit_core.storage.snapshot_format import SnapshotHeader, encode_snapshot, read_snapshot
 from raftkit_core.types.entry import Entry
 from raftkit_core.types.ids import RequestId
 from raftkit_core.types.kv import KV_MACHINE
@@ -35,18 +36,6 @@ JOBS_KEPT = 64
 """Snapshots, restores and looks that may wait for the machine: a machine that hangs must cost no memory."""
 
 Found = TypeVar("Found")
-
-
-class _Busy:
-    """A step of a plugin that is awaited."""
-
-    __slots__ = ("is_named", "method", "plugin", "since")
-
-    def __init__(self, plugin: object, method: str, since: float) -> None:
-        self.plugin = plugin
-        self.method = method
-        self.since = since
-        self.is_named = False
 
 
 class StateMachineWorker:
@@ -91,20 +80,22 @@ class StateMachineWorker:
         self._on_installed = on_installed
         self._on_refused = on_refused
         self._failed = failed
-        self._new_snapshot_id = new_snapshot_id
-        self._cluster_id = cluster_id
+        self._builder = SnapshotBuilder(
+            machine,
+            system,
+            snapshots,
+            self._stalls,
+            new_snapshot_id=new_snapshot_id,
+            cluster_id=cluster_id,
+            built=self._built,
+            failed=self._fail,
+        )
         self._jobs: deque[Callable[[], Coroutine[Any, Any, None] | None]] = deque()
         self._received: dict[RequestId, SnapshotSink] = {}
         """Snapshots whose installation is not begun."""
         self._task: asyncio.Task[None] | None = None
-        self._build: asyncio.Task[SnapshotMeta] | None = None
-        self._published: LogId | None = None
-        """Where the last snapshot built or restored here ends."""
-        self._busy: _Busy | None = None
+        self._busy: Busy | None = None
         """What is awaited."""
-        self._build_began = 0.0
-        self._building: _Busy | None = None
-        """The build's last step, chunk by chunk."""
         self._dead = False
         self._is_pumping = False
         self._waits: list[tuple[int, int, asyncio.Future[None]]] = []
@@ -135,7 +126,7 @@ class StateMachineWorker:
     def build_snapshot(self) -> None:
         """Snapshot what is applied when it is this order's turn."""
         self._pump()
-        self._jobs.append(self._start_build)
+        self._jobs.append(self._begin_build)
         self._pump()
 
     def install_snapshot(self, request_id: RequestId, meta: SnapshotMeta, sink: SnapshotSink) -> None:
@@ -218,13 +209,13 @@ class StateMachineWorker:
 
     def watch(self, now: float, seconds: float) -> None:
         """Name a machine that has not finished a step for ``seconds``, once for each step."""
-        for busy in (self._busy, self._building):
+        for busy in (self._busy, self._builder.busy):
             if busy is not None and not busy.is_named and now - busy.since >= seconds:
                 busy.is_named = True
                 self._stalls.unfinished(busy.plugin, busy.method, now - busy.since)
 
-    def _begin(self, method: str) -> _Busy:
-        return _Busy(self.machine, method, self._stalls.now())
+    def _begin(self, method: str) -> Busy:
+        return Busy(self.machine, method, self._stalls.now())
 
     def _fail(self, error: BaseException) -> None:
         """Any end but a regular one stops the node; only an order to stop comes first."""
@@ -253,7 +244,7 @@ class StateMachineWorker:
         return None
 
     async def _apply_from_storage(self, start: int, stop: int) -> None:
-        self._busy = _Busy(self._writer.storage, "read", self._stalls.now())
+        self._busy = Busy(self._writer.storage, "read", self._stalls.now())
         entries = await self._writer.read(start, stop, APPLY_BYTES)
         self._busy = self._begin("apply")
         if not self._dead:
@@ -335,50 +326,12 @@ class StateMachineWorker:
 
     # --- snapshots --------------------------------------------------------------------------------------------------
 
-    def _start_build(self) -> None:
-        """Take the view now, between two batches; write it in a task of its own."""
-        applied = self.applied
-        if applied is None or self._build is not None or applied == self._published:
-            # Nothing that a snapshot does not hold already.
-            self._on_built(None)
-            return
-        meta = SnapshotMeta(applied, self.membership, self._new_snapshot_id(applied), self.system.time_ms)
-        header = SnapshotHeader.of(meta, cluster_id=self._cluster_id(), machine=self.machine.name)
-        chunks = self._stalls.call(self.machine, "snapshot")
-        chunks = timed_chunks(chunks, self._stalls, self.machine, self._chunk_begins, self._chunks_ended)
-        self._building = building = self._begin("snapshot")
-        self._build_began = building.since
-        self._build = asyncio.ensure_future(self._write_snapshot(meta, header, self.system.encode(), chunks))
-        self._build.add_done_callback(self._build_done)
+    def _begin_build(self) -> None:
+        self._builder.begin(self.applied, self.membership)
 
-    def _chunk_begins(self) -> None:
-        self._building = self._begin("snapshot")
-
-    def _chunks_ended(self) -> None:
-        self._building = None
-
-    async def _write_snapshot(
-        self, meta: SnapshotMeta, header: SnapshotHeader, system: bytes, chunks: AsyncIterator[bytes]
-    ) -> SnapshotMeta:
-        sink = await self._snapshots.sink(meta.snapshot_id)
-        try:
-            async for piece in encode_snapshot(header, system, chunks):
-                await sink.write(piece)
-            return await sink.publish(meta)
-        except BaseException:
-            await sink.abort()
-            raise
-
-    def _build_done(self, task: asyncio.Task[SnapshotMeta]) -> None:
-        """Told only when the builder is free: the engine may order the next build at once."""
-        self._build = self._building = None
-        error = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if error is not None:
-            self._fail(error)
-        elif not self._dead:
-            self._published = task.result().last_log_id
-            self._stalls.figures.snapshot.observe(self._stalls.now() - self._build_began)
-            self._on_built(task.result())
+    def _built(self, meta: SnapshotMeta | None) -> None:
+        if not self._dead:
+            self._on_built(meta)
 
     async def _install(self, request_id: RequestId, meta: SnapshotMeta) -> None:
         sink = self._received.pop(request_id)
@@ -395,36 +348,14 @@ class StateMachineWorker:
 
     async def restore_published(self) -> SnapshotMeta | None:
         """Replace the machine's state by the published snapshot; None if there is none."""
-        source = await self._snapshots.source()
-        if source is None:
+        meta = await restore(self._snapshots, self.machine, self.system, self._stalls)
+        if meta is None:
             return None
-        try:
-            reader = await read_snapshot(source.open(0))
-            if reader.header.machine != self.machine.name:
-                raise Fatal(
-                    f"the snapshot holds the machine {reader.header.machine}, this node runs {self.machine.name}",
-                    hint="start every node of a cluster with the same state machine",
-                )
-            if reader.header.last_log_id != source.meta.last_log_id:
-                raise StorageCorrupt(
-                    f"the snapshot storage gave one up to {reader.header.last_log_id} as one up to"
-                    f" {source.meta.last_log_id}",
-                    subject="snapshot",
-                    verb="read",
-                )
-            restored = SystemMachine()
-            restored.restore(reader.system)
-            await self._stalls.call(
-                self.machine, "restore_all", source.meta, reader.machine_chunks(), restored.records()
-            )
-            self.system.restore(reader.system)
-        finally:
-            await source.close()
-        self.place(source.meta.last_log_id, source.meta.membership)
-        self._published = self.applied
+        self.place(meta.last_log_id, meta.membership)
+        self._builder.published = self.applied
         self._upto = max(self._upto, self.applied_index)
         self._wake(self.applied_index)
-        return source.meta
+        return meta
 
     def place(self, applied: LogId | None, membership: StoredMembership) -> None:
         """The machine's state is that at ``applied``, by another way than applying what leads to it."""
@@ -447,10 +378,10 @@ class StateMachineWorker:
         """Stop. What is under way gets ``grace`` seconds, then it is cancelled (and abandoned if it resists)."""
         self.halt()
         tasks: list[asyncio.Task[Any]] = [
-            task for task in (self._task, self._build) if task is not None and not task.done()
+            task for task in (self._task, self._builder.task) if task is not None and not task.done()
         ]
-        if self._build is not None:
-            self._build.cancel()
+        if self._builder.task is not None:
+            self._builder.task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=grace)
             late = [task for task in tasks if not task.done()]

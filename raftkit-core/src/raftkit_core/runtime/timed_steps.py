@@ -15,6 +15,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class Busy:
+    """A step of a plugin that is awaited."""
+
+    __slots__ = ("is_named", "method", "plugin", "since")
+
+    def __init__(self, plugin: object, method: str, since: float) -> None:
+        self.plugin = plugin
+        self.method = method
+        self.since = since
+        self.is_named = False
+
+
 def timed_steps(result: Any, stalls: StallDetector, plugin: object, method: str) -> Coroutine[Any, Any, Any]:
     """``result`` of ``plugin.method``, to be awaited in its place."""
     watched: Any = _watch(result, stalls, plugin, method)
