@@ -15,8 +15,8 @@ from raftkit_core.types.log_id import index_of
 def pipelining(matching: int, *sent: tuple[int, int]) -> ProgressEntry:
     progress = ProgressEntry(matching + 1, epoch=1)
     progress.ack(log_id(1, "n1", matching))
-    for number, (prev, last) in enumerate(sent):
-        progress.inflight.append(Inflight(number, prev, last))
+    for prev, last in sent:
+        progress.inflight.append(Inflight(prev, last))
         progress.next_index = last + 1
     return progress
 
@@ -58,7 +58,7 @@ def test_in_flight_ranges_are_consecutive_and_matching_never_falls(steps: list[t
     for name, number in steps:
         if name == "send" and progress.state is ProgressState.PIPELINE:
             start = progress.next_index
-            progress.inflight.append(Inflight(number, start - 1, start + number - 1))
+            progress.inflight.append(Inflight(start - 1, start + number - 1))
             progress.next_index = start + number
         elif name == "ack":
             sent = progress.inflight[-1].last_index if progress.inflight else index_of(progress.matching)
@@ -110,7 +110,7 @@ def test_after_a_failed_probe_a_wide_gap_is_halved(matching: int, searching_end:
 
 def test_a_snapshot_in_flight_blocks_no_purge() -> None:
     progress = ProgressEntry(5, 1)
-    progress.inflight.append(Inflight(1, -1, 9, log_id(1, "n1", 9)))
+    progress.inflight.append(Inflight(-1, 9, log_id(1, "n1", 9)))
     assert progress.lowest_prev_inflight is None
 
 
@@ -118,7 +118,7 @@ def test_d15_a_newer_snapshot_than_the_one_ordered_is_an_ack_like_any_other() ->
     """The seed asserted that exactly the planned one was sent."""
     progress = ProgressEntry(5, 1)
     progress.state = ProgressState.SNAPSHOT
-    progress.inflight.append(Inflight(1, -1, 9, log_id(1, "n1", 9)))
+    progress.inflight.append(Inflight(-1, 9, log_id(1, "n1", 9)))
     assert progress.ack(log_id(1, "n1", 12))
     assert (progress.state, progress.matching, progress.next_index) == (
         ProgressState.PIPELINE,

@@ -39,7 +39,7 @@ def test_a_write_is_one_append_then_one_order_per_peer_that_matches() -> None:
     seq = commands[1].seq  # type: ignore[union-attr]
     assert commands[1:] == [
         Replicate(
-            2, 1, peer, progress[peer].epoch, progress[peer].inflight[0].id, seq + offset, 0.25, LEADING, prev, 3,
+            2, 1, peer, progress[peer].epoch, seq + offset, 0.25, LEADING, prev, 3,
             committed, False,
         )
         for offset, peer in enumerate(("n2", "n3"))

@@ -63,7 +63,7 @@ def test_a_peer_that_needs_purged_entries_is_sent_the_snapshot() -> None:
     sent = progress["n2"]
     order = commands[0]
     assert isinstance(order, ReplicateSnapshot)
-    assert commands == [ReplicateSnapshot(2, 1, "n2", sent.epoch, sent.inflight[0].id, order.seq, 0.0, engine.vote)]
+    assert commands == [ReplicateSnapshot(2, 1, "n2", sent.epoch, order.seq, 0.0, engine.vote)]
     assert sent.state is ProgressState.SNAPSHOT
     engine.on_snapshot_sent(
         1,

@@ -143,8 +143,8 @@ def test_a_quorum_of_grants_establishes_the_leader_in_this_order() -> None:
         BecomeLeader(1, leads),
         RebuildReplicationStreams(1, (("n2", node("n2")), ("n3", node("n3")))),
         AppendInputEntries(3, [blank(log_id(3, "n1", 4))]),
-        Replicate(2, 1, "n2", 1, 1, 1, 5.0, leads, LAST, 4, ZERO, True),
-        Replicate(2, 1, "n3", 2, 2, 2, 5.0, leads, LAST, 4, ZERO, True),
+        Replicate(2, 1, "n2", 1, 1, 5.0, leads, LAST, 4, ZERO, True),
+        Replicate(2, 1, "n3", 2, 2, 5.0, leads, LAST, 4, ZERO, True),
     ]
     assert (engine.state.server_state, engine.known_leader) == (ServerState.LEADER, "n1")
 

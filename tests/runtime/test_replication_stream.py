@@ -110,7 +110,7 @@ class Stage:
 
     def order(self, first: int, last: int, *, epoch: int = 1, single: bool = False) -> None:
         prev = at(first - 1) if first else None
-        self.stream.replicate(Replicate(0, 1, "n2", epoch, 1, 1, 0.0, VOTE, prev, last, None, single))
+        self.stream.replicate(Replicate(0, 1, "n2", epoch, 1, 0.0, VOTE, prev, last, None, single))
 
 
 async def test_the_next_probe_leaves_when_the_last_call_of_a_full_window_fails() -> None:

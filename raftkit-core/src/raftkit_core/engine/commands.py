@@ -37,7 +37,7 @@ class SaveLease(msgspec.Struct, frozen=True, gc=False):
     lease_ms: int
 
 
-class AppendInputEntries(msgspec.Struct, frozen=True):
+class AppendInputEntries(msgspec.Struct, frozen=True, gc=False):
     """Log lane: append (``LogBatch.entries``)."""
 
     when: ClassVar[IoId] = 0
@@ -89,7 +89,6 @@ class Replicate(msgspec.Struct, frozen=True, gc=False):
     session: int
     target: NodeId
     epoch: int
-    inflight_id: int
     seq: int
     sent_at: float
     vote: Vote
@@ -106,7 +105,6 @@ class ReplicateSnapshot(msgspec.Struct, frozen=True):
     session: int
     target: NodeId
     epoch: int
-    inflight_id: int
     seq: int
     sent_at: float
     vote: Vote

@@ -10,7 +10,6 @@ from raftkit_core.types.log_id import LogId
 class Inflight(msgspec.Struct, frozen=True, gc=False):
     """Entries ``(prev_index, last_index]``, or with ``snapshot`` a whole snapshot up to it."""
 
-    id: int
     prev_index: int
     last_index: int
     snapshot: LogId | None = None

@@ -44,7 +44,6 @@ class Leader:
         "epoch",
         "established_at",
         "greatest_acked",
-        "inflight_id",
         "membership_since",
         "next_heartbeat",
         "noop_log_id",
@@ -86,7 +85,6 @@ class Leader:
         self.seq = 0
         """Grows with every message emitted; answers carry it back."""
         self.epoch = 0
-        self.inflight_id = 0
         self.greatest_acked = -1
         """The greatest index that any peer has acknowledged."""
         self.acked_at: dict[NodeId, float] = {}
@@ -111,10 +109,6 @@ class Leader:
     def next_epoch(self) -> int:
         self.epoch += 1
         return self.epoch
-
-    def next_inflight_id(self) -> int:
-        self.inflight_id += 1
-        return self.inflight_id
 
     def time_ms(self, now: float, last_time_ms: int) -> int:
         """Cluster time: where the log stood plus this leader's own monotonic time; never falls."""

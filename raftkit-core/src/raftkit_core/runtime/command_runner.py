@@ -177,17 +177,14 @@ class CommandRunner:
         orders, actions, engine = self._orders, self._actions, self._engine
         writer, worker = self._writer, self._worker
         self.is_running = True
-        while orders:
-            commands = orders.copy()
-            orders.clear()
-            for command in commands:
-                if self._halted:
-                    return
+        while orders and not self._halted:
+            for command in orders:  # none are left when the node is halted meanwhile
                 when = command.when
-                if when and when > self._released and self.must_wait(when):
+                if when > self._released and self.must_wait(when):
                     self._parked.append((when, command))
                 else:
                     actions[type(command)](command)
+            orders.clear()
             if self._lane:
                 writer.kick()
             if writer.written > self._io.flushed_io:
@@ -435,6 +432,7 @@ class CommandRunner:
     def halt(self) -> None:
         """From now on nothing is carried out, answered or sent; what waits for the log is dropped."""
         self._halted = True
+        self._orders.clear()
         self._parked.clear()
         for timer in (self._notice_timer, self._apply_timer):
             if timer is not None:

@@ -5,7 +5,7 @@ One observation per flush, snapshot, call or read; nothing per entry. Read by wh
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Callable
 
 BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -27,10 +27,18 @@ class Durations:
 
     def count_new(self) -> None:
         """Count what was noted."""
-        for seconds in self._new:
-            self._counts[bisect_left(BOUNDS, seconds)] += 1
-            self._sum_seconds += seconds
-        self._new.clear()
+        new = self._new
+        if not new:
+            return
+        self._sum_seconds += sum(new)
+        new.sort()
+        counted = 0
+        for place, bound in enumerate(BOUNDS):
+            upto = bisect_right(new, bound)
+            self._counts[place] += upto - counted
+            counted = upto
+        self._counts[-1] += len(new) - counted
+        new.clear()
 
     @property
     def counts(self) -> list[int]:

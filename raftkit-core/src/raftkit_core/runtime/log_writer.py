@@ -51,36 +51,32 @@ class LogTail:
         self._begin_bytes = 0
         self.trim_at = TRIM_ABOVE_BYTES
         """How large ``end_bytes`` may become before there is something to drop."""
-        self._end = next_index
+        self.end = next_index
         """The index behind the last entry."""
         self._newest: Sequence[Entry] = ()
         """The last batch, as it came: mostly what is asked for. It begins at ``_newest_start`` (-1: there is none)."""
         self._newest_start = -1
-        self._newest_bytes = 0
-        self._before: Sequence[Entry] = ()
-        """The batch before it, up to ``_newest_start``: a follower hears with the newest that this one is committed."""
-        self._before_start = -1
-        self._before_bytes = 0
 
     def append(self, entries: Sequence[Entry]) -> int:
         """Gives how many bytes of payload they have."""
-        self._before, self._before_start, self._before_bytes = self._newest, self._newest_start, self._newest_bytes
-        self._newest_start = self._end
+        self._newest_start = end = self.end
         self._newest = entries
         if type(entries) is Entries:
             size_bytes = entries.size_bytes
-            self._end += len(entries.payloads)
+            self.end = end + len(entries.payloads)
+        elif len(entries) == 1:
+            size_bytes = len(entries[0].payload)
+            self.end = end + 1
         else:
-            size_bytes = len(entries[0].payload) if len(entries) == 1 else payload_bytes(entries)
-            self._end += len(entries)
-        self._newest_bytes = size_bytes
+            size_bytes = payload_bytes(entries)
+            self.end = end + len(entries)
         self.end_bytes += size_bytes
         self._entries.extend(entries)
         return size_bytes
 
     def _forget_newest(self) -> None:
-        self._newest = self._before = ()
-        self._newest_start = self._before_start = -1
+        self._newest = ()
+        self._newest_start = -1
 
     def truncate(self, since: int) -> None:
         keep = max(0, since - self._first)
@@ -88,7 +84,7 @@ class LogTail:
         del self._entries[keep:]
         if since < self._first:
             self._first = since
-        self._end = self._first + len(self._entries)
+        self.end = self._first + len(self._entries)
         self._forget_newest()
 
     def purge(self, upto: int) -> None:
@@ -96,7 +92,7 @@ class LogTail:
         count = min(max(0, upto + 1 - self._first), len(self._entries))
         self._drop(count, sum(map(len, islice(self._entries.payloads(), count))))
         self._first = max(self._first, upto + 1)
-        self._end = max(self._end, self._first)
+        self.end = max(self.end, self._first)
 
     def trim(self, durable_index: int) -> None:
         """Drop old durable entries once the tail is well above its size."""
@@ -120,25 +116,20 @@ class LogTail:
         self._first += count
         self._begin_bytes += size_bytes
         self.trim_at = TRIM_ABOVE_BYTES + self._begin_bytes
-        if self._first > self._before_start:
-            self._before, self._before_start = (), -1
         if self._first > self._newest_start:
             self._forget_newest()
 
     def read(self, start: int, stop: int, max_bytes: int) -> Sequence[Entry] | None:
         """Entries of ``[start, stop)`` up to ``max_bytes`` and ``READ_ENTRIES`` (at least one); None if ``start`` is
         not in the tail."""
-        if start == self._newest_start and stop >= self._end:
-            entries, size_bytes = self._newest, self._newest_bytes
-        elif start == self._before_start and stop == self._newest_start:
-            entries, size_bytes = self._before, self._before_bytes
+        if start == self._newest_start and stop >= self.end:
+            entries = self._newest
         else:
             offset, there = start - self._first, len(self._entries)
             if offset < 0 or offset >= there:
                 return None
             entries = self._entries.part(offset, min(stop - self._first, there, offset + READ_ENTRIES))
-            size_bytes = payload_bytes(entries)
-        if size_bytes <= max_bytes:
+        if payload_bytes(entries) <= max_bytes:
             return entries
         return entries[: fitting(entries, max_bytes)]
 
@@ -255,8 +246,7 @@ class LogWriter:
                 self._start(self._stalls.watched(result, storage, "write"), io_id, last_index)
                 return
             self._observe(seconds)
-            if io_id:
-                self.written = io_id
+            self.written = io_id
             self.durable_index = last_index
             tail = self.tail
             if tail.end_bytes > tail.trim_at:
@@ -281,12 +271,11 @@ class LogWriter:
 
     def _done(self, io_id: IoId, last_index: int) -> None:
         """A write that took its time is finished: on with the next."""
-        if io_id:
-            self.written = io_id
+        before, self.written = self.written, io_id
         self.durable_index = last_index
         if self.tail.end_bytes > self.tail.trim_at:
             self.tail.trim(last_index)
-        if io_id and not self._dead:
+        if io_id > before and not self._dead:
             self._flushed(io_id)
         before = self.written
         try:
@@ -305,19 +294,17 @@ class LogWriter:
     def _next_batch(self) -> tuple[IoId, LogBatch, int]:
         """Join queued commands as long as one batch means the same as doing them in order.
 
-        Gives the io_id up to which all is done then (0: none is complete), the batch, and the log's end after it.
+        Gives the io_id up to which all is done then, the batch, and the log's end after it.
         """
         if not self._is_plain:
             return self._joined_batch()
         self._is_plain = False
         head = self.queue.popleft()
         assert type(head) is AppendInputEntries, "a plain queue is an append"
-        entries = head.entries
-        last_index = entries.last.index if type(entries) is Entries else entries[-1].log_id.index
+        entries, last_index = head.entries, self.tail.end - 1
         if not self.storage.takes_columns:
             entries = list(entries)  # its own, whatever it does with it: the tail holds the other
-        committed = None if self._committed is None else self._news(last_index)
-        return head.io_id, LogBatch(None, None, None, entries, committed), last_index
+        return head.io_id, LogBatch(None, None, None, entries, self._news(last_index)), last_index
 
     def _joined_batch(self) -> tuple[IoId, LogBatch, int]:
         """As :meth:`_next_batch`, whatever is queued."""
@@ -326,7 +313,7 @@ class LogWriter:
         purge_upto: LogId | None = None
         entries: Sequence[Entry] = ()
         size_bytes = 0
-        io_id = 0
+        io_id = self.written
         queue = self.queue
         while queue:
             command = queue[0]

@@ -16,7 +16,7 @@ from raftkit_core.types.snapshot import SnapshotMeta, SnapshotSource
 from raftkit_core.types.vote import Vote
 
 
-class LogBatch(msgspec.Struct, frozen=True):
+class LogBatch(msgspec.Struct, frozen=True, gc=False):
     """One durable write, each part optional. Atomic, or in exactly this order, each durable before the next:
     ``vote``, ``truncate_since`` (remove that index and all after), ``purge_upto`` (remove up to it, remember it),
     ``entries``, ``committed``.

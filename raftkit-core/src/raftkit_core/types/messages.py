@@ -45,7 +45,7 @@ class HelloResponse(msgspec.Struct, frozen=True, array_like=True):
     protocol_max: int = PROTOCOL_MAX
 
 
-class AppendEntriesRequest(msgspec.Struct, frozen=True):
+class AppendEntriesRequest(msgspec.Struct, frozen=True, gc=False):
     """Entries after ``prev_log_id`` (paper §5.3), or none. ``lease_ms``: withhold votes this long from receipt."""
 
     vote: Vote
@@ -68,7 +68,7 @@ class HeartbeatRequest(msgspec.Struct, frozen=True, array_like=True):
     reverted_store_id: str | None = None
 
 
-class Success(msgspec.Struct, frozen=True, array_like=True, tag=0):
+class Success(msgspec.Struct, frozen=True, array_like=True, tag=0, gc=False):
     """The vote and every accepted entry up to ``matching`` are durable."""
 
     store_id: str

@@ -149,8 +149,7 @@ class ReplicationHandler:
             self._send_snapshot(leader, target, entry, now)
             return False
         leader.seq = seq = leader.seq + 1
-        leader.inflight_id = inflight_id = leader.inflight_id + 1
-        entry.inflight.append(Inflight(inflight_id, start - 1, end))
+        entry.inflight.append(Inflight(start - 1, end))
         entry.sent_committed = committed = state.committed
         self._parts.output.push(
             Replicate(
@@ -158,7 +157,6 @@ class ReplicationHandler:
                 leader.session,
                 target,
                 entry.epoch,
-                inflight_id,
                 seq,
                 now,
                 leader.vote,
@@ -178,12 +176,9 @@ class ReplicationHandler:
             self._snapshot.build()
             return
         entry.state = ProgressState.SNAPSHOT
-        inflight = Inflight(leader.next_inflight_id(), -1, index_of(snapshot.last_log_id), snapshot.last_log_id)
-        entry.inflight.append(inflight)
+        entry.inflight.append(Inflight(-1, index_of(snapshot.last_log_id), snapshot.last_log_id))
         self._parts.output.push(
-            ReplicateSnapshot(
-                leader.vote_io, leader.session, target, entry.epoch, inflight.id, leader.next_seq(), now, leader.vote
-            )
+            ReplicateSnapshot(leader.vote_io, leader.session, target, entry.epoch, leader.next_seq(), now, leader.vote)
         )
 
     def heartbeat(self, now: float) -> None:
