@@ -62,6 +62,25 @@ async def test_a_snapshot_that_finds_no_room_is_refused_before_a_byte_of_it_and_
         await cluster.applied(leader.metrics().value.last_log_index or 0)
 
 
+async def test_no_more_of_a_snapshot_is_taken_than_was_announced() -> None:
+    """What finds room is what was announced; transports of plugins need not count."""
+    async with memory_cluster(2) as cluster:
+        leader, follower, peer = await _leader_and_follower(cluster)
+        request = _announced(leader.metrics().value.vote, 100)
+        taken: list[int] = []
+
+        async def endless() -> AsyncIterator[bytes]:
+            while True:
+                taken.append(40)
+                yield bytes(40)
+
+        with pytest.raises(StorageCorrupt, match="more than the 100 bytes"):
+            await follower._service.install_snapshot(request, 0, endless(), peer)
+        assert len(taken) == 3
+        assert await follower._service.snapshot_offset(request, peer) == 80, "what came before is kept for a resume"
+        assert follower.fatal is None
+
+
 async def test_an_announcement_that_is_repeated_at_once_stops_no_node(tmp_path: Path) -> None:
     """The network may double it, and files are opened in a thread: the second must not find the first one's file."""
     async with memory_cluster(2) as cluster:

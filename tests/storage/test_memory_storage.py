@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
 
+from raftkit_core import load_plugins
 from raftkit_core.clock import SystemClock
 from raftkit_core.errors import IdentityError, StorageCorrupt, StorageError, StorageLocked
 from raftkit_core.storage.interface import LogBatch, LogState
-from raftkit_core.storage.memory import MemoryDisk, MemoryLogStorage, MemorySnapshotStorage
+from raftkit_core.storage.memory import MemoryDisk, MemoryLogStorage, MemorySnapshotStorage, available_memory
 from raftkit_core.storage.snapshot_format import SnapshotHeader, encode_snapshot
 from raftkit_core.types.adapter import AdapterContext
 from raftkit_core.types.entry import BLANK, Entry
@@ -251,3 +253,15 @@ async def test_a_large_snapshot_is_checked_like_a_small_one_and_sent_as_it_is(mi
     sent = [chunk async for chunk in source.open(7)]
     assert b"".join(sent) == data[7:]
     assert {type(chunk) for chunk in sent} == {bytes}
+
+
+async def test_what_is_free_is_what_whoever_made_it_says_and_for_a_node_the_machine_s_memory() -> None:
+    assert await MemorySnapshotStorage().free_bytes() is None
+    assert await MemorySnapshotStorage(free=lambda: 5).free_bytes() == 5
+    made = load_plugins().snapshot_storage("memory:", _context())
+    free, now = await made.free_bytes(), available_memory()
+    if sys.platform == "linux":
+        assert free is not None
+        assert now is not None
+        assert 0 < free < 2**60
+        assert 0.1 < free / now < 10

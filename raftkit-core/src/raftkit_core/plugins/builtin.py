@@ -47,10 +47,10 @@ def _memory_log_storage(url: AdapterUrl, context: AdapterContext) -> RaftLogStor
 
 
 def _memory_snapshot_storage(url: AdapterUrl, context: AdapterContext) -> RaftSnapshotStorage:
-    from raftkit_core.storage.memory import MemoryDisk, MemorySnapshotStorage
+    from raftkit_core.storage.memory import MemoryDisk, MemorySnapshotStorage, available_memory
 
     url.require_no_options()
-    return MemorySnapshotStorage(MemoryDisk(url.path or context.node_id))
+    return MemorySnapshotStorage(MemoryDisk(url.path or context.node_id), available_memory)
 
 
 def _file_snapshot_storage(url: AdapterUrl, context: AdapterContext) -> RaftSnapshotStorage:

@@ -433,7 +433,12 @@ class PeerService:
         try:
             if sink.offset != offset:
                 raise PeerBusy(f"the snapshot continues at {sink.offset}, not at {offset}")
+            size_bytes = request.meta.size_bytes
             async for chunk in chunks:
+                if sink.offset + len(chunk) > size_bytes:
+                    raise StorageCorrupt(
+                        f"more than the {size_bytes} bytes of the snapshot came", subject="snapshot", verb="write"
+                    )
                 await sink.write(chunk)
             reception.is_reading = False
             response: InstallSnapshotResponse | Busy = await core.ask(

@@ -7,7 +7,7 @@ A node whose disk is gone has forgotten its vote and must not come back under it
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, MutableSequence, Sequence
+from collections.abc import AsyncIterator, Callable, MutableSequence, Sequence
 
 import msgspec
 
@@ -202,11 +202,22 @@ class MemoryLogStorage(RaftLogStorage):
             raise self._failure
 
 
-class MemorySnapshotStorage(RaftSnapshotStorage):
-    """The published snapshot of a node, as bytes on a :class:`MemoryDisk`."""
+def available_memory() -> int | None:
+    """Bytes that programs may still take on this machine; None where it does not say (Linux does)."""
+    try:
+        with open("/proc/meminfo", "rb") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(b"MemAvailable:"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        return None
 
-    def __init__(self, disk: MemoryDisk | None = None) -> None:
+
+class MemorySnapshotStorage(RaftSnapshotStorage):
+    """The published snapshot of a node, as bytes on a :class:`MemoryDisk`. ``free`` says how many more find room: in a
+    test whatever the test says, else :func:`available_memory`."""
+
+    def __init__(self, disk: MemoryDisk | None = None, free: Callable[[], int | None] = lambda: None) -> None:
         self.disk = MemoryDisk() if disk is None else disk
+        self._free = free
 
     async def open(self, context: AdapterContext) -> None:
         if self.disk.snapshot is not None:
@@ -236,6 +247,9 @@ class MemorySnapshotStorage(RaftSnapshotStorage):
     async def size_bytes(self) -> int:
         published = 0 if self.disk.snapshot is None else len(self.disk.snapshot[1])
         return published + (0 if self.disk.kept is None else len(self.disk.kept[1]))
+
+    async def free_bytes(self) -> int | None:
+        return self._free()
 
 
 class _MemorySource(SnapshotSource):
