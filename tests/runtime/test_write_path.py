@@ -29,7 +29,7 @@ WRITE_PATH = [
     ("runtime/envelopes.py", "Envelopes.of"),
     ("runtime/inbox.py", "Inbox.propose"),
     ("runtime/raft_core.py", "RaftCore._drain_inbox"),
-    ("runtime/raft_core.py", "RaftCore._write"),
+    ("runtime/client_writes.py", "ClientWrites._write"),
     ("engine/engine.py", "Engine.handle_client_write"),
     ("engine/handlers/leader.py", "LeaderHandler.append"),
     ("engine/handlers/replication.py", "ReplicationHandler.initiate"),

@@ -6,10 +6,11 @@ import asyncio
 from contextlib import suppress
 
 from raftkit_core.errors import RaftError
+from raftkit_core.runtime.limits import bounded
 from raftkit_core.runtime.membership_changes import MembershipChanges
 from raftkit_core.runtime.opening import CLOSE_SECONDS, Adapters
 from raftkit_core.runtime.operations import Forwarder
-from raftkit_core.runtime.raft_core import RaftCore, bounded
+from raftkit_core.runtime.raft_core import RaftCore
 from raftkit_core.runtime.reads import LinearizableReads
 from raftkit_core.runtime.service import Identity
 

@@ -6,10 +6,8 @@ import asyncio
 import contextvars
 from abc import ABC, abstractmethod
 from asyncio import Future
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable
-from itertools import accumulate
 from threading import get_ident
 from typing import Any
 
@@ -53,16 +51,13 @@ class Balancer:
 class Inbox(ABC):
     """Bounded, and for calls from the loop it was made in. Whoever takes from it says what a turn is."""
 
-    def __init__(
-        self, node_id: NodeId, now: Callable[[], float], waiting: WaitingClients, max_write_bytes: int
-    ) -> None:
+    def __init__(self, node_id: NodeId, now: Callable[[], float], waiting: WaitingClients) -> None:
         self.node_id = node_id
         self.waiting = waiting
         self._loop = asyncio.get_running_loop()
         self._thread_id = get_ident()
         self._context = contextvars.copy_context()
         self._now = now
-        self._max_write_bytes = max_write_bytes
         self._inbox: deque[RaftMsg] = deque()
         self._places = 0
         """How many writes the last message may have, while single ones may join those it has; 0 if none may. Its
@@ -216,50 +211,6 @@ class Inbox(ABC):
             )
 
     # --- out --------------------------------------------------------------------------------------------------------
-
-    def _side_by_side(self, message: ClientWrite, share: int) -> tuple[list[ClientWrite], int]:
-        """``message`` and the writes behind it that may become one append with it; and how many of a turn's share they
-        count."""
-        inbox = self._inbox
-        if not inbox:
-            self._close_writes()
-        if not message.is_whole():
-            inbox.appendleft(message)  # whoever waits is refused with what waits there
-            raise AssertionError("a write was put in without its future")
-        size_bytes = message.size_bytes()
-        if size_bytes > self._max_write_bytes and message.is_joined and len(message.payloads) > 1:
-            message = self._cut(message)
-        taken = self._leave(message)
-        messages = [message]
-        while inbox and taken < share and message.condition is None:
-            following = inbox[0]
-            if type(following) is not ClientWrite or following.condition is not None or not following.is_whole():
-                break
-            # Limits let one whole request through, but no more: a burst must not pass as one.
-            size_bytes += following.size_bytes()
-            if size_bytes > self._max_write_bytes:
-                break
-            inbox.popleft()
-            if not inbox:
-                self._close_writes()
-            taken += self._leave(following)
-            messages.append(following)
-        return messages, taken
-
-    def _cut(self, message: ClientWrite) -> ClientWrite:
-        """The first writes of ``message``, as many as are no burst; the others are the next in the inbox."""
-        sizes = list(accumulate(map(len, message.payloads)))
-        count = max(1, bisect_right(sizes, self._max_write_bytes))
-        self._inbox.appendleft(message.part(count, len(sizes)))
-        return message.part(0, count)
-
-    def _leave(self, message: ClientWrite) -> int:
-        """``message`` is out of the inbox; gives how many of a turn's share it counts."""
-        count = len(message.payloads)
-        if not message.is_joined:
-            return 1
-        self._joined -= count
-        return count
 
     def stop_error(self) -> Fatal:
         """What a call that cannot be carried on is told."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 from raftkit_core.errors import PluginError
 
-T = TypeVar("T")
+log = logging.getLogger("raftkit.runtime")
 
+T = TypeVar("T")
 
 GRACE_SECONDS = 0.1
 """What is cancelled gets this long to put its things away."""
@@ -48,3 +50,20 @@ def forget(future: asyncio.Future[Any]) -> None:
 def seconds_for_bytes(least: float, size_bytes: int) -> float:
     """A deadline for work on a whole snapshot: a large one must not be given up, and begun anew, for its size alone."""
     return least + size_bytes / SNAPSHOT_BYTES_PER_SECOND
+
+
+async def bounded(step: Awaitable[None], seconds: float, what: str) -> None:
+    """One step of an end: an error is logged, and what resists for ``seconds`` is cancelled and left behind."""
+    task = asyncio.ensure_future(step)
+    try:
+        await asyncio.wait([task], timeout=seconds)
+        if not task.done():
+            log.warning("%s: did not end within %g s and is abandoned", what, seconds)
+            task.cancel()
+            await asyncio.wait([task], timeout=0.1)
+    finally:
+        task.cancel()
+        if not task.done():
+            task.add_done_callback(lambda late: late.cancelled() or late.exception())
+    if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+        log.warning("%s: stopping was not clean: %s", what, error)

@@ -24,11 +24,11 @@ from raftkit_core.errors import (
     WaitTimeout,
 )
 from raftkit_core.network.interface import RaftNetworkFactory
-from raftkit_core.runtime.limits import within
+from raftkit_core.runtime.limits import bounded, within
 from raftkit_core.runtime.messages import ChangeMembershipRequest, ClientWriteResponse, Initialize, TransferLeaderTo
 from raftkit_core.runtime.opening import CLOSE_SECONDS
 from raftkit_core.runtime.operations import OVERDUE_SECONDS
-from raftkit_core.runtime.raft_core import RaftCore, bounded
+from raftkit_core.runtime.raft_core import RaftCore
 from raftkit_core.runtime.service import Identity, PeerService
 from raftkit_core.runtime.wait import Wait
 from raftkit_core.types.ids import NodeId, is_node_id

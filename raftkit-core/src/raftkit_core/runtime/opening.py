@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 from raftkit_core.config import Config
 from raftkit_core.errors import IdentityError, NeedsRejoin, PluginError
 from raftkit_core.network.interface import RaftNetworkFactory
-from raftkit_core.runtime.limits import within
-from raftkit_core.runtime.raft_core import bounded
+from raftkit_core.runtime.limits import bounded, within
 from raftkit_core.state_machine.interface import RaftStateMachine
 from raftkit_core.storage.interface import RaftLogStorage, RaftSnapshotStorage
 from raftkit_core.types.adapter import AdapterContext

@@ -1,33 +1,36 @@
 """The loop: messages in, engine calls, commands out. One task per node; openraft's ``RaftCore``.
 
 Biased: shutdown first, then notifications, then API messages, with a balancer so that neither side starves the other.
-It drains what is there, calls the engine once per batch of writes, carries out the commands and publishes metrics.
+It drains what is there, calls the engine, carries out the commands and publishes metrics. Writes are dealt with in
+``client_writes``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, assert_never, cast
 
 from raftkit_core.clock import Clock
 from raftkit_core.config import Config
 from raftkit_core.engine.commands import Replicate
 from raftkit_core.engine.engine import Engine
-from raftkit_core.errors import Overloaded, RaftError, Stopped
+from raftkit_core.errors import Stopped
 from raftkit_core.instrument import Instruments
 from raftkit_core.network.reply import Reply
-from raftkit_core.runtime.batches import Batch, Duplicate
+from raftkit_core.runtime.announcements import Announcements
+from raftkit_core.runtime.batches import Batch
+from raftkit_core.runtime.client_writes import ClientWrites
 from raftkit_core.runtime.command_runner import CommandRunner
-from raftkit_core.runtime.inbox import Balancer, Inbox, refuse, running_loop
+from raftkit_core.runtime.inbox import Balancer, refuse, running_loop
+from raftkit_core.runtime.limits import bounded
 from raftkit_core.runtime.log_writer import MAX_BATCH_BYTES, LogWriter
 from raftkit_core.runtime.messages import (
     AppendEntriesArrived,
     Applied,
     ChangeMembershipRequest,
     ClientWrite,
-    ClientWriteResponse,
     CommitNoticeDue,
     ExternalRequest,
     HeartbeatAnswered,
@@ -60,23 +63,19 @@ from raftkit_core.runtime.ticker import Ticker
 from raftkit_core.runtime.waiting_clients import WaitingClients
 from raftkit_core.state_machine.system import system_payload
 from raftkit_core.state_machine.system_commands import ExpireSessions
-from raftkit_core.types.condition import WriteCondition
 from raftkit_core.types.ids import IoId
 from raftkit_core.types.log_id import LogId, index_of
 from raftkit_core.types.messages import AppendEntriesRequest, AppendEntriesResponse
-from raftkit_core.types.metrics import ServerState
 
 log = logging.getLogger("raftkit.runtime")
 
 T = TypeVar("T")
 
 TICKS_PER_HEARTBEAT = 5
-AFTER_ONE_AT_ONCE = -1000
-"""Writes after one that was answered within the call, until another may have its turn within the call."""
 SHUTDOWN_GRACE = 2.0
 
 
-class RaftCore(Inbox):
+class RaftCore(ClientWrites):
     """Runs one node. Made by :class:`raftkit_core.raft.Raft`."""
 
     def __init__(
@@ -95,16 +94,13 @@ class RaftCore(Inbox):
         ended: Callable[[], None],
     ) -> None:
         max_write_bytes = min(MAX_BATCH_BYTES, config.max_uncommitted_bytes)
-        super().__init__(engine.config.id, clock.monotonic, waiting, max_write_bytes)
+        super().__init__(engine, clock.monotonic, waiting, max_write_bytes, instruments)
         self.config = config
-        self.engine = engine
         self.clock = clock
         self.writer = writer
         self.worker = worker
         self.runner = runner
         self.peers = peers
-        self.instruments = instruments
-        self._is_tracing = instruments.is_tracing
         self.stalls = stalls
         self._ended = ended
         self.watchers = Watchers()
@@ -120,9 +116,7 @@ class RaftCore(Inbox):
         self.ticker = Ticker(
             config.heartbeat_interval_ms / 1000 / TICKS_PER_HEARTBEAT, self._tick, stalls.loop_was_late
         )
-        self._shown: tuple[ServerState, str | None, int] | None = None
-        self._shown_membership: LogId | None = None
-        self._shown_revision = -1
+        self._announcements = Announcements(engine, instruments)
         self._stalled_since: float | None = None
         self.lease_watchers: dict[Callable[[], None], None] = {}
         self.sessions = SessionKeeper(worker.system)
@@ -140,27 +134,6 @@ class RaftCore(Inbox):
     def start(self) -> None:
         """Run the loop."""
         self._task = asyncio.get_running_loop().create_task(self._main(), name=f"raft-core-{self.engine.config.id}")
-
-    def _write_at_once(
-        self, payload: bytes, timeout: float, condition: WriteCondition | None
-    ) -> asyncio.Future[ClientWriteResponse]:
-        """Writes have come one after the other, each when the one before was answered: nobody will join this one."""
-        future: asyncio.Future[ClientWriteResponse] = asyncio.Future(loop=self._loop)
-        self._turn_is_due = True
-        try:
-            now = self._now()
-            self._write([ClientWrite([payload], [future], [timeout], now, condition)], now)
-            self._end_turn(now)
-        except BaseException as error:
-            self.fail(error)
-            if not future.done():
-                future.set_exception(self.stop_error())  # it may be in the log, or not
-            if not isinstance(error, Exception):
-                raise
-        if future.done():
-            # It needed no peer. A caller that writes on without ever waiting would leave no time to anybody else.
-            self._writes_alone = AFTER_ONE_AT_ONCE
-        return future
 
     def fail(self, error: BaseException) -> None:
         """Stop the node for good because of ``error``: from now on nothing is written, answered or sent (S28)."""
@@ -226,7 +199,7 @@ class RaftCore(Inbox):
         self._carry_out(self._now())
         self.worker.go_on()
         self.ticker.start()
-        self._show()
+        self._announcements.tell()
         self.watchers.wake()
         self._next_turn()
         await self._stopped
@@ -259,8 +232,8 @@ class RaftCore(Inbox):
             self._watch_leases()
         if self._orders:
             self.runner.run(now)
-        if self._state.revision != self._shown_revision:
-            self._show()
+        if self._state.revision != self._announcements.revision:
+            self._announcements.tell()
         if self.watchers.waiting:
             self.watchers.wake()
         self._turn_is_due = self.fatal is not None
@@ -341,12 +314,6 @@ class RaftCore(Inbox):
             self._carry_out(now)
         return taken
 
-    def _write_all(self, message: ClientWrite, share: int, now: float) -> int:
-        """Writes side by side become one append; gives how many messages of this turn's share that took."""
-        messages, taken = self._side_by_side(message, share)
-        self._write(messages, now)
-        return taken
-
     def _carry_out(self, now: float) -> None:
         if self.lease_watchers:
             self._watch_leases()
@@ -363,36 +330,6 @@ class RaftCore(Inbox):
         self.cork()
         self.notify(LogFlushed(io_id))
         self.uncork()
-
-    def _write(self, messages: Sequence[ClientWrite], now: float) -> None:
-        """Propose everything that waits as one append; refuse all of it alike."""
-        if self._is_tracing:
-            self.instruments.trace("RaftCore.write")
-        payloads = messages[0].payloads
-        if len(messages) > 1:
-            payloads = [payload for message in messages for payload in message.payloads]
-        self._writes_alone = self._writes_alone + 1 if len(payloads) == 1 and not self.waiting.writers else 0
-        try:
-            first = self.engine.handle_client_write(payloads, now, messages[0].condition)
-        except BaseException as error:
-            # Out of the inbox and not among those who wait: nobody else would tell them.
-            self.fail(error)
-            for message in messages:
-                refuse(message.futures, self.stop_error)
-            raise
-        if isinstance(first, LogId):
-            self.waiting.wait_for_all(first, messages)
-        elif isinstance(first, Overloaded) and (parts := _parts(messages)):
-            for at, part in enumerate(parts):
-                try:
-                    self._write([part], now)
-                except BaseException:
-                    self._inbox.extend(parts[at + 1 :])  # nobody looked at them: they are refused with what waits there
-                    raise
-        else:
-            refusal = first
-            for message in messages:
-                refuse(message.futures, lambda: refusal)
 
     def _expire_sessions(self, now: float) -> None:
         """Propose the end of sessions whose clients were not heard for their time to live."""
@@ -523,28 +460,6 @@ class RaftCore(Inbox):
         else:
             self.notify(Applied(batch.last_log_id))
 
-    def _answer_writers(self, batch: Batch, results: Sequence[Any]) -> None:
-        entries = batch.entries
-        if len(entries) == len(batch.log):
-            self.waiting.resolve_all(batch.log, results)
-            return
-        resolve = self.waiting.resolve
-        normal = 0
-        for entry in batch.log:
-            log_id = entry.log_id
-            if normal < len(entries) and entries[normal].log_id.index == log_id.index:
-                result = results[normal]
-                normal += 1
-                resolve(log_id, result if isinstance(result, RaftError) else ClientWriteResponse(log_id, result))
-            elif batch.refused and log_id.index in batch.refused:
-                result = batch.refused[log_id.index]
-                first, result = result.outcome() if isinstance(result, Duplicate) else (log_id, result)
-                resolve(log_id, result if isinstance(result, RaftError) else ClientWriteResponse(first, result))
-            elif batch.memberships and log_id.index in batch.memberships:
-                resolve(log_id, ClientWriteResponse(log_id, None, batch.memberships[log_id.index]))
-            else:
-                resolve(log_id, ClientWriteResponse(log_id, None))
-
     def _watch_storage(self, now: float) -> None:
         """Name a storage that does not finish; the engine steps down for it."""
         since = self.engine.state.io.oldest_submitted_at()
@@ -554,24 +469,6 @@ class RaftCore(Inbox):
             self._stalled_since = since
             self.stalls.unfinished(self.writer.storage, "write", now - since)
             self.instruments.on_storage_stall(now - since)
-
-    def _show(self) -> None:
-        """Tell observers what changed: the role, the vote (the leader follows from both) or the membership."""
-        engine = self.engine
-        state = self._state
-        self._shown_revision = state.revision
-        shown = (state.server_state, engine.known_leader, state.vote.term)
-        if shown != self._shown:
-            before, self._shown = self._shown, shown
-            if before is None or before[0] is not shown[0]:
-                log.info("node %s is %s in term %d", engine.config.id, shown[0].value, shown[2])
-                self.instruments.on_server_state(shown[0])
-            if before is None or before[1:] != shown[1:]:
-                self.instruments.on_leader_change(shown[1], shown[2])
-        membership = state.membership.effective
-        if membership.log_id != self._shown_membership:
-            self._shown_membership = membership.log_id
-            self.instruments.on_membership(membership)
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
@@ -593,32 +490,6 @@ class RaftCore(Inbox):
         await bounded(self.peers.close(SHUTDOWN_GRACE), 2 * SHUTDOWN_GRACE, f"node {node_id}: its connections")
         self._notifications.clear()
         self._ended()
-
-
-async def bounded(step: Awaitable[None], seconds: float, what: str) -> None:
-    """One step of an end: an error is logged, and what resists for ``seconds`` is cancelled and left behind."""
-    task = asyncio.ensure_future(step)
-    try:
-        await asyncio.wait([task], timeout=seconds)
-        if not task.done():
-            log.warning("%s: did not end within %g s and is abandoned", what, seconds)
-            task.cancel()
-            await asyncio.wait([task], timeout=0.1)
-    finally:
-        task.cancel()
-        if not task.done():
-            task.add_done_callback(lambda late: late.cancelled() or late.exception())
-    if task.done() and not task.cancelled() and (error := task.exception()) is not None:
-        log.warning("%s: stopping was not clean: %s", what, error)
-
-
-def _parts(messages: Sequence[ClientWrite]) -> list[ClientWrite]:
-    """What can be taken or refused by itself; nothing if that is all of it."""
-    parts: list[ClientWrite] = []
-    for message in messages:
-        count = len(message.payloads)
-        parts += [message.part(at, at + 1) for at in range(count)] if message.is_joined else [message]
-    return parts if len(parts) > 1 else []
 
 
 _TICKED = Ticked()
