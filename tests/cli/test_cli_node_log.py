@@ -45,6 +45,14 @@ def test_every_change_is_one_line_and_repetition_none(capsys: pytest.CaptureFixt
     ]
 
 
+def test_a_node_that_is_no_member_is_told_so_and_a_parked_one_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
+    log = NodeLog("n9", Output())
+    log.changed(RaftMetrics(id="n9", state=ServerState.LEARNER, membership=MEMBERS, needs_rejoin="another store"))
+    told = capsys.readouterr().err
+    assert "n9 members: {n1 n2} learners n3; n9 is not one of them\n" in told
+    assert "n9 parked, needs to rejoin: another store; from any node: raftkit member rejoin n9\n" in told
+
+
 def test_entries_that_are_written_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     log = NodeLog("n1", Output())
     log.changed(STORY[-1])

@@ -169,3 +169,12 @@ def test_an_adapter_without_options_says_so() -> None:
     with pytest.raises(UnknownOption) as refused:
         AdapterUrl.parse("x:?a=1").require_no_options()
     assert refused.value.hint == "x takes no options"
+
+
+def test_a_value_that_is_none_of_the_choices_is_answered_with_them() -> None:
+    class Options(msgspec.Struct, frozen=True):
+        durability: Literal["full", "relaxed"] = "full"
+
+    with pytest.raises(BadAdapterUrl, match="'ful'") as refused:
+        AdapterUrl.parse("sqlite:n1.db?durability=ful").options_as(Options)
+    assert refused.value.hint == "write durability=full or durability=relaxed"

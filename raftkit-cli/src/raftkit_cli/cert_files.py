@@ -19,6 +19,7 @@ CA_DAYS = 3650
 NODE_DAYS = 825
 CLOCK_SLACK = datetime.timedelta(minutes=5)
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+_OTHER_CA = "put both files of one CA there, or write to another folder: --out DIR"
 _DNS_NAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
 
 
@@ -45,9 +46,11 @@ class Authority:
                 certificate = x509.load_pem_x509_certificate(cert_file.read_bytes())
                 key = serialization.load_pem_private_key(key_file.read_bytes(), None)
             except (OSError, ValueError, TypeError) as error:
-                raise ConfigError(f"the CA in {folder} cannot be read: {type(error).__name__}") from None
+                raise ConfigError(
+                    f"the CA in {folder} cannot be read: {type(error).__name__}", hint=_OTHER_CA
+                ) from None
             if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
-                raise ConfigError(f"{key_file} is not the key of {cert_file}")
+                raise ConfigError(f"{key_file} is not the key of {cert_file}", hint=_OTHER_CA)
             return cls(certificate, key), False
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "raftkit development CA")])
@@ -97,7 +100,9 @@ def describe(path: Path) -> dict[str, Any]:
         certificate = x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "no certificate in PEM"
-        raise ConfigError(f"{path} cannot be read: {reason}") from None
+        raise ConfigError(
+            f"{path} cannot be read: {reason}", hint="name a certificate as PEM, such as raftkit certs dev makes"
+        ) from None
     names: list[str] = []
     try:
         found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -76,6 +76,8 @@ def with_client(
             raise _overdue(changes, limit) from error
         except OutcomeUnknown:
             raise
+        except AccessDenied as error:
+            raise _told_whose(error, invocation, target) from error
         except Unreachable as error:
             raise told_where(error, target) from error
         except RPCError as error:
@@ -91,6 +93,17 @@ async def opened(invocation: Invocation, target: Target) -> AsyncIterator[Cluste
     """A client of ``target``, closed at the end."""
     async with make_client(invocation, target.endpoints) as client:
         yield client
+
+
+def _told_whose(error: AccessDenied, invocation: Invocation, target: Target) -> AccessDenied:
+    """Who has named a token already is not told to name one, but that it is not known."""
+    path = invocation.token_file or target.token_file
+    if path is None or "--token-file" not in (error.hint or ""):
+        return error
+    return AccessDenied(
+        f"the node does not know the token in {path}",
+        hint="raftkit token list --tokens FILE shows whose tokens a node knows; a new one: raftkit token new NAME",
+    )
 
 
 def _overdue(changes: str | None, limit_s: float) -> Exception:
@@ -110,7 +123,10 @@ def told_where(error: Unreachable, target: Target) -> Unreachable:
     hint = error.hint
     if target.source.startswith("context "):
         message += f" (addresses from {target.source})"
-        hint = "raftkit local ps shows what runs, raftkit local up starts it; other nodes: -e URL"
+        if target.is_local:
+            hint = "raftkit local ps shows what runs, raftkit local up starts it; other nodes: -e URL"
+        elif "--cacert" not in (hint or ""):
+            hint = "start a node there, or name others: -e URL, raftkit context use NAME (raftkit context list)"
     return Unreachable(message, hint=hint, outcome="not_applied")
 
 

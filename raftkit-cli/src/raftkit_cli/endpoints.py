@@ -21,17 +21,24 @@ class Target:
     """Addresses to ask, where they came from (for messages), and the token and CA files that belong to them."""
 
     def __init__(
-        self, endpoints: list[str], source: str, token_file: Path | None = None, ca: Path | None = None
+        self,
+        endpoints: list[str],
+        source: str,
+        token_file: Path | None = None,
+        ca: Path | None = None,
+        is_local: bool = False,
     ) -> None:
         self.endpoints = endpoints
         self.source = source
         self.token_file = token_file
         self.ca = ca
+        self.is_local = is_local
+        """Whether ``raftkit local`` or ``demo --keep`` runs it on this machine."""
 
     @classmethod
     def of_context(cls, name: str, context: dict[str, Any]) -> Target:
         files = {key: None if context.get(key) is None else Path(context[key]) for key in ("token_file", "ca")}
-        return cls(context["endpoints"], f"context {name}", **files)
+        return cls(context["endpoints"], f"context {name}", **files, is_local="dir" in context)
 
 
 def resolve(invocation: Invocation) -> Target:

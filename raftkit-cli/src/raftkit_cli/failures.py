@@ -5,6 +5,7 @@ The core's errors are recognised without importing the core: if it was never imp
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any, Final
 
@@ -84,6 +85,12 @@ def failure_of(error: BaseException) -> Failure:
         return _raft_failure(error)
     if isinstance(error, TimeoutError):
         return Failure("TIMEOUT", str(error) or "no answer within the deadline", retryable=True, outcome="unknown")
+    if isinstance(error, OSError) and error.filename is not None:
+        return Failure(
+            "CONFIG",
+            f"cannot use {os.fsdecode(error.filename)}: {error.strerror or error}",
+            hint="check that its folder exists and that this user may write there, or name another path",
+        )
     return Failure("UNEXPECTED", f"{type(error).__name__}: {error}", outcome="unknown")
 
 
@@ -170,7 +177,7 @@ HINTS: Final[dict[str, str]] = {
     "PAYLOAD_TOO_LARGE": "send less at once",
     "PEER_BUSY": "wait a moment and run the same command again",
     "REMOTE": _STATUS,
-    "CONFIG": "raftkit node run --help names every setting",
+    "CONFIG": "correct that setting; docs/configuration.md has every one with its default, --help the flags of a verb",
     "PLUGIN": "raftkit plugins list",
     "UNKNOWN_SCHEME": "raftkit plugins list shows what is installed; install what is missing, e.g. pip install"
     " 'raftkit-cli[all]'",

@@ -36,6 +36,8 @@ class NodeLog:
         handler.setFormatter(
             logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%dT%H:%M:%S%z")
         )
+        if level == logging.WARNING:
+            handler.addFilter(_without_known_traces)
         logging.basicConfig(level=level, handlers=[handler], force=True)
         if level > logging.DEBUG:
             logging.getLogger("asyncio").setLevel(logging.ERROR)
@@ -65,6 +67,10 @@ class NodeLog:
         else:
             self.say(f"waits for {min(initial_cluster)} to begin the cluster")
 
+    def elsewhere(self, listed: str, own: str) -> None:
+        """The members will call this node where it does not listen: the usual slip in a list of addresses."""
+        self.say(f"WARNING: the initial cluster names {listed} for this node, which is reached at {own}")
+
     def stopped(self, reason: str) -> None:
         self._event("stopped", f"stopped ({reason})" if reason else "stopped")
 
@@ -93,11 +99,14 @@ class NodeLog:
             text = f"leader is {now['leader']}" if now["leader"] else "no leader"
             self._event("leader", f"{text}, term {now['term']}", leader=now["leader"], term=now["term"])
         if now["members"] != before["members"] and now["members"]:
-            self._event("membership", f"members: {now['members']}", members=now["members"])
+            is_member = self._node_id in metrics.membership.membership.nodes
+            stranger = "" if is_member else f"; {self._node_id} is not one of them"
+            self._event("membership", f"members: {now['members']}{stranger}", members=now["members"])
         if now["snapshot"] != before["snapshot"] and now["snapshot"] is not None:
             self._event("snapshot", f"snapshot up to {now['snapshot']}", index=now["snapshot"])
         if now["needs_rejoin"] != before["needs_rejoin"] and now["needs_rejoin"]:
-            self._event("needs_rejoin", f"parked, needs to rejoin: {now['needs_rejoin']}")
+            next_step = f"from any node: raftkit member rejoin {self._node_id}"
+            self._event("needs_rejoin", f"parked, needs to rejoin: {now['needs_rejoin']}; {next_step}")
         if now["fatal"] != before["fatal"] and now["fatal"]:
             self._event("fatal", f"fatal: {now['fatal']}")
 
@@ -114,6 +123,15 @@ class NodeLog:
         if not self._out.quiet or event in ("fatal", "needs_rejoin"):
             with _unheard():
                 self._out.note(f"{clock} {self._node_id} {text}")
+
+
+def _without_known_traces(record: logging.LogRecord) -> bool:
+    """What a storage says of itself is said in words; where in it that was found is for ``-v``."""
+    from raftkit_core.errors import StorageError
+
+    if record.exc_info and isinstance(record.exc_info[1], StorageError):
+        record.exc_info = record.exc_text = None
+    return True
 
 
 def _unheard() -> AbstractContextManager[None]:

@@ -13,7 +13,7 @@ from raftkit_core.errors import ConfigError, Fatal, OutcomeUnknown, RaftError, U
 from raftkit_core.network.repeating import Attempts
 from raftkit_http.api.schema import MembersAnswer
 from raftkit_http.endpoints import Endpoints
-from raftkit_http.exchange import Answer, Lost, NotSent, Outgoing, exchange
+from raftkit_http.exchange import BROKE, NO_TLS, NOT_TRUSTED, Answer, Lost, NotSent, Outgoing, exchange
 
 T = TypeVar("T")
 
@@ -147,11 +147,18 @@ class Attempt:
 
     def _unreachable(self) -> Unreachable:
         tried = ", ".join(f"{endpoint} ({reason})" for endpoint, reason in self._reasons.items())
-        return Unreachable(
-            f"no node answers: {tried}",
-            hint="start a cluster: raftkit local up; or name a running node: -e http://HOST:PORT",
-            outcome="not_applied",
-        )
+        return Unreachable(f"no node answers: {tried}", hint=_next_step(self._reasons), outcome="not_applied")
+
+
+def _next_step(reasons: dict[str, str]) -> str:
+    """What to do about nodes that gave no answer, each for its reason."""
+    if NOT_TRUSTED in reasons.values():
+        return "name the file with the CA's certificate, as on the nodes: --cacert FILE"
+    if NO_TLS in reasons.values():
+        return "name nodes that speak plain HTTP as http://HOST:PORT"
+    if any(endpoint.startswith("http:") and reason == BROKE for endpoint, reason in reasons.items()):
+        return "if the nodes speak TLS, name them so: -e https://HOST:PORT --cacert FILE; else look at their logs"
+    return "start a cluster: raftkit local up; or name a running node: -e http://HOST:PORT"
 
 
 async def make_sure(session: aiohttp.ClientSession, endpoints: Endpoints, endpoint: str, seconds: float) -> None:

@@ -32,6 +32,11 @@ KEEPALIVE_SECONDS = 10.0
 """Shorter than any server's: a connection the server is about to close must not carry a write (aiohttp 13283)."""
 
 
+NOT_TRUSTED = "its certificate is not trusted: name the CA with --cacert FILE"
+NO_TLS = "it does not speak TLS"
+BROKE = "the connection broke"
+
+
 class NotSent(Exception):
     """The node was not asked, or provably did nothing: another one may be."""
 
@@ -216,13 +221,15 @@ def reason_of(error: BaseException) -> str:
     """Short, and without the library's own words where plain ones exist."""
     os_error = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return "its certificate is not trusted: name the CA with --cacert FILE"
+        return NOT_TRUSTED
+    if isinstance(error, aiohttp.ClientConnectorSSLError):
+        return NO_TLS if getattr(os_error, "reason", None) == "WRONG_VERSION_NUMBER" else f"no TLS: {os_error}"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return "its name cannot be resolved"
     if isinstance(os_error, ConnectionRefusedError):
         return "connection refused"
-    if isinstance(error, aiohttp.ServerDisconnectedError | ConnectionResetError):
-        return "the connection broke"
+    if isinstance(error, aiohttp.ServerDisconnectedError) or isinstance(os_error, ConnectionResetError):
+        return BROKE
     if isinstance(error, TimeoutError):
         return "no answer in time"
     return str(getattr(os_error, "strerror", None) or str(error) or type(error).__name__)

@@ -33,6 +33,10 @@ def _make_network(url: AdapterUrl, context: AdapterContext) -> RaftNetworkFactor
     settings = HttpSettings.parse(url.text, context.security)
     from raftkit_http.network import HttpNetworkFactory
 
+    if settings.listen.scheme == "https":
+        from raftkit_http.tls import check_own
+
+        check_own(settings.security, context.node_id)
     return HttpNetworkFactory(settings)
 
 

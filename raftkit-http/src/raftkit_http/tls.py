@@ -33,6 +33,43 @@ def certified_ids(certificate: Mapping[str, Any] | None) -> frozenset[NodeId]:
     return said or frozenset(name for kind, name in names if kind == "DNS" and name != "localhost")
 
 
+def check_own(security: Security, node_id: NodeId) -> None:
+    """Whether peers with the same CA will take this node's certificate for that of ``node_id``: by a handshake with
+    itself, in memory. One that no CA here has signed is only warned of: others may know its CA.
+
+    Raises: ConfigError if the certificate is another node's.
+    """
+    caller = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    caller.check_hostname = False
+    _harden(caller)
+    _load_ca(caller, security)
+    to_server, to_caller = ssl.MemoryBIO(), ssl.MemoryBIO()
+    called = caller.wrap_bio(to_caller, to_server)
+    server = _server_context(security, ssl.CERT_NONE).wrap_bio(to_server, to_caller, server_side=True)
+    try:
+        while not (_step(called) & _step(server)):
+            pass
+    except ssl.SSLError as error:
+        reason = getattr(error, "verify_message", None) or _reason(error)
+        logger.warning("%s is not trusted by %s (%s): peers will refuse it", security.cert, security.ca, reason)
+        return
+    named = certified_ids(called.getpeercert())
+    if node_id not in named:
+        raise ConfigError(
+            f"the certificate {security.cert} is that of {', '.join(sorted(named)) or 'no node'}, not of {node_id}",
+            hint=f"name that of {node_id}: --cert and --key, or [security]; raftkit certs dev {node_id} makes one",
+        )
+
+
+def _step(end: ssl.SSLObject) -> bool:
+    """One step of a handshake; whether it is complete at this end. Raises: ssl.SSLError."""
+    try:
+        end.do_handshake()
+    except ssl.SSLWantReadError:
+        return False
+    return True
+
+
 class TlsContexts:
     """One node's contexts. :meth:`refresh` reads changed files again; connections that are open stay as they are."""
 
@@ -152,7 +189,8 @@ def _load_ca(context: ssl.SSLContext, security: Security) -> None:
         context.load_verify_locations(cafile=security.ca)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"the CA file {security.ca} cannot be used: {_reason(error)}", hint="it holds certificates as PEM"
+            f"the CA file {security.ca} cannot be used: {_reason(error)}",
+            hint="name a file of certificates as PEM; raftkit certs dev writes its CA to certs/ca.pem",
         ) from None
 
 

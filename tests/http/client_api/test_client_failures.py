@@ -389,3 +389,23 @@ async def test_a_value_that_is_too_large_is_refused_as_that_and_not_as_an_unknow
         assert refused.value.outcome == "not_applied"
         await client.kv_put("k", b"v")
     assert len(node.raft.written) == 1
+
+
+async def test_what_to_do_about_a_node_that_does_not_answer_depends_on_why(authority: Any) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(10)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    plain = await asyncio.start_server(answer, "127.0.0.1", 0)
+    (closed,) = free_urls(1)
+    async with rogue(None, get=None) as broken, plain:
+        for url, hint in {
+            broken.url: "-e https://HOST:PORT",  # as a listener with TLS breaks off when it is asked in plain text
+            f"https://127.0.0.1:{plain.sockets[0].getsockname()[1]}": "plain HTTP as http://HOST:PORT",
+            closed: "raftkit local up",
+        }.items():
+            async with HttpClusterClient([url], ca=authority.ca_file, timeout=2) as client:
+                with pytest.raises(Unreachable) as refused:
+                    await client.status()
+            assert hint in str(refused.value.hint), refused.value

@@ -13,8 +13,11 @@ import aiohttp
 import msgspec
 import pytest
 
+from raftkit_core.clock import SystemClock
 from raftkit_core.errors import AccessDenied, ConfigError, RPCError, Unreachable
+from raftkit_core.plugins import load_plugins
 from raftkit_core.testing.recording_service import BytesSource, RecordingService
+from raftkit_core.types.adapter import AdapterContext
 from raftkit_core.types.entry import NORMAL, Entry
 from raftkit_core.types.identity import PeerIdentity
 from raftkit_core.types.log_id import LogId
@@ -34,7 +37,7 @@ from raftkit_core.types.vote import LeaderId, Vote
 from raftkit_http.frames import UPGRADE_HEADERS
 from raftkit_http.network import HttpNetwork, HttpNetworkFactory
 from raftkit_http.settings import HttpSettings
-from raftkit_http.tls import certified_ids
+from raftkit_http.tls import certified_ids, check_own
 
 LEADER = LeaderId(1, "n1")
 VOTE = Vote(LEADER, True)
@@ -317,3 +320,19 @@ async def test_a_snapshot_is_streamed_over_tls(authority: Any) -> None:
     async with pair(authority.node("n1"), authority.node("n2")) as p:
         await p.net.install_snapshot(InstallSnapshotRequest(VOTE, meta), BytesSource(meta, content), 10)
         assert bytes(p.service.snapshot_bytes["ab-1"]) == content
+
+
+def test_a_node_does_not_begin_with_the_certificate_of_another(authority: Any) -> None:
+    check_own(authority.node("n1"), "n1")
+    context = AdapterContext("n1", clock=SystemClock(), security=authority.node("n2"))
+    with pytest.raises(ConfigError, match=r"is that of .*n2, not of n1") as refused:
+        load_plugins().network("https://127.0.0.1:0", context)
+    assert "raftkit certs dev n1" in str(refused.value.hint)
+
+
+def test_a_certificate_that_the_own_ca_does_not_know_is_warned_of(
+    authority: Any, other_authority: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    mixed = msgspec.structs.replace(other_authority.node("n1", file="mixed"), ca=authority.ca_file)
+    check_own(mixed, "n1")
+    assert "peers will refuse it" in caplog.text

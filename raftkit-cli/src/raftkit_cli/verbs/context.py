@@ -35,6 +35,9 @@ def list_contexts(invocation: Invocation, /) -> None:
     }
 
     def tell() -> None:
+        if not known:
+            invocation.out.note("no contexts yet; remember a cluster: raftkit context set NAME -e URL")
+            return
         rows = [
             [
                 "*" if name == current else "",

@@ -20,6 +20,18 @@ FOREVER_S = 10 * 365 * 86400.0
 """Of a watch: it ends when it is interrupted."""
 
 
+class _Text(click.types.StringParamType):
+    """A key. What a shell hands over as bytes that are no UTF-8 is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = super().convert(value, param, ctx)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self.fail(f"{text!r} is not UTF-8; a key is text, only values are any bytes", param, ctx)
+        return text
+
+
 @click.group(cls=VerbGroup, name="kv", no_args_is_help=True)
 def kv() -> None:
     """Read and write keys.
@@ -44,7 +56,7 @@ _consistency = click.option(
 
 
 @kv.command("put")
-@click.argument("key")
+@click.argument("key", type=_Text())
 @click.argument("value")
 @_if_revision
 @pass_invocation
@@ -55,7 +67,7 @@ def put(invocation: Invocation, key: str, value: str, if_revision: int | None) -
 
 
 @kv.command("get")
-@click.argument("key")
+@click.argument("key", type=_Text())
 @_consistency
 @pass_invocation
 def get(invocation: Invocation, key: str, consistency: Consistency) -> None:
@@ -80,7 +92,7 @@ def get(invocation: Invocation, key: str, consistency: Consistency) -> None:
 
 
 @kv.command("delete")
-@click.argument("key")
+@click.argument("key", type=_Text())
 @_if_revision
 @pass_invocation
 def delete(invocation: Invocation, key: str, if_revision: int | None) -> None:
@@ -97,7 +109,7 @@ def delete(invocation: Invocation, key: str, if_revision: int | None) -> None:
 
 
 @kv.command("cas")
-@click.argument("key")
+@click.argument("key", type=_Text())
 @click.argument("values", nargs=-1, required=True, metavar="[EXPECTED] VALUE")
 @click.option("--absent", is_flag=True, help="Expect that the key does not exist; give no EXPECTED.")
 @pass_invocation
@@ -116,7 +128,7 @@ def cas(invocation: Invocation, key: str, values: tuple[str, ...], absent: bool)
 
 
 @kv.command("list")
-@click.argument("prefix", default="")
+@click.argument("prefix", type=_Text(), default="")
 @click.option("--limit", type=click.IntRange(min=1), default=None, metavar="N", help="At most N keys. [default: all]")
 @click.option("--after", metavar="KEY", help="Only keys after KEY.")
 @click.option("--keys-only", is_flag=True, help="Keys without values.")
@@ -159,7 +171,7 @@ def list_keys(
 
 
 @kv.command("watch")
-@click.argument("prefix", default="")
+@click.argument("prefix", type=_Text(), default="")
 @click.option(
     "--from",
     "from_revision",

@@ -208,7 +208,8 @@ def down(invocation: Invocation, directory: Path | None) -> None:
             invocation.out.line(f"{node_id} {how}")
         if not stopped:
             invocation.out.line("nothing ran")
-        invocation.out.note(f"The data stays in {folder.path}. Start again: raftkit local up --dir {folder.path}")
+        named = "" if folder.path == _default_dir() else f" --dir {folder.path}"
+        invocation.out.note(f"The data stays in {folder.path}. Start again: raftkit local up{named}")
 
     invocation.out.result("local.down", {"dir": str(folder.path), "stopped": stopped}, human)
 

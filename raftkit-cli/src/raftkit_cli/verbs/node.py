@@ -206,6 +206,10 @@ async def _serve(settings: NodeSettings, log: NodeLog, stack: contextlib.ExitSta
             _reload_on_hangup(raft, log, stack)
             log.ready(settings.network, settings.config.cluster)
             log.waiting(raft.is_pristine, settings.initial_cluster)
+            if raft.is_pristine and settings.initial_cluster is not None:
+                listed, own = (_bare(url) for url in (settings.initial_cluster[raft.id].peer, settings.network))
+                if listed != own and not own.endswith(":0"):
+                    log.elsewhere(listed, own)
             # What is here now stays to the end. A full collection that walks over it stops the loop for 18 to 46 ms.
             gc.collect()
             gc.freeze()
@@ -217,6 +221,13 @@ async def _serve(settings: NodeSettings, log: NodeLog, stack: contextlib.ExitSta
     stop.end_countdown()
     log.stopped(stop.reason)
     return 0
+
+
+def _bare(url: str) -> str:
+    """The address that others call, without options."""
+    from raftkit_cli.endpoints import advertised
+
+    return advertised(url).rstrip("/").lower()
 
 
 def _accelerators() -> list[str]:

@@ -95,6 +95,8 @@ def _parts(invocation: Invocation, source: str, flags: dict[str, Any]) -> Parts:
         asked = Invocation()
         asked.config_path, asked.plugins = path, invocation.plugins
         return parts_of(settings_of(asked, {"node_id": None, "data_dir": None, **flags}))
+    if not path.is_dir():
+        raise CliError("STORAGE", f"there is no folder {path}", hint="name the folder of each node: ID=FOLDER")
     node = node_id if separator else path.resolve().name
     return parts_of(settings_of(invocation, {"node_id": node, "data_dir": path, **flags}))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,10 @@ from raftkit_cli.offline import (
 )
 from raftkit_cli.options import Duration, Invocation, VerbGroup, pass_invocation, split_client
 from raftkit_cli.output import human_bytes
+from raftkit_cli.verbs.node import DEFAULT_STORAGE
 
 if TYPE_CHECKING:
+    from raftkit_cli.verbs.node import NodeSettings
     from raftkit_core.network.client import ClusterClient, NodeStatus
     from raftkit_core.offline.seed import SavedSnapshot
 
@@ -213,6 +216,24 @@ def restore(invocation: Invocation, /, file: Path, network: str | None, **flags:
             out.line(f"would make a new cluster {settings.config.cluster} of {where}; repeat it with --yes")
             return
         out.line(f"new cluster {data['cluster_id']}: {where}")
-        out.note("start it as ever (raftkit node run), then add members: raftkit member add ID URL")
+        out.note(f"start it: {_start_command(invocation, settings)}\nthen add members: raftkit member add ID URL")
 
     invocation.out.result("snapshot.restore", data, human)
+
+
+def _start_command(invocation: Invocation, settings: NodeSettings) -> str:
+    """The command line that starts the node on what was made, with what differs from the defaults."""
+    if invocation.config_path is not None:
+        return f"raftkit node run -c {invocation.config_path}"
+    given = {
+        "--id": settings.node_id,
+        "--cluster": settings.config.cluster,
+        "--data-dir": str(settings.data_dir),
+        "--storage": settings.storage,
+        "--network": settings.network,
+        "--state-machine": settings.state_machine,
+    }
+    usual = {"--cluster": "default", "--storage": DEFAULT_STORAGE, "--state-machine": "kv"}
+    return shlex.join(
+        ["raftkit", "node", "run", *(part for flag in given.items() if flag not in usual.items() for part in flag)]
+    )

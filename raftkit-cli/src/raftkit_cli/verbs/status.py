@@ -114,6 +114,8 @@ def _row(out: Output, survey: Survey, node_id: str) -> list[str]:
         return [node_id, "?", out.style("NO", "red"), *blank, "-" if behind is None else str(behind), contact, "-", "-"]
     is_leader = node_id == survey.leader
     role = out.style("LEADER", "green") if is_leader else answer.role
+    if all(member.id != node_id for member in survey.members):
+        role = "no member"
     if answer.fatal:
         role = out.style("stopped", "red")
     elif answer.needs_rejoin:

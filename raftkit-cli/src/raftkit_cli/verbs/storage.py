@@ -102,8 +102,8 @@ def verify(invocation: Invocation, /, **flags: Any) -> None:
         first = report.findings[0]
         raise CliError(
             "STORAGE_CORRUPT",
-            f"{count} things are damaged in {report.location or parts.context.data_dir}; the first: {first.part},"
-            f" {first.where}: {first.problem}",
+            f"{count} {'part is' if count == 1 else 'parts are'} damaged in"
+            f" {report.location or parts.context.data_dir}; the first: {first.part}, {first.where}: {first.problem}",
             hint="if the node runs a durable state machine nothing is damaged: name it, as in --state-machine"
             " sqlite-kv:kv.db"
             if is_unnamed and len(report.findings) == 1

@@ -346,7 +346,7 @@ class Engine:
                 silent = ", ".join(voter for voter in config if voter not in answering)
                 return QuorumWouldBeLost(
                     f"of the voters {', '.join(config)} only {len(reached)} answer; silent: {silent}",
-                    hint="start them first, or force the change",
+                    hint="start them first, or force the change: --force, force=True",
                 )
         return None
 

@@ -200,6 +200,10 @@ class BackupFile:
         digest = hashlib.sha256()
         with translated(self.path, "read"), self.path.open("rb") as handle:
             magic = handle.read(len(MAGIC))
+            if magic.startswith(b"raftkit-snapshot/"):
+                raise _damaged(
+                    self.path, "this is a snapshot, no backup of a store", hint="raftkit snapshot restore FILE"
+                )
             if magic != MAGIC:
                 raise _damaged(self.path, f"it starts with {magic!r}: no backup of raftkit, or of another version")
             digest.update(magic)
@@ -242,10 +246,10 @@ def _decode(path: Path, payload: bytes, kind: type[T]) -> T:
         raise _damaged(path, f"a section that cannot be read: {error}") from error
 
 
-def _damaged(path: Path, what: str) -> StorageCorrupt:
-    return StorageCorrupt(
-        f"{path}: {what}", subject="backup", verb="read", hint="take another backup; nothing of this one was used"
-    )
+def _damaged(
+    path: Path, what: str, *, hint: str = "take another backup; nothing of this one was used"
+) -> StorageCorrupt:
+    return StorageCorrupt(f"{path}: {what}", subject="backup", verb="read", hint=hint)
 
 
 @contextlib.contextmanager

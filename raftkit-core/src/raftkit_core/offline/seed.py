@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from raftkit_core.errors import IdentityError, StorageCorrupt
+from raftkit_core.offline.archive import MAGIC as BACKUP
 from raftkit_core.offline.archive import translated
 from raftkit_core.offline.move import UNFINISHED, finish
 from raftkit_core.offline.store import Progress, ProgressListener, no_progress, open_target, write_log
@@ -54,9 +55,11 @@ def inspect(path: Path, *, progress: ProgressListener = no_progress) -> SavedSna
             progress(Progress("snapshot bytes", size, 0))
         header = decoder.finish()
     except StorageCorrupt as error:
-        raise StorageCorrupt(
-            f"{path}: {error.message}", subject="snapshot", verb="read", hint="save another one: raftkit snapshot save"
-        ) from error
+        message, hint = error.message, "save another one: raftkit snapshot save"
+        with translated(path, "read"), path.open("rb") as handle:
+            if handle.read(len(BACKUP)) == BACKUP:
+                message, hint = "this is a backup of a store, no snapshot", "raftkit storage restore FILE"
+        raise StorageCorrupt(f"{path}: {message}", subject="snapshot", verb="read", hint=hint) from error
     return SavedSnapshot(
         header=header,
         meta=header.meta(size_bytes=size, sha256=digest.hexdigest()),

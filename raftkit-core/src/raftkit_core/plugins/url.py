@@ -179,7 +179,7 @@ def convert_options(url: AdapterUrl, options_type: type[T]) -> T:
         except (ValueError, msgspec.ValidationError) as error:
             given = "" if _SECRET_NAME.search(name) else f" ({name}={text!r})"
             reason = str(error).partition(" - at ")[0].replace("`", "").replace("Expected", "expected")
-            raise BadAdapterUrl(f"option {name} of {url}: {reason}{given}") from None
+            raise BadAdapterUrl(f"option {name} of {url}: {reason}{given}", hint=_choices(name, fields[name])) from None
     try:
         return msgspec.convert(values, options_type, strict=False)
     except msgspec.ValidationError as error:
@@ -195,6 +195,16 @@ def _fields_of(options_type: type[Any]) -> dict[str, Any]:
         raise TypeError(f"options must be a msgspec Struct or a dataclass, not {options_type!r}")
     annotations = get_type_hints(options_type)
     return {item.encode_name: annotations[item.name] for item in described.fields}
+
+
+def _choices(name: str, annotation: Any) -> str | None:
+    """What an option may be, where that can be listed."""
+    import msgspec
+
+    described = msgspec.inspect.type_info(annotation)
+    if isinstance(described, msgspec.inspect.LiteralType):
+        return f"write {' or '.join(f'{name}={value}' for value in described.values)}"
+    return None
 
 
 def _takes_bool(annotation: Any) -> bool:

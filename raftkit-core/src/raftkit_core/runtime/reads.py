@@ -101,7 +101,8 @@ class LinearizableReads:
             )
         return QuorumNotEnough(
             f"no leader was confirmed in time: {error.message}",
-            hint="read what this node has without a promise (stale), or look at: raftkit status",
+            hint="read what this node has without a promise: --consistency stale, ReadPolicy.STALE; or look at: raftkit"
+            " status",
         )
 
     async def _ask_read_index(self, policy: ReadPolicy) -> LogId | None:
