@@ -14,6 +14,7 @@ from raftkit_core.errors import ErrorInfo, PayloadTooLarge
 from raftkit_core.network import wire
 from raftkit_core.network.wire import FrameError, Kind
 from raftkit_core.types.entry import BLANK, MEMBERSHIP, NORMAL, Entries, Entry, encode_membership
+from raftkit_core.types.entry_log import EntryLog
 from raftkit_core.types.ids import MAX_ENTRY_BYTES, MAX_FRAME_BYTES
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import Membership, Node, StoredMembership
@@ -179,7 +180,10 @@ def test_any_append_round_trips(steps: list[tuple[int, int, bytes]], start: int 
         entries.append(Entry(LogId(LeaderId(term, "n1"), index), 2**40 + index, kind, payload))
         index += 1
     request = AppendEntriesRequest(VOTE, prev, entries, None, lease)
-    assert wire.decode_append(wire.encode_append(request)) == request
+    body = wire.encode_append(request)
+    assert wire.decode_append(body) == request
+    read_back = AppendEntriesRequest(VOTE, prev, EntryLog(entries)[:], None, lease)
+    assert wire.encode_append(read_back) == body, "what a log gives is written as what was put in"
 
 
 def test_what_was_proposed_together_is_encoded_as_the_list_it_is() -> None:
