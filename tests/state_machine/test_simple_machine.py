@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from raftkit_core.errors import BadCommand, CommandRejected, StorageCorrupt
-from raftkit_core.state_machine.interface import AppliedEntry, RaftStateMachine
+from raftkit_core.state_machine.interface import AppliedEntry, MsgspecCodec, RaftStateMachine
 from raftkit_core.state_machine.simple import SimpleStateMachine
 from raftkit_core.state_machine.system import SYSTEM_MACHINE, TIME_RECORD, SystemMachine
 from raftkit_core.types.log_id import LogId
@@ -133,6 +133,13 @@ def test_the_codec_knows_the_command_types() -> None:
     with pytest.raises(BadCommand):
         codec.decode_command(b"\x93")
     assert codec.decode_result(codec.encode_result(7)) == 7
+
+
+def test_a_command_with_what_cannot_be_hashed_in_a_set_is_a_bad_one() -> None:
+    codec = MsgspecCodec(set[Any], int)
+    assert codec.decode_command(codec.encode_command({1, "a"})) == {1, "a"}
+    with pytest.raises(BadCommand):
+        codec.decode_command(b"\x91\x80")
 
 
 async def test_the_state_travels_in_snapshots_of_bounded_chunks() -> None:

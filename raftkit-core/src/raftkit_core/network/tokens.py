@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import msgspec
 
@@ -29,7 +29,6 @@ except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 
 Role = Literal["read", "write", "admin"]
-ROLES: tuple[Role, ...] = get_args(Role)
 
 PREFIX = "raftkit_"
 """Begins every token, so that tools which look for leaked secrets find them."""
@@ -53,9 +52,6 @@ class Token(msgspec.Struct, frozen=True):
     name: str
     role: Role
     digest: bytes
-
-    def allows(self, role: Role) -> bool:
-        return ROLES.index(self.role) >= ROLES.index(role)
 
     def __repr__(self) -> str:
         return f"Token({self.name!r}, {self.role!r})"

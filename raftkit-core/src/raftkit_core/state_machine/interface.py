@@ -10,6 +10,7 @@ import msgspec
 
 from raftkit_core.errors import BadCommand, CommandRejected
 from raftkit_core.types.adapter import AdapterContext
+from raftkit_core.types.decoding import DECODE_ERRORS
 from raftkit_core.types.entry import Entries, Entry
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.membership import StoredMembership
@@ -63,7 +64,7 @@ class MsgspecCodec:
     def decode_command(self, body: bytes) -> Any:
         try:
             return self._command.decode(body)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        except (*DECODE_ERRORS, TypeError) as error:  # TypeError: what cannot be hashed, in a set or as a key
             raise BadCommand(f"the command cannot be decoded: {error}") from error
 
     def encode_result(self, result: Any) -> bytes:
