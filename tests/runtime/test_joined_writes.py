@@ -136,7 +136,7 @@ async def test_a_damaged_entry_among_others_is_refused_alone_on_every_node() -> 
     async with memory_cluster(3) as cluster:
         leader = await cluster.leader()
         core = leader._core
-        good = leader._payload_of(Put("k", b"v"))
+        good, _ = leader._payload_of(Put("k", b"v"))
         damaged = [
             encode_envelope(Envelope(1, "kv/1", 0, 0, 0, b"\x93\xa3put\xa1k")),
             encode_envelope(Envelope(1, "kv/1", 0, 0, 0, KvCodec().encode_command(Put("k", b"v")) + b"\xc0")),
@@ -151,6 +151,46 @@ async def test_a_damaged_entry_among_others_is_refused_alone_on_every_node() -> 
         last = leader.metrics().value.last_log_index or 0
         await cluster.applied(last)
         assert len({cluster.raft(node_id).machine.digest() for node_id in ("n1", "n2", "n3")}) == 1
+
+
+async def test_a_leader_applies_what_it_checked_and_decodes_what_it_did_not_propose() -> None:
+    async with memory_cluster(3) as cluster:
+        leader = await cluster.leader()
+        follower = cluster.raft(next(node_id for node_id in ("n1", "n2", "n3") if node_id != leader.id))
+        applied: dict[str, list[Any]] = {leader.id: [], follower.id: []}
+        for raft in (leader, follower):
+            watch_applied(raft, applied[raft.id])
+        commands = [Put(f"k{number}", b"v" * number) for number in range(1, 4)]
+        await write_all(leader, commands)
+        commands.append(Put("k9", bytearray(b"v")))  # type: ignore[arg-type]
+        commands[-1].value.append(1)  # type: ignore[attr-defined]
+        written = leader.client_write_ff(commands[-1])
+        commands[-1].value.append(2)  # type: ignore[attr-defined]
+        done = await written
+        async with leader.open_session() as session:
+            again = await session.write(Put("k1", b"once"))
+        await cluster.applied(again.log_id.index)
+        expected = [*commands[:3], Put("k9", b"v\x01"), Put("k1", b"once")]
+        assert applied[leader.id] == applied[follower.id] == expected
+        assert [ours is theirs for ours, theirs in zip(applied[leader.id], commands, strict=False)] == [
+            True,
+            True,
+            True,
+            False,
+        ], "what a caller can still change is not what is applied"
+        assert not any(ours is theirs for ours, theirs in zip(applied[follower.id], commands, strict=False))
+        assert done.data.revision < again.data.revision
+        assert leader.machine.digest() == follower.machine.digest()
+
+
+def watch_applied(raft: Raft, commands: list[Any]) -> None:
+    apply = raft.machine.apply
+
+    def noted(batch: Any) -> Any:
+        commands.extend(entry.command for entry in batch.entries)
+        return apply(batch)
+
+    raft.machine.apply = noted
 
 
 async def test_a_machine_whose_codec_knows_no_batches_works_as_before() -> None:

@@ -26,10 +26,11 @@ N1, N2 = LeaderId(1, "n1"), LeaderId(2, "n2")
 N1_AGAIN = LeaderId(3, "n1")
 
 
-def writes(count: int, deadline: float = 10.0) -> ClientWrite:
+def writes(count: int, deadline: float = 10.0, commands: list[Any] | None = None) -> ClientWrite:
     loop = asyncio.get_running_loop()
     since = 0.25
-    return ClientWrite([b""] * count, [loop.create_future() for _ in range(count)], [deadline - since] * count, since)
+    futures = [loop.create_future() for _ in range(count)]
+    return ClientWrite([b""] * count, commands or [None] * count, futures, [deadline - since] * count, since)
 
 
 def entries(leader_id: LeaderId, first: int, last: int) -> list[Entry]:
@@ -144,6 +145,27 @@ class Caller:
         return future.result().log_id, future.result().data
 
 
+async def test_commands_are_those_of_all_entries_or_of_none() -> None:
+    waiting = WaitingClients()
+    waiting.wait_for_all(LogId(N1, 5), [writes(3, commands=["e", "f", "g"]), writes(2, commands=["h", "i"])])
+    waiting.wait_for_all(LogId(N1, 10), [writes(2, commands=["j", None])])
+
+    def found(leader_id: LeaderId, first: int, last: int) -> list[Any] | None:
+        return waiting.commands_of(Entries(LogId(leader_id, first), 0, NORMAL, [b""] * (last - first + 1)))
+
+    assert found(N1, 5, 7) == ["e", "f", "g"]
+    assert found(N1, 5, 9) == ["e", "f", "g", "h", "i"]
+    assert found(N1, 6, 8) == ["f", "g", "h"]
+    assert found(N1, 10, 10) == ["j"]
+    assert found(N1, 9, 11) is None, "one is not known"
+    assert found(N1, 4, 6) is None
+    assert found(N1, 10, 12) is None
+    assert found(N2, 5, 7) is None, "entries of another leader"
+    waiting.resolve_all(entries(N1, 5, 6), [0, 0])
+    assert found(N1, 5, 7) is None
+    assert found(N1, 7, 9) == ["g", "h", "i"]
+
+
 @given(st.integers(0, 2**32))
 async def test_everybody_hears_what_became_of_their_own_entry_and_hears_it_once(seed: int) -> None:
     """Leaders come and go, and truncate; what is committed is applied in pieces, by log or by snapshot; time passes."""
@@ -151,6 +173,7 @@ async def test_everybody_hears_what_became_of_their_own_entry_and_hears_it_once(
     waiting = WaitingClients()
     log: list[LogId] = []
     callers: list[Caller] = []
+    proposed: dict[LogId, Any] = {}
     applied, term, now = 0, 1, 0.0
     leader_id = LeaderId(term, "n1")
 
@@ -171,6 +194,10 @@ async def test_everybody_hears_what_became_of_their_own_entry_and_hears_it_once(
                 futures = [future for message in messages for future in message.futures]
                 places = [LogId(leader_id, len(log) + at) for at in range(len(futures))]
                 if leader_id.node_id == "n1":
+                    for message in messages:
+                        message.commands = [random.choice([object(), object(), None]) for _ in message.futures]
+                    commands = [command for message in messages for command in message.commands]
+                    proposed.update(zip(places, commands, strict=True))
                     waiting.wait_for_all(places[0], messages)
                     callers += [Caller(*each, deadline) for each in zip(futures, places, strict=True)]
                 log += places
@@ -184,6 +211,10 @@ async def test_everybody_hears_what_became_of_their_own_entry_and_hears_it_once(
                 if random.random() < 0.3:
                     results = Overwritten(part[0].index, [at.index + 5 for at in part])
                 settle(dict(enumerate(results, applied)))
+                if part and part[0].leader_id == part[-1].leader_id:
+                    commands_found = waiting.commands_of(Entries(part[0], 0, NORMAL, [b""] * len(part)))
+                    assert commands_found in (None, [proposed.get(log_id) for log_id in part])
+                    assert commands_found is None or None not in commands_found
                 _apply(waiting, part, results, random)
                 applied += len(part)
             case 6 if len(log) > applied and random.random() < 0.3:

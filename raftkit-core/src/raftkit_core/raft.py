@@ -319,13 +319,15 @@ class Raft:
         Raises: ForwardToLeader, QuorumNotEnough, Overloaded, BadCommand, ConditionFailed (nothing entered the log);
         CommandRejected (the machine refused it); NotApplied; OutcomeUnknown (deadline, shutdown).
         """
-        return await self._core.propose(self._payload_of(command), timeout, condition)
+        payload, decoded = self._payload_of(command)
+        return await self._core.propose(payload, timeout, condition, decoded)
 
     def client_write_ff(
         self, command: Any, *, timeout: float = WRITE_TIMEOUT, condition: WriteCondition | None = None
     ) -> asyncio.Future[ClientWriteResponse]:
         """Propose ``command`` and return the future of its result at once."""
-        return self._core.propose(self._payload_of(command), timeout, condition)
+        payload, decoded = self._payload_of(command)
+        return self._core.propose(payload, timeout, condition, decoded)
 
     async def client_write_many(
         self, commands: Iterable[Any], *, timeout: float = WRITE_TIMEOUT

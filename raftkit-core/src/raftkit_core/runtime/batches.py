@@ -120,6 +120,8 @@ class BatchMaker:
         self._decode_plain = plain_decoder(machine.name)
         self._codec: object = None
         self._decode_commands: Callable[[list[bytes]], list[Any]] = list
+        self.commands_of: Callable[[Entries], list[Any] | None] = _unknown
+        """The commands of entries that were proposed here, none of them under a session, as they would be decoded."""
 
     def prepare(self, entries: Sequence[Entry], applied_index: int) -> Batch:
         """Decode what the machine gets; the first of ``entries`` follows ``applied_index``. The leader decoded every
@@ -144,6 +146,8 @@ class BatchMaker:
             if type(entries) is Entries:
                 if entries.kind != NORMAL:
                     return None
+                if (proposed := self.commands_of(entries)) is not None:
+                    return proposed
             elif not _ALL_NORMAL.issuperset(map(_kind, entries)):
                 return None
             bodies = list(map(_body, map(self._decode_plain, payloads_of(entries))))
@@ -209,6 +213,10 @@ class BatchMaker:
         return CommandRejected(
             f"entry {entry.log_id} is for the machine {envelope.machine}, this cluster runs {self._machine.name}"
         )
+
+
+def _unknown(entries: Entries) -> None:
+    """Nothing is proposed where nobody takes writes yet."""
 
 
 _ALL_NORMAL = frozenset((NORMAL,))

@@ -52,14 +52,14 @@ class ClientWrites(Inbox):
     # --- into the log -----------------------------------------------------------------------------------------------
 
     def _write_at_once(
-        self, payload: bytes, timeout: float, condition: WriteCondition | None
+        self, payload: bytes, timeout: float, condition: WriteCondition | None, command: Any
     ) -> asyncio.Future[ClientWriteResponse]:
         """Writes have come one after the other, each when the one before was answered: nobody will join this one."""
         future: asyncio.Future[ClientWriteResponse] = asyncio.Future(loop=self._loop)
         self._turn_is_due = True
         try:
             now = self._now()
-            self._write([ClientWrite([payload], [future], [timeout], now, condition)], now)
+            self._write([ClientWrite([payload], [command], [future], [timeout], now, condition)], now)
             self._end_turn(now)
         except BaseException as error:
             self.fail(error)

@@ -6,7 +6,7 @@ from typing import Any
 
 from raftkit_core.errors import BadCommand
 from raftkit_core.runtime.session_service import SessionService
-from raftkit_core.state_machine.interface import RaftStateMachine
+from raftkit_core.state_machine.interface import RaftStateMachine, checked_encoder_of
 from raftkit_core.types.entry import ENVELOPE_VERSION, Envelope, encode_body, encode_envelope, envelope_head
 from raftkit_core.types.session import SessionSerial
 
@@ -19,6 +19,8 @@ class Envelopes:
     def __init__(self, machine: RaftStateMachine, sessions: SessionService, *, max_entry_bytes: int) -> None:
         self._machine = machine
         self._machine_name = machine.name
+        self.encode = checked_encoder_of(machine.codec)
+        """The body of a command's envelope, and the command as it decodes; None where the codec does not say."""
         self._head = envelope_head(machine.name)
         self._short_heads = [self._head + encode_body(bytes(size))[: -size or None] for size in range(SHORT_BYTES + 1)]
         """What stands before a short body, by its size."""
@@ -27,13 +29,12 @@ class Envelopes:
         self._short_bytes = min(SHORT_BYTES, max_entry_bytes - len(self._head) - len(encode_body(b"")) - 1)
         """A body of so many bytes has its head at hand, and is not too much."""
 
-    def of(self, command: Any) -> bytes:
-        """The payload of the entry for ``command``, under no session. Raises: BadCommand."""
-        body = self._machine.codec.encode_command(command)
+    def of(self, command: Any) -> tuple[bytes, Any]:
+        """The payload of the entry for ``command``, under no session, and the command as it decodes; None where the
+        codec does not say. Raises: BadCommand."""
+        body, decoded = self.encode(command)
         size = len(body)
-        if size <= self._short_bytes:
-            return self._short_heads[size] + body
-        return self.around(body)
+        return self._short_heads[size] + body if size <= self._short_bytes else self.around(body), decoded
 
     def around(self, body: bytes, once: SessionSerial | None = None) -> bytes:
         """The payload of an entry. Raises: BadCommand if that is more than one may be; as ``SessionService.heard``."""

@@ -63,6 +63,7 @@ class Inbox(ABC):
         """How many writes the last message may have, while single ones may join those it has; 0 if none may. Its
         columns:"""
         self._payloads: list[bytes] = []
+        self._commands: list[Any] = []
         self._futures: list[Future[Any]] = []
         self._timeouts: list[float] = []
         self._writes_alone = 0
@@ -86,7 +87,7 @@ class Inbox(ABC):
 
     @abstractmethod
     def _write_at_once(
-        self, payload: bytes, timeout: float, condition: WriteCondition | None
+        self, payload: bytes, timeout: float, condition: WriteCondition | None, command: Any
     ) -> asyncio.Future[ClientWriteResponse]:
         """A turn for this write alone."""
 
@@ -122,19 +123,20 @@ class Inbox(ABC):
         self._put(message)
 
     def propose(
-        self, payload: bytes, timeout: float, condition: WriteCondition | None = None
+        self, payload: bytes, timeout: float, condition: WriteCondition | None = None, command: Any = None
     ) -> asyncio.Future[ClientWriteResponse]:
         """Queue one write, beside the single ones that were the last to come if there is room; the future gives its
-        result. Raises: as :meth:`send`."""
+        result. ``command`` is what the body of ``payload`` decodes to, if that is known. Raises: as :meth:`send`."""
         payloads = self._payloads
         if len(payloads) >= self._places or condition is not None or get_ident() != self._thread_id:
             if self.fatal is not None or running_loop() is not self._loop:
                 self.check_running()
             if self._writes_alone > 1 and not self._turn_is_due and not self.waiting.writers:
-                return self._write_at_once(payload, timeout, condition)
+                return self._write_at_once(payload, timeout, condition, command)
             payloads = self._begin_writes(condition)
         future: Future[ClientWriteResponse] = Future(loop=self._loop)
         payloads.append(payload)
+        self._commands.append(command)
         self._futures.append(future)
         self._timeouts.append(timeout)
         return future
@@ -142,9 +144,10 @@ class Inbox(ABC):
     def _begin_writes(self, condition: WriteCondition | None) -> list[bytes]:
         """Queue a message for a write and those that come after it; gives its payloads. A write with a condition is
         judged alone: its neighbours would change what it depends on."""
-        message = ClientWrite([], [], [], self._now(), condition, True)
+        message = ClientWrite([], [], [], [], self._now(), condition, True)
         self.send(message)
-        self._payloads, self._futures, self._timeouts = message.payloads, message.futures, message.timeouts
+        self._payloads, self._commands = message.payloads, message.commands
+        self._futures, self._timeouts = message.futures, message.timeouts
         if condition is None:
             self._places = MAX_JOINED
         return message.payloads
@@ -160,7 +163,7 @@ class Inbox(ABC):
         """Nothing joins the writes that came last any more."""
         self._places = 0
         self._joined += len(self._payloads)
-        self._payloads, self._futures, self._timeouts = [], [], []
+        self._payloads, self._commands, self._futures, self._timeouts = [], [], [], []
 
     def ask(self, timeout: float, message: Callable[[RequestId], RaftMsg]) -> Reply[Any]:
         """Queue a request. The reply is the engine's answer, or RPCTimeout after ``timeout`` seconds.

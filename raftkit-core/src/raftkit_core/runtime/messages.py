@@ -41,11 +41,12 @@ class ClientWriteResponse(msgspec.Struct, frozen=True, eq=False, gc=False):
 
 
 class ClientWrite(msgspec.Struct):
-    """One or more writes, in columns: the envelope of each, the future of its result or its error, and for how many
-    seconds from ``since`` on that is waited for. ``is_joined``: of several callers, who have nothing to do with each
-    other; else one request, taken or refused as a whole."""
+    """One or more writes, in columns: the envelope of each, the command as its body decodes (None: not known), the
+    future of its result or its error, and for how many seconds from ``since`` on that is waited for. ``is_joined``: of
+    several callers, who have nothing to do with each other; else one request, taken or refused as a whole."""
 
     payloads: list[bytes]
+    commands: list[Any]
     futures: list[asyncio.Future[Any]]
     timeouts: list[float]
     since: float
@@ -54,7 +55,7 @@ class ClientWrite(msgspec.Struct):
 
     def is_whole(self) -> bool:
         """Whether each has its own future: nobody was interrupted between putting in one and the other."""
-        return len(self.payloads) == len(self.futures) == len(self.timeouts)
+        return len(self.payloads) == len(self.commands) == len(self.futures) == len(self.timeouts)
 
     def size_bytes(self) -> int:
         return sum(map(len, self.payloads))
@@ -63,6 +64,7 @@ class ClientWrite(msgspec.Struct):
         """Some of them, as they are here."""
         return ClientWrite(
             self.payloads[start:stop],
+            self.commands[start:stop],
             self.futures[start:stop],
             self.timeouts[start:stop],
             self.since,

@@ -77,8 +77,9 @@ class OperationRunner:
                 return await self._sessions.close(operation, timeout)
 
     async def _write(self, operation: Write, timeout: float) -> WriteDone:
-        self._machine.codec.decode_command(operation.body)  # a bad one ends here
-        done = await self._core.propose(self._envelopes.around(operation.body, operation.once), timeout)
+        command = self._machine.codec.decode_command(operation.body)  # a bad one ends here
+        payload = self._envelopes.around(operation.body, operation.once)
+        done = await self._core.propose(payload, timeout, command=command if operation.once is None else None)
         return WriteDone(done.log_id, self._machine.codec.encode_result(done.data))
 
 

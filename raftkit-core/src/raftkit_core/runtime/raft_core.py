@@ -121,7 +121,7 @@ class RaftCore(ClientWrites):
         self.lease_watchers: dict[Callable[[], None], None] = {}
         self.sessions = SessionKeeper(worker.system)
         writer.attach(self.log_flushed, self.fail)
-        worker.attach(self.applied)
+        worker.attach(self.applied, self.waiting.commands_of)
         runner.attach(self.append_answered)
 
     # --- from outside -----------------------------------------------------------------------------------------------
@@ -378,7 +378,7 @@ class RaftCore(ClientWrites):
             refuse([message.future], self.stop_error)
             raise
         if isinstance(log_id, LogId):
-            self.waiting.wait_for_all(log_id, [ClientWrite([b""], [message.future], [0.0], message.deadline)])
+            self.waiting.wait_for_all(log_id, [ClientWrite([b""], [None], [message.future], [0.0], message.deadline)])
         elif not message.future.done():
             message.future.set_exception(log_id)
 

@@ -23,7 +23,7 @@ from raftkit_core.state_machine.interface import RaftStateMachine
 from raftkit_core.state_machine.kv_watch import ChangeRing
 from raftkit_core.state_machine.system import SystemMachine
 from raftkit_core.storage.interface import RaftSnapshotStorage, SnapshotSink
-from raftkit_core.types.entry import Entry
+from raftkit_core.types.entry import Entries, Entry
 from raftkit_core.types.ids import RequestId
 from raftkit_core.types.kv import KV_MACHINE
 from raftkit_core.types.log_id import LogId, index_of
@@ -64,7 +64,8 @@ class StateMachineWorker:
         self.system = system
         self.applied = applied
         self.applied_index = index_of(applied)
-        self._prepare = BatchMaker(machine, system).prepare
+        self._batches = BatchMaker(machine, system)
+        self._prepare = self._batches.prepare
         self.membership = membership
         self._is_durable = machine.durable
         self._now = self._stalls.now
@@ -102,9 +103,14 @@ class StateMachineWorker:
         self._waits_kept = 64
         self._wait_number = 0
 
-    def attach(self, on_applied: Callable[[Batch, Sequence[Any]], None]) -> None:
-        """Tell this of every batch from now on."""
+    def attach(
+        self,
+        on_applied: Callable[[Batch, Sequence[Any]], None],
+        commands_of: Callable[[Entries], list[Any] | None],
+    ) -> None:
+        """Tell this of every batch from now on, and ask for the commands of entries that were proposed here."""
         self._on_applied = on_applied
+        self._batches.commands_of = commands_of
 
     @property
     def is_awaited(self) -> bool:

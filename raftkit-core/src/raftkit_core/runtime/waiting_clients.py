@@ -29,18 +29,20 @@ SWEEP_SECONDS = 0.05
 class _Writers:
     """Who waits for consecutive entries of one append."""
 
-    __slots__ = ("first", "futures", "leader_id", "since", "timeouts")
+    __slots__ = ("commands", "first", "futures", "leader_id", "since", "timeouts")
 
     def __init__(
         self,
         leader_id: LeaderId,
         first: int,
+        commands: list[Any],
         futures: list[asyncio.Future[Any]],
         timeouts: list[float],
         since: float,
     ) -> None:
         self.leader_id = leader_id
         self.first = first
+        self.commands = commands
         self.futures = futures
         self.timeouts = timeouts
         self.since = since
@@ -59,8 +61,11 @@ def _cut(queue: deque[_Writers], stop: int) -> _Writers:
     count = stop - head.first
     if count >= len(head.futures):
         return queue.popleft()
-    cut = _Writers(head.leader_id, head.first, head.futures[:count], head.timeouts[:count], head.since)
-    head.first, head.futures, head.timeouts = stop, head.futures[count:], head.timeouts[count:]
+    cut = _Writers(
+        head.leader_id, head.first, head.commands[:count], head.futures[:count], head.timeouts[:count], head.since
+    )
+    head.first, head.commands = stop, head.commands[count:]
+    head.futures, head.timeouts = head.futures[count:], head.timeouts[count:]
     return cut
 
 
@@ -87,8 +92,27 @@ class WaitingClients:
         if queue is None:
             queue = self.writers[leader_id] = deque()
         for message in messages:
-            queue.append(_Writers(leader_id, index, message.futures, message.timeouts, message.since))
+            queue.append(_Writers(leader_id, index, message.commands, message.futures, message.timeouts, message.since))
             index += len(message.futures)
+
+    def commands_of(self, entries: Entries) -> list[Any] | None:
+        """What ``entries`` decode to, if all of them were proposed here and somebody waits. An entry of their log ids
+        is theirs and no other."""
+        queue = self.writers.get(entries.first.leader_id)
+        if queue is None:
+            return None
+        start, stop = entries.first.index, entries.last.index + 1
+        commands: list[Any] = []
+        for writers in queue:
+            if writers.first > start + len(commands) or writers.first >= stop:
+                break
+            skipped = start + len(commands) - writers.first
+            if not commands and not skipped and len(writers.commands) == stop - start:
+                commands = writers.commands
+                break
+            commands += writers.commands[skipped : stop - writers.first]
+        # One that is false may be one that is not known.
+        return commands if len(commands) == stop - start and all(commands) else None
 
     def resolve_all(self, log: Sequence[Entry], results: Sequence[Any]) -> None:
         """Every entry of ``log`` was applied, with the result at its place; an error is a refusal."""

@@ -41,10 +41,10 @@ class Writes:
         if session is not None:
             done: ClientWriteResponse = await session.write(command, timeout=timeout)
             return done
-        body = self._machine.codec.encode_command(command)
+        body, decoded = self._envelopes.encode(command)
         if self._core.engine.is_leader:
             with suppress(ForwardToLeader, QuorumNotEnough):
-                return await self._core.propose(self._envelopes.around(body), timeout)
+                return await self._core.propose(self._envelopes.around(body), timeout, command=decoded)
         return self._response(await self._forwarder.call(Write(body), timeout))
 
     async def write_once(self, command: Any, once: Callable[[], SessionSerial], timeout: float) -> ClientWriteResponse:
@@ -66,8 +66,7 @@ class Writes:
 
     async def append_commands(self, commands: Iterable[Any], timeout: float) -> list[ClientWriteResponse | RaftError]:
         """``commands`` in one append, in order, on the leader; each one's result or error."""
-        payloads = [self._envelopes.of(command) for command in commands]
-        return await self._append(payloads, timeout)
+        return await self._append([self._envelopes.of(command) for command in commands], timeout)
 
     async def write_many(
         self, commands: Sequence[Any], serials: Sequence[SessionSerial] | None, timeout: float
@@ -78,19 +77,19 @@ class Writes:
         deadline = loop.time() + timeout
         once: Sequence[SessionSerial | None] = [None] * len(commands) if serials is None else serials
         results: list[ClientWriteResponse | RaftError | None] = [None] * len(commands)
-        payloads: dict[int, bytes] = {}
+        made: dict[int, tuple[bytes, Any]] = {}
         if self._core.engine.is_leader:
             for number, (command, serial) in enumerate(zip(commands, once, strict=True)):
                 try:
-                    body = self._machine.codec.encode_command(command)
-                    payloads[number] = self._envelopes.around(body, serial)
+                    body, decoded = self._envelopes.encode(command)
+                    made[number] = self._envelopes.around(body, serial), decoded if serial is None else None
                 except RaftError as error:
                     results[number] = error
             try:
-                appended = await self._append(list(payloads.values()), timeout)
+                appended = await self._append(list(made.values()), timeout)
             except RaftError as error:
-                appended = [error] * len(payloads)
-            for number, result in zip(payloads, appended, strict=True):
+                appended = [error] * len(made)
+            for number, result in zip(made, appended, strict=True):
                 # Definite: no log has it, and another node may lead.
                 results[number] = None if isinstance(result, ForwardToLeader | QuorumNotEnough) else result
         rest = [number for number, result in enumerate(results) if result is None]
@@ -100,9 +99,11 @@ class Writes:
             results[number] = result
         return [result for result in results if result is not None]
 
-    async def _append(self, payloads: Sequence[bytes], timeout: float) -> list[ClientWriteResponse | RaftError]:
-        if not payloads:
+    async def _append(self, made: Sequence[tuple[bytes, Any]], timeout: float) -> list[ClientWriteResponse | RaftError]:
+        """``made``: payloads, and the commands they hold as far as they are known."""
+        if not made:
             return []
+        payloads, commands = [payload for payload, _ in made], [command for _, command in made]
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[Any]] = [loop.create_future() for _ in payloads]
         size_bytes = sum(len(payload) for payload in payloads)
@@ -113,7 +114,7 @@ class Writes:
                 hint="write them in several calls",
             )
         now = self._core.clock.monotonic()
-        self._core.send(ClientWrite(list(payloads), futures, [timeout] * len(futures), now))
+        self._core.send(ClientWrite(payloads, commands, futures, [timeout] * len(futures), now))
         await asyncio.gather(*futures, return_exceptions=True)
         return [_result_of(future) for future in futures]
 

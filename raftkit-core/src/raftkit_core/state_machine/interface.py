@@ -22,8 +22,12 @@ T = TypeVar("T", covariant=True)
 class Codec(Protocol):
     """Commands and results to bytes and back. Never pickle.
 
-    A codec may also have ``decode_commands(bodies) -> list``: many at once, each as ``decode_command`` would; it raises
-    BadCommand if one of them would. It saves a call per command where they come in batches.
+    A codec may also have
+
+    - ``decode_commands(bodies) -> list``: many at once, each as ``decode_command`` would; it raises BadCommand if one
+      of them would. It saves a call per command where they come in batches.
+    - ``encode_checked(command) -> (body, decoded)``: as ``encode_command``, and what ``decode_command`` makes of the
+      body, which nobody changes any more. A leader applies that instead of decoding what it proposed itself.
     """
 
     def encode_command(self, command: Any) -> bytes:
@@ -43,6 +47,12 @@ def decoder_of(codec: Codec) -> Callable[[list[bytes]], list[Any]]:
     """Decodes each of many bodies by itself: a damaged one changes nothing for its neighbours. It raises BadCommand."""
     together: Callable[[list[bytes]], list[Any]] | None = getattr(codec, "decode_commands", None)
     return together if together is not None else lambda bodies: list(map(codec.decode_command, bodies))
+
+
+def checked_encoder_of(codec: Codec) -> Callable[[Any], tuple[bytes, Any]]:
+    """Encodes a command and gives what its bytes decode to; None where the codec does not say. It raises BadCommand."""
+    checked: Callable[[Any], tuple[bytes, Any]] | None = getattr(codec, "encode_checked", None)
+    return checked if checked is not None else lambda command: (codec.encode_command(command), None)
 
 
 class MsgspecCodec:

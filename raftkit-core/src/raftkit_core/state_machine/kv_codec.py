@@ -25,6 +25,10 @@ class KvCodec(MsgspecCodec):
         self._encode = self._encoder.encode
 
     def encode_command(self, command: Any) -> bytes:
+        return self.encode_checked(command)[0]
+
+    def encode_checked(self, command: Any) -> tuple[bytes, KvCommand]:
+        """The body and what it decodes to. Raises: BadCommand."""
         if type(command) is Put and type(command.value) is bytes and command.if_revision is None:
             key = command.key
             if type(key) is str and key:
@@ -33,15 +37,16 @@ class KvCodec(MsgspecCodec):
                 except ValueError as error:  # a key that is no text
                     raise BadCommand(f"the command cannot be encoded: {error}") from error
                 if len(body) <= MAX_KEY_BYTES or len(key) <= _CERTAINLY_SHORT:
-                    return body  # either way the key is not too long
+                    return body, command  # either way the key is not too long, and decoding gives its equal
         try:
             body = super().encode_command(command)
         except BadCommand:
             if isinstance(command, Put | Delete | CompareAndSet) and isinstance(command.key, str):
                 check_command(command)  # says it better
             raise
-        check_command(self._command.decode(body))
-        return body
+        decoded = self._command.decode(body)
+        check_command(decoded)
+        return body, decoded
 
     def decode_command(self, body: bytes) -> Any:
         try:

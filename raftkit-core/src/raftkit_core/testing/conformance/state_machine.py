@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 
 from raftkit_core.errors import BadCommand, CommandRejected, StorageCorrupt
+from raftkit_core.state_machine.interface import checked_encoder_of
 from raftkit_core.testing.conformance.kit import same_bytes
 from raftkit_core.testing.conformance.machine_case import (
     Opener,
@@ -79,8 +80,14 @@ class StateMachineConformance(MachineDurabilityCases):
         codec = self.opener()().codec
         commands = self.commands(100)
         decoded = [codec.decode_command(codec.encode_command(command)) for command in commands]
+        checked = [checked_encoder_of(codec)(command) for command in commands]
+        assert [body for body, _ in checked] == [codec.encode_command(command) for command in commands]
+        applied_by_a_leader = [
+            theirs if ours is None else ours for (_, ours), theirs in zip(checked, decoded, strict=True)
+        ]
+        assert [codec.encode_command(ours) for ours in applied_by_a_leader] == [body for body, _ in checked]
         async with self.opened(self.opener()) as machine, self.opened(self.opener()) as other:
-            results = await apply(machine, batch_of(1, commands))
+            results = await apply(machine, batch_of(1, applied_by_a_leader))
             assert [comparable(result) for result in results] == await apply_all(other, [batch_of(1, decoded)])
             for result in results:
                 if not isinstance(result, CommandRejected):
