@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,28 @@ def test_check_of_a_wrong_adapter_exits_5_and_quotes_the_clause(
     document = raftkit.json(*words, code=5)
     failed = [case for case in document["data"]["checks"][0]["cases"] if case["outcome"] == "failed"]
     assert {case["clause"] for case in failed} == {"L4"}
+
+
+def test_check_names_what_it_did_not_try_and_tries_power_losses_when_told_that_it_can(
+    raftkit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A storage that never syncs passes every case that only kills the process."""
+    example = (Path(__file__).parents[2] / "docs/examples/onefile_storage.py").read_text()
+    (tmp_path / "hasty_storage.py").write_text(re.sub(r"os\.fsync\(.*\)", "pass", example))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ("plugins", "check", "onefile:n1.log", "-k", "test_l2_entries_survive_a_power_loss")
+    raftkit.plugins = (importlib.import_module("hasty_storage"),)
+    result = raftkit(*words)
+    assert result.exit_code == 0
+    assert "not tried  this adapter gives no way to cut the power" in result.stdout
+    assert "(L2)" in result.stdout
+    assert "--python-files" in result.stdout
+    assert "L2: Returning means durable" in raftkit(*words, "--python-files").stderr
+
+
+def test_check_of_no_case_is_no_pass(raftkit: Any) -> None:
+    error = raftkit.json("plugins", "check", "sqlite", "-k", "nonsense", code=2)["error"]
+    assert error["message"] == "no case has 'nonsense' in its name"
 
 
 def test_check_never_writes_to_a_place_that_may_hold_something(raftkit: Any, tmp_path: Path) -> None:

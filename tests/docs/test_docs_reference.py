@@ -65,8 +65,8 @@ def test_the_example_of_raftkit_toml_has_every_section_and_key_and_is_read() -> 
 
 def test_every_environment_variable_has_its_line() -> None:
     sources = "\n".join(path.read_text() for path in ROOT.glob("raftkit-*/src/**/*.py"))
-    used = set(re.findall(r"RAFTKIT_[A-Z_]+", sources))
-    described = set(re.findall(r"^\| `(RAFTKIT_[A-Z_]+)` \|", (DOCS / "configuration.md").read_text(), re.MULTILINE))
+    used = set(re.findall(r"_?RAFTKIT_[A-Z_]+", sources))
+    described = set(re.findall(r"^\| `(_?RAFTKIT_[A-Z_]+)` \|", (DOCS / "configuration.md").read_text(), re.MULTILINE))
     assert described == used
 
 

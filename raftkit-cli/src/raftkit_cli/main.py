@@ -16,6 +16,8 @@ from raftkit_cli.exit_codes import OK, UNEXPECTED
 from raftkit_cli.failures import Terminated, failure_of
 from raftkit_cli.options import Invocation, LazyGroup, VerbGroup, global_options, verb_name
 
+_COMPLETE = "_RAFTKIT_COMPLETE"
+"""Set by the shell that wants to know how a command line may go on."""
 _ASKED_PLUGINS = "raftkit_cli.asked_plugins"
 
 
@@ -71,9 +73,15 @@ class Root(LazyGroup):
         invocation = Invocation(as_json=_asks_for_json(arguments))
         invocation.plugins = extra.pop("plugins", ())
         extra["standalone_mode"] = False
+        if os.environ.get(_COMPLETE, "").startswith("bash_complete"):
+            from raftkit_cli.completion import rejoin_urls
+
+            rejoin_urls(os.environ)
         try:
             code = super().main(args=arguments, prog_name="raftkit", obj=invocation, **extra)
         except (Exception, KeyboardInterrupt, Terminated) as error:
+            if _COMPLETE in os.environ:  # somebody is typing: nothing may be written between the words
+                sys.exit(UNEXPECTED)
             code = _tell(invocation, error)
         finally:
             # What plugins brought is of this command line alone: a program may run another one with others.

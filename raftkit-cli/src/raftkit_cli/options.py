@@ -136,6 +136,12 @@ def split_endpoints(values: tuple[str, ...] | str) -> tuple[str, ...]:
     return tuple(part.strip() for text in texts for part in text.split(",") if part.strip())
 
 
+def _contexts(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from raftkit_cli.completion import contexts  # not at the top: it stands above this file
+
+    return contexts(ctx, param, incomplete)
+
+
 def global_options(*, hidden: bool) -> list[click.Parameter]:
     """Fresh copies of the shared options. The root shows them and reads the environment; a verb accepts them."""
 
@@ -159,7 +165,14 @@ def global_options(*, hidden: bool) -> list[click.Parameter]:
             metavar="URL[,URL]",
             help="Nodes to ask; one is enough.",
         ),
-        option("--context", target="context", metavar="NAME", env="RAFTKIT_CONTEXT", help="A cluster known by name."),
+        option(
+            "--context",
+            target="context",
+            metavar="NAME",
+            env="RAFTKIT_CONTEXT",
+            help="A cluster known by name.",
+            shell_complete=_contexts,
+        ),
         option("-c", "--config", "config_file", target="config_path", type=path, help="A raftkit.toml to read."),
         option(
             "--token-file", target="token_file", type=path, env="RAFTKIT_TOKEN_FILE", help="File with the access token."

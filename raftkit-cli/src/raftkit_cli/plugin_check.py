@@ -20,8 +20,8 @@ KIT_VERSION = 1
 _CHECKED = ("storage", "snapshots", "network", "state_machine")
 
 
-def check_target(invocation: Invocation, target: str, only: str) -> None:
-    """Run every kit that fits ``target``. Raises: CliError if a case failed."""
+def check_target(invocation: Invocation, target: str, only: str, *, python_files: bool = False) -> None:
+    """Run every kit that fits ``target``. Raises: CliError if a case failed, or there is none to run."""
     _require_pytest()
     from raftkit_core.testing.run_kit import run_kit, summary
 
@@ -29,8 +29,13 @@ def check_target(invocation: Invocation, target: str, only: str) -> None:
     results: dict[str, list[CaseResult]] = {}
     for (kind, url), kit in checks.items():
         invocation.out.note(f"{kind.replace('_', ' ')} {url}")
+        kit.python_files = python_files and kind == "storage"
         progress = _progress(invocation)
         results[f"{kind} {url}"] = run_kit(kit, only=lambda name: only in name, told=progress)
+    if not any(results.values()):
+        raise CliError(
+            "USAGE", f"no case has {only!r} in its name", hint=f"raftkit plugins check {target} -v names all"
+        )
     failed = [result for cases in results.values() for result in cases if result.outcome == "failed"]
     data = {
         "target": target,
@@ -55,10 +60,24 @@ def check_target(invocation: Invocation, target: str, only: str) -> None:
         )
 
     def human() -> None:
-        for verdict in verdicts:
+        for (what, cases), verdict in zip(results.items(), verdicts, strict=True):
             invocation.out.line(verdict)
+            for line in _not_tried(cases, can_cut_power=what.startswith("storage ") and not python_files):
+                invocation.out.line(line)
 
     invocation.out.result("plugins.check", data, human)
+
+
+def _not_tried(cases: list[CaseResult], *, can_cut_power: bool) -> list[str]:
+    """What was left out, and why: a pass says nothing about it."""
+    reasons: dict[str, set[str]] = {}
+    for case in cases:
+        if case.outcome == "skipped":
+            reasons.setdefault(case.text, set()).add(case.number or "the contract as a whole")
+    lines = [f"  not tried  {reason} ({', '.join(sorted(clauses))})" for reason, clauses in sorted(reasons.items())]
+    if can_cut_power and any("cut the power" in reason for reason in reasons):
+        lines.append("  Where all writing goes through Python's os, --python-files tries power losses too.")
+    return lines
 
 
 def _fields(case: CaseResult) -> dict[str, Any]:

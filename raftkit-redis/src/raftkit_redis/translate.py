@@ -98,7 +98,12 @@ def translate(error: BaseException, *, location: str, subject: str, verb: str) -
             verb=verb,
             hint="start the server, or correct host and port in the storage URL",
         )
-    return StorageError(f"Redis at {location} answered: {text}", subject=subject, verb=verb)
+    return StorageError(
+        f"Redis at {location} answered: {text}",
+        subject=subject,
+        verb=verb,
+        hint="look at the number behind the port of the URL (the database), at the server's version, and at its log",
+    )
 
 
 def _is_reply_of(error: BaseException, prefix: str) -> bool:

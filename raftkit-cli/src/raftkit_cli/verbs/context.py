@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from raftkit_cli.completion import contexts
 from raftkit_cli.options import Invocation, VerbGroup, pass_invocation
 
 
@@ -81,7 +82,7 @@ def set_context(invocation: Invocation, /, name: str) -> None:
 
 
 @context.command("use")
-@click.argument("name")
+@click.argument("name", shell_complete=contexts)
 @pass_invocation
 def use(invocation: Invocation, /, name: str) -> None:
     """Use NAME from now on."""
@@ -92,7 +93,7 @@ def use(invocation: Invocation, /, name: str) -> None:
 
 
 @context.command("delete")
-@click.argument("name")
+@click.argument("name", shell_complete=contexts)
 @pass_invocation
 def delete(invocation: Invocation, /, name: str) -> None:
     """Forget NAME; the cluster itself is not touched."""

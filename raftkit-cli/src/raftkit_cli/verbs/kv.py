@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raftkit_cli.client import with_client
+from raftkit_cli.completion import keys
 from raftkit_cli.options import Invocation, VerbGroup, pass_invocation
 from raftkit_cli.output import bytes_fields, is_terminal
 
@@ -56,7 +57,7 @@ _consistency = click.option(
 
 
 @kv.command("put")
-@click.argument("key", type=_Text())
+@click.argument("key", type=_Text(), shell_complete=keys)
 @click.argument("value")
 @_if_revision
 @pass_invocation
@@ -67,7 +68,7 @@ def put(invocation: Invocation, key: str, value: str, if_revision: int | None) -
 
 
 @kv.command("get")
-@click.argument("key", type=_Text())
+@click.argument("key", type=_Text(), shell_complete=keys)
 @_consistency
 @pass_invocation
 def get(invocation: Invocation, key: str, consistency: Consistency) -> None:
@@ -92,7 +93,7 @@ def get(invocation: Invocation, key: str, consistency: Consistency) -> None:
 
 
 @kv.command("delete")
-@click.argument("key", type=_Text())
+@click.argument("key", type=_Text(), shell_complete=keys)
 @_if_revision
 @pass_invocation
 def delete(invocation: Invocation, key: str, if_revision: int | None) -> None:
@@ -109,7 +110,7 @@ def delete(invocation: Invocation, key: str, if_revision: int | None) -> None:
 
 
 @kv.command("cas")
-@click.argument("key", type=_Text())
+@click.argument("key", type=_Text(), shell_complete=keys)
 @click.argument("values", nargs=-1, required=True, metavar="[EXPECTED] VALUE")
 @click.option("--absent", is_flag=True, help="Expect that the key does not exist; give no EXPECTED.")
 @pass_invocation
@@ -128,7 +129,7 @@ def cas(invocation: Invocation, key: str, values: tuple[str, ...], absent: bool)
 
 
 @kv.command("list")
-@click.argument("prefix", type=_Text(), default="")
+@click.argument("prefix", type=_Text(), shell_complete=keys, default="")
 @click.option("--limit", type=click.IntRange(min=1), default=None, metavar="N", help="At most N keys. [default: all]")
 @click.option("--after", metavar="KEY", help="Only keys after KEY.")
 @click.option("--keys-only", is_flag=True, help="Keys without values.")
@@ -171,7 +172,7 @@ def list_keys(
 
 
 @kv.command("watch")
-@click.argument("prefix", type=_Text(), default="")
+@click.argument("prefix", type=_Text(), shell_complete=keys, default="")
 @click.option(
     "--from",
     "from_revision",

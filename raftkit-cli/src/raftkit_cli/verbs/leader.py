@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from raftkit_cli.client import with_client
+from raftkit_cli.completion import members
 from raftkit_cli.failures import CliError
 from raftkit_cli.options import Invocation, VerbGroup, pass_invocation
 
@@ -43,7 +44,7 @@ def show(invocation: Invocation) -> None:
 
 
 @leader.command("transfer")
-@click.argument("node", required=False)
+@click.argument("node", required=False, shell_complete=members)
 @pass_invocation
 def transfer(invocation: Invocation, node: str | None) -> None:
     """Hand leadership to NODE, or to the voter that is furthest along."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from raftkit_cli.completion import local_nodes
 from raftkit_cli.endpoints import current_context, forget_directory, save_context
 from raftkit_cli.failures import CliError
 from raftkit_cli.options import Duration, Invocation, VerbGroup, pass_invocation
@@ -23,7 +24,7 @@ DEFAULT_BASE_PORT = 7401
 CONTEXT = "local"
 
 
-def _default_dir() -> Path:
+def default_dir() -> Path:
     """``RAFTKIT_LOCAL_DIR``, else the folder of the current context, else the user's data folder."""
     override = os.environ.get("RAFTKIT_LOCAL_DIR")
     if override:
@@ -84,7 +85,7 @@ def up(
     from raftkit_cli.cluster.layout import ClusterFolder
     from raftkit_cli.cluster.serving import wait_until_served
 
-    path = (directory or _default_dir()).absolute()
+    path = (directory or default_dir()).absolute()
     wanted = {"nodes": nodes, "base_port": base_port, "storage": storage, "network": network, "cluster": cluster}
     folder = ClusterFolder.load(path)
     if folder is None:
@@ -208,7 +209,7 @@ def down(invocation: Invocation, directory: Path | None) -> None:
             invocation.out.line(f"{node_id} {how}")
         if not stopped:
             invocation.out.line("nothing ran")
-        named = "" if folder.path == _default_dir() else f" --dir {folder.path}"
+        named = "" if folder.path == default_dir() else f" --dir {folder.path}"
         invocation.out.note(f"The data stays in {folder.path}. Start again: raftkit local up{named}")
 
     invocation.out.result("local.down", {"dir": str(folder.path), "stopped": stopped}, human)
@@ -229,7 +230,7 @@ def ps(invocation: Invocation, directory: Path | None) -> None:
 
 
 @local.command("kill")
-@click.argument("node")
+@click.argument("node", shell_complete=local_nodes)
 @_dir
 @pass_invocation
 def kill(invocation: Invocation, node: str, directory: Path | None) -> None:
@@ -244,7 +245,7 @@ def kill(invocation: Invocation, node: str, directory: Path | None) -> None:
 
 
 @local.command("pause")
-@click.argument("node")
+@click.argument("node", shell_complete=local_nodes)
 @_dir
 @pass_invocation
 def pause(invocation: Invocation, node: str, directory: Path | None) -> None:
@@ -254,7 +255,7 @@ def pause(invocation: Invocation, node: str, directory: Path | None) -> None:
 
 
 @local.command("resume")
-@click.argument("node")
+@click.argument("node", shell_complete=local_nodes)
 @_dir
 @pass_invocation
 def resume(invocation: Invocation, node: str, directory: Path | None) -> None:
@@ -277,7 +278,7 @@ def _signal(node: str, directory: Path | None, name: str) -> int:
 
 
 @local.command("restart")
-@click.argument("node")
+@click.argument("node", shell_complete=local_nodes)
 @_dir
 @click.option("--wait", type=Duration(), default="15s", show_default=True, help="How long it may take to answer.")
 @pass_invocation
@@ -302,7 +303,7 @@ def restart(invocation: Invocation, node: str, directory: Path | None, wait: flo
 
 
 @local.command("logs")
-@click.argument("node", required=False)
+@click.argument("node", required=False, shell_complete=local_nodes)
 @_dir
 @click.option("-n", "--lines", type=click.IntRange(1), default=50, show_default=True, help="How many lines per node.")
 @click.option("-f", "--follow", is_flag=True, help="Go on until Ctrl-C.")
@@ -359,7 +360,7 @@ def _follow(invocation: Invocation, folder: ClusterFolder, nodes: list[LocalNode
 def _existing(directory: Path | None) -> ClusterFolder:
     from raftkit_cli.cluster.layout import ClusterFolder
 
-    path = (directory or _default_dir()).absolute()
+    path = (directory or default_dir()).absolute()
     folder = ClusterFolder.load(path)
     if folder is None:
         raise CliError(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raftkit_cli.client import with_client
+from raftkit_cli.completion import members
 from raftkit_cli.failures import CliError
 from raftkit_cli.options import Duration, Invocation, VerbGroup, pass_invocation
 from raftkit_cli.verbs.cluster import check_node_id
@@ -117,7 +118,7 @@ async def _catch_up(invocation: Invocation, client: ClusterClient, node: str, wa
 
 
 @member.command("promote")
-@click.argument("nodes", nargs=-1, required=True, metavar="NODE…")
+@click.argument("nodes", nargs=-1, required=True, metavar="NODE…", shell_complete=members)
 @_force
 @_dry_run
 @pass_invocation
@@ -148,7 +149,7 @@ def promote(invocation: Invocation, nodes: tuple[str, ...], force: bool, dry_run
 
 
 @member.command("remove")
-@click.argument("node")
+@click.argument("node", shell_complete=members)
 @_force
 @_dry_run
 @pass_invocation
@@ -193,7 +194,7 @@ def remove(invocation: Invocation, node: str, force: bool, dry_run: bool) -> Non
 
 
 @member.command("rejoin")
-@click.argument("node")
+@click.argument("node", shell_complete=members)
 @click.option("--url", metavar="URL", help="Where it is reached. [default: the address it has as a member]")
 @click.option("--client", "client_url", metavar="URL", help="Where clients reach it, if that is another address.")
 @click.option("--learner", is_flag=True, help="Leave it a learner.")

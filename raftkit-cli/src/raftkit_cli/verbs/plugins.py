@@ -151,13 +151,14 @@ def _try_it(kind: str, name: str, folder: Path) -> list[str]:
 @plugins.command("check")
 @click.argument("target")
 @click.option("-k", "only", metavar="TEXT", default="", help="Only cases with TEXT in their name.")
+@click.option("--python-files", is_flag=True, help="All its writing goes through Python's os: simulate power losses.")
 @pass_invocation
-def check(invocation: Invocation, target: str, only: str) -> None:
+def check(invocation: Invocation, target: str, only: str, python_files: bool) -> None:
     """Run the conformance kit on an installed adapter, without writing a test.
 
     TARGET is a plugin, a distribution, or an adapter URL (storage, network, or a state machine's name). Storage begins
     empty in every case: a relative path is below a new folder each, any other URL must hold {case}, which stands for
-    another name each. Exit 5 if a case fails.
+    another name each. Exit 5 if a case fails. What was not tried is named with the reason.
 
     \b
     raftkit plugins check sqlite:n1.db
@@ -165,7 +166,7 @@ def check(invocation: Invocation, target: str, only: str) -> None:
     """
     from raftkit_cli.plugin_check import check_target
 
-    check_target(invocation, target, only)
+    check_target(invocation, target, only, python_files=python_files)
 
 
 def _find(found: list[PluginInfo], name: str) -> PluginInfo:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raftkit_cli.client import with_client
+from raftkit_cli.completion import members
 from raftkit_cli.failures import CliError
 from raftkit_cli.offline import (
     Meter,
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 
 LOOK_EVERY_S = 0.1
 
-_node = click.option("--node", metavar="ID", help="Of which member. [default: the one that answers]")
+_node = click.option(
+    "--node", metavar="ID", shell_complete=members, help="Of which member. [default: the one that answers]"
+)
 
 
 @click.group(cls=VerbGroup, name="snapshot", no_args_is_help=True)
