@@ -16,6 +16,7 @@ from raftkit_core.errors import CommandRejected, RaftError
 from raftkit_core.raft import Raft
 from raftkit_core.runtime import inbox
 from raftkit_core.state_machine.kv_codec import KvCodec
+from raftkit_core.state_machine.simple import SimpleStateMachine
 from raftkit_core.storage.interface import LogBatch
 from raftkit_core.storage.memory import MemoryDisk, MemoryLogStorage
 from raftkit_core.testing.builders import log_id
@@ -139,3 +140,46 @@ def check(cluster: MemoryCluster, writers: Writers) -> None:
         else:
             assert isinstance(error, RaftError)
             assert error.outcome == "unknown" or value not in places, f"{error!r} is definite"
+
+
+class Notes(SimpleStateMachine):
+    """Keeps every list it is given, as it came."""
+
+    name = "notes/1"
+    command_type = list[int]
+    result_type = int
+
+    def __init__(self) -> None:
+        self.notes: list[list[int]] = []
+
+    def apply(self, command: list[int]) -> int:
+        self.notes.append(command)
+        return len(self.notes)
+
+    def get_state(self) -> Any:
+        return self.notes
+
+    def set_state(self, state: Any) -> None:
+        self.notes = state
+
+
+@pytest.mark.parametrize("voters", [1, 3])
+async def test_what_a_caller_does_with_a_command_afterwards_changes_nothing(voters: int) -> None:
+    """Every node, the leader too, applies what is in the log."""
+    async with memory_cluster(voters, machine=Notes) as cluster:
+        leader = await cluster.leader()
+        written = []
+        for number in range(4):
+            command = [number]
+            if number < 2:
+                written.append(leader.client_write_ff(command))
+                command.append(99)
+            else:
+                await leader.client_write(command)
+                command.append(99)
+        assert [(await each).data for each in written] == [1, 2]
+        await cluster.applied(leader.metrics().value.last_log_index or 0)
+        for raft in cluster.rafts.values():
+            machine = raft.machine
+            assert isinstance(machine, Notes)
+            assert machine.notes == [[0], [1], [2], [3]]
