@@ -316,7 +316,8 @@ class CommandRunner:
             return None
 
     def _send_vote(self, command: SendVote) -> None:
-        self._ask_for_votes(command.targets, command.request, is_pre_vote=False)
+        if self._is_wanted(command):  # not of an earlier campaign, whose vote was long on its way to the disk
+            self._ask_for_votes(command.targets, command.request, is_pre_vote=False)
 
     def _send_pre_vote(self, command: SendPreVote) -> None:
         self._ask_for_votes(command.targets, command.request, is_pre_vote=True)
@@ -419,15 +420,18 @@ class CommandRunner:
             return
         self._swept_at = now
         if len(self._parked) > PARKED_KEPT:
-            # A log that hangs: whoever asks again and again must cost no memory.
-            waits = self._waiting.waits
-            self._parked = [
-                parked for parked in self._parked if type(parked[1]) is not Respond or waits(parked[1].request_id)
-            ]
+            # A log that hangs: who asks again and again, or campaigns again and again, must cost no memory.
+            self._parked = [parked for parked in self._parked if self._is_wanted(parked[1])]
         self._calls.sweep(now)
         self._heartbeats.sweep(now)
         for stream in self._streams.values():
             stream.sweep(now)
+
+    def _is_wanted(self, command: Command) -> bool:
+        """Whether it would still do anything."""
+        if isinstance(command, Respond):
+            return self._waiting.waits(command.request_id)
+        return not isinstance(command, SendVote) or command.request.vote == self._engine.vote
 
     def halt(self) -> None:
         """From now on nothing is carried out, answered or sent; what waits for the log is dropped."""
