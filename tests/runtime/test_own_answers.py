@@ -123,6 +123,7 @@ def check(cluster: MemoryCluster, writers: Writers) -> None:
     decode = KvCodec().decode_command
     logs = [cluster.log(node_id) for node_id in cluster.rafts]
     assert all(log == logs[0] for log in logs)
+    assert len({raft.machine.digest() for raft in cluster.rafts.values()}) == 1, "leaders and followers apply alike"
     places = {decode(decode_envelope(e.payload).body).value: e.log_id for e in logs[0] if e.kind == NORMAL}
     assert len(places) == sum(e.kind == NORMAL for e in logs[0]), "nothing is there twice"
     for value, future in writers.told.items():
