@@ -111,6 +111,27 @@ async def test_what_was_called_off_before_the_connection_is_open_does_not_leave(
         assert p.net._control._call_bytes == 0
 
 
+async def test_a_frame_that_cannot_be_delivered_ends_the_connection_rather_than_leave_a_hole_in_it() -> None:
+    async with pair() as p:
+        await p.net.append_entries(append(0), 1)
+        told: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+
+        def broken(src: str, dst: str, kind: str) -> None:
+            raise KeyError(kind)
+
+        p.hub.post_hook = broken
+        calls = [p.net.append_entries(append(index), 30) for index in (1, 2)]
+        begin = asyncio.get_running_loop().time()
+        for call in calls:
+            with pytest.raises(NetworkError, match="KeyError"):
+                await call
+        assert asyncio.get_running_loop().time() - begin < 1
+        assert [str(context["message"]) for context in told] == ["a frame could not be delivered"]
+        p.hub.post_hook = None
+        assert await p.net.append_entries(append(1), 1) == Success(p.service.store_id, LogId(LEADER, 1))
+
+
 async def test_coroutine_handlers_start_in_order_and_answer_as_they_complete() -> None:
     async with pair() as p:
         started: list[int] = []

@@ -159,6 +159,8 @@ class _Pipe:
             self._broken(error)
         except Exception as error:
             self._loop.call_exception_handler({"message": "a frame could not be delivered", "exception": error})
+            # Those behind it are not delivered either: what comes next would come out of order.
+            self._broken(FrameError(f"a frame could not be delivered: {type(error).__name__}"))
 
     def _come(self) -> None:
         """The time of what was delayed has come."""
