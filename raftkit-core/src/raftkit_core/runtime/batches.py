@@ -25,6 +25,7 @@ from raftkit_core.types.entry import (
     Envelope,
     decode_envelope,
     decode_membership,
+    ends_of,
     payloads_of,
     plain_decoder,
 )
@@ -120,16 +121,19 @@ class BatchMaker:
         self._decode_plain = plain_decoder(machine.name)
         self._codec: object = None
         self._decode_commands: Callable[[list[bytes]], list[Any]] = list
-        self.commands_of: Callable[[Entries], list[Any] | None] = _unknown
-        """The commands of entries that were proposed here, none of them under a session, as they would be decoded."""
+        self.commands_of: Callable[[LogId, LogId], list[Any] | None] = _unknown
+        """The commands of the entries from one to the other, as they would be decoded, if all of them were proposed
+        here; None if one of them is anything else than a command for the machine, under no session."""
 
     def prepare(self, entries: Sequence[Entry], applied_index: int) -> Batch:
         """Decode what the machine gets; the first of ``entries`` follows ``applied_index``. The leader decoded every
         command before it proposed it; one that is unreadable all the same is refused alike on every node rather than
         stopping all of them."""
-        first = entries.first if type(entries) is Entries else entries[0].log_id
+        first, last = ends_of(entries)
         assert first.index == applied_index + 1, f"{first} does not follow index {applied_index}"
-        commands = self._decode_alike(entries)
+        commands = self.commands_of(first, last)
+        if commands is None:
+            commands = self._decode_alike(entries)
         if commands is not None:
             self._system.observe(entries.time_ms if type(entries) is Entries else max(map(_time_ms, entries)))
             return Batch(entries, AppliedEntries(entries, commands), self._system)
@@ -146,8 +150,6 @@ class BatchMaker:
             if type(entries) is Entries:
                 if entries.kind != NORMAL:
                     return None
-                if (proposed := self.commands_of(entries)) is not None:
-                    return proposed
             elif not _ALL_NORMAL.issuperset(map(_kind, entries)):
                 return None
             bodies = list(map(_body, map(self._decode_plain, payloads_of(entries))))
@@ -215,7 +217,7 @@ class BatchMaker:
         )
 
 
-def _unknown(entries: Entries) -> None:
+def _unknown(first: LogId, last: LogId) -> None:
     """Nothing is proposed where nobody takes writes yet."""
 
 

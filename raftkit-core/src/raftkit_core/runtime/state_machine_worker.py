@@ -23,7 +23,7 @@ from raftkit_core.state_machine.interface import RaftStateMachine
 from raftkit_core.state_machine.kv_watch import ChangeRing
 from raftkit_core.state_machine.system import SystemMachine
 from raftkit_core.storage.interface import RaftSnapshotStorage, SnapshotSink
-from raftkit_core.types.entry import Entries, Entry
+from raftkit_core.types.entry import Entry
 from raftkit_core.types.ids import RequestId
 from raftkit_core.types.kv import KV_MACHINE
 from raftkit_core.types.log_id import LogId, index_of
@@ -106,7 +106,7 @@ class StateMachineWorker:
     def attach(
         self,
         on_applied: Callable[[Batch, Sequence[Any]], None],
-        commands_of: Callable[[Entries], list[Any] | None],
+        commands_of: Callable[[LogId, LogId], list[Any] | None],
     ) -> None:
         """Tell this of every batch from now on, and ask for the commands of entries that were proposed here."""
         self._on_applied = on_applied

@@ -18,7 +18,7 @@ from raftkit_core.errors import NotApplied, OutcomeUnknown, RaftError, RPCTimeou
 from raftkit_core.network.reply import Reply
 from raftkit_core.runtime.messages import ClientWrite, ClientWriteResponse
 from raftkit_core.state_machine.interface import NoneRefused
-from raftkit_core.types.entry import Entries, Entry
+from raftkit_core.types.entry import Entries, Entry, ends_of
 from raftkit_core.types.ids import RequestId
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.vote import LeaderId
@@ -95,13 +95,15 @@ class WaitingClients:
             queue.append(_Writers(leader_id, index, message.commands, message.futures, message.timeouts, message.since))
             index += len(message.futures)
 
-    def commands_of(self, entries: Entries) -> list[Any] | None:
-        """What ``entries`` decode to, if all of them were proposed here and somebody waits. An entry of their log ids
-        is theirs and no other."""
-        queue = self.writers.get(entries.first.leader_id)
+    def commands_of(self, first: LogId, last: LogId) -> list[Any] | None:
+        """What the entries from ``first`` to ``last`` decode to, if all of them were proposed here and somebody waits:
+        no other entry ever has one of their log ids."""
+        if not self.writers or first.leader_id != last.leader_id:
+            return None
+        queue = self.writers.get(first.leader_id)
         if queue is None:
             return None
-        start, stop = entries.first.index, entries.last.index + 1
+        start, stop = first.index, last.index + 1
         commands: list[Any] = []
         for writers in queue:
             if writers.first > start + len(commands) or writers.first >= stop:
@@ -116,7 +118,7 @@ class WaitingClients:
 
     def resolve_all(self, log: Sequence[Entry], results: Sequence[Any]) -> None:
         """Every entry of ``log`` was applied, with the result at its place; an error is a refusal."""
-        first, last = (log.first, log.last) if type(log) is Entries else (log[0].log_id, log[-1].log_id)
+        first, last = ends_of(log)
         all_done = isinstance(results, NoneRefused)
         taken = self._take(first.index, last.index)
         if len(taken) > 1:

@@ -132,6 +132,13 @@ def proposed(first: LogId, time_ms: int, kind: int, payloads: list[bytes]) -> Se
     return Entries(first, time_ms, kind, payloads)
 
 
+def ends_of(entries: Sequence[Entry]) -> tuple[LogId, LogId]:
+    """The first and the last log id."""
+    if type(entries) is Entries:
+        return entries.first, entries.last
+    return entries[0].log_id, entries[-1].log_id
+
+
 def payload_bytes(entries: Sequence[Entry]) -> int:
     """Bytes of payload in ``entries``."""
     if type(entries) is Entries:

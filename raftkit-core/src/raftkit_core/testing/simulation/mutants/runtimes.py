@@ -124,6 +124,24 @@ def _(patch: Patch) -> None:
 
 
 @mutant(
+    "commands-by-index-only",
+    "safety",
+    "runtime",
+    "A leader applies what it once proposed at an index, whoever's entry was committed there.",
+)
+def _(patch: Patch) -> None:
+    original = WaitingClients.commands_of
+
+    def commands_of(self: WaitingClients, first: LogId, last: LogId) -> list[Any] | None:
+        found = (
+            original(self, LogId(leader_id, first.index), LogId(leader_id, last.index)) for leader_id in self.writers
+        )
+        return next((commands for commands in found if commands is not None), None)
+
+    patch.set(WaitingClients, "commands_of", commands_of)
+
+
+@mutant(
     "superseded-is-not-applied",
     "safety",
     "runtime",
