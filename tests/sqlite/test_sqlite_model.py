@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from raftkit_core.errors import StorageError
 from raftkit_core.storage.interface import LogBatch, LogState
 from raftkit_core.testing.conformance.log_storage import context, entry, read_all, vote
-from raftkit_core.types.entry import Entry
+from raftkit_core.types.entry import BLANK, NORMAL, Entry
+from raftkit_core.types.entry_log import EntryLog
 from raftkit_core.types.log_id import LogId, index_of, next_index
+from raftkit_core.types.vote import LeaderId
 from raftkit_sqlite import SqliteLogStorage
+from raftkit_sqlite.records import entry_of, place, rows_of
 
 
 class Model:
@@ -129,3 +132,15 @@ async def test_any_sequence_of_batches_restarts_and_cancellations_is_a_plain_lis
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         await run(Path(folder) / "n1.db", actions)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 2), st.sampled_from([BLANK, NORMAL, NORMAL])), min_size=1))
+def test_columns_are_stored_as_the_rows_of_their_entries(steps: list[tuple[int, int, int]]) -> None:
+    term, time_ms, entries = 1, 0, list[Entry]()
+    for index, (elections, passed, kind) in enumerate(steps, 7):
+        term, time_ms = term + elections, time_ms + passed
+        entries.append(Entry(LogId(LeaderId(term, f"n{term % 3}"), index), time_ms, kind, b"%d" % index))
+    start = place("n1", "default")
+    rows = rows_of(entries, start)
+    assert rows_of(EntryLog(entries)[:], start) == rows
+    assert [entry_of(row, start, index) for index, row in enumerate(rows, 7)] == entries

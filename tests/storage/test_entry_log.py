@@ -58,6 +58,8 @@ def test_entries_of_different_times_keep_them() -> None:
         expected[:2],
     )
     assert made.part(0, 2).time_ms == 5
+    with pytest.raises(AssertionError, match="2 times for 3 payloads"):
+        Entries(LogId(T1, 3), 9, NORMAL, [b"3", b"4", b"5"], [5, 5])
 
 
 @given(st.integers(0, 2**32))

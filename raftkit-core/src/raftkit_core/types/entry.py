@@ -60,6 +60,7 @@ class Entries(Sequence[Entry]):
         self.times = times
         self._only: Entry | None = None
         length = len(payloads)
+        assert times is None or len(times) == length, f"{len(times)} times for {length} payloads"
         if length == 1:
             self.last = first
             self.size_bytes = len(payloads[0])
