@@ -278,6 +278,7 @@ async def test_a_file_stands_in_for_what_is_not_given(tmp_path: Path) -> None:
         await raft.wait(5).current_leader("n1")
         await raft.write(Put("a", b"1"))
     given: Any = {"network": "memory:other", "config": Config(), "data_dir": tmp_path / "two"}
+    given["initial_cluster"] = {"n2": Node("memory:other/n2")}
     async with open_raft("n2", config_file=path, clock=CLOCK, **given) as raft:
         assert (raft.id, raft.config) == ("n2", Config()), "what is given wins"
 
@@ -303,6 +304,17 @@ async def test_the_lowest_id_initializes_once_all_are_there() -> None:
             await raft.wait(10).any_leader()
         await others[0].write(Put("a", b"1"))
         assert first.metrics().value.membership.membership.voter_ids == ("n1", "n2", "n3")
+
+
+@pytest.mark.parametrize(
+    "members", [{"n2": Node("memory:x/n2")}, ["n1"], {"n1": "memory:x/n1"}], ids=["another", "a list", "no nodes"]
+)
+@pytest.mark.virtual_time
+async def test_an_initial_cluster_that_could_never_begin_here_is_refused_at_once(members: Any) -> None:
+    with pytest.raises(ConfigError) as refused:
+        async with virtual("n1", "slip", initial_cluster=members):
+            pass
+    assert refused.value.hint is not None
 
 
 @pytest.mark.virtual_time

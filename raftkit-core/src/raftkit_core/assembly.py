@@ -72,6 +72,9 @@ async def open_raft(
         raise ConfigError(
             f"a node needs {', '.join(missing)}", hint="give it as an argument, or in raftkit.toml (config_file=…)"
         )
+    members = initial_cluster or file.initial_cluster
+    if members:
+        _check_members(node_id, members)
     config = config or file.config()
     folder = Path(data_dir) if data_dir is not None else file.data_dir
     clock = SystemClock() if clock is None else clock
@@ -109,7 +112,6 @@ async def open_raft(
         entropy=entropy,
         instruments=observers,
     )
-    members = initial_cluster or file.initial_cluster
     bootstrap: asyncio.Task[None] | None = None
     try:
         if members:
@@ -124,6 +126,20 @@ async def open_raft(
                 await asyncio.wait([bootstrap])
         finally:
             await raft.shutdown()
+
+
+def _check_members(node_id: NodeId, members: Mapping[NodeId, Node]) -> None:
+    """Raises: ConfigError: it is no mapping of ids to nodes, or leaves this node out, which would wait for ever."""
+    if not isinstance(members, Mapping) or not all(isinstance(node, Node) for node in members.values()):
+        raise ConfigError(
+            f"initial_cluster maps ids to nodes, and is {members!r}",
+            hint='write it like {"n1": Node("http://127.0.0.1:7401"), "n2": Node("http://127.0.0.1:7402")}',
+        )
+    if node_id not in members:
+        raise ConfigError(
+            f"the initial cluster ({', '.join(sorted(members))}) does not list this node, {node_id}",
+            hint="list it too; or leave initial_cluster out and let a member add this node",
+        )
 
 
 def snapshot_storage_of(
