@@ -53,6 +53,21 @@ def test_a_node_that_is_no_member_is_told_so_and_a_parked_one_what_to_type(capsy
     assert "n9 parked, needs to rejoin: another store; from any node: raftkit member rejoin n9\n" in told
 
 
+def test_a_node_that_moved_says_once_how_the_members_learn_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = {"n1": Node("http://127.0.0.1:7401"), "n2": Node("http://127.0.0.1:7402")}
+    seen = RaftMetrics(
+        id="n1", state=ServerState.FOLLOWER, membership=StoredMembership(None, Membership.of([["n1", "n2"]], nodes))
+    )
+    for address, told in (("http://127.0.0.1:7401", 0), ("http://127.0.0.1:7409", 1)):
+        log = NodeLog("n1", Output())
+        log.address = address
+        log.changed(seen)
+        log.changed(seen)
+        moved = "the members call this node at http://127.0.0.1:7401, but it is at http://127.0.0.1:7409; from any"
+        text = capsys.readouterr().err
+        assert text.count(f"n1 {moved} node: raftkit member rejoin n1 --url http://127.0.0.1:7409\n") == told
+
+
 def test_entries_that_are_written_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     log = NodeLog("n1", Output())
     log.changed(STORY[-1])

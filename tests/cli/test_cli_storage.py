@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from raftkit_core.errors import StorageError
+from raftkit_core.types.membership import Node
 
 
 def sql(node_id: str, statement: str) -> None:
@@ -254,6 +255,15 @@ def test_an_interrupted_rejoin_goes_on_with_what_is_left(raftkit: Any) -> None:
     raftkit.cluster.members["n3"] = (raftkit.cluster.members["n3"][0], False)
     raftkit.cluster.bind()
     assert raftkit.json("member", "rejoin", "n3")["data"]["steps"] == ["promote"]
+
+
+def test_a_member_that_moved_rejoins_at_its_new_address(raftkit: Any) -> None:
+    raftkit.cluster.bind()
+    raftkit.cluster.members["n3"] = (Node("fake://n3-was-here", store_id="5" * 32), True)
+    data = raftkit.json("member", "rejoin", "n3", "--url", "fake://n3", "--yes")["data"]
+    assert data["steps"] == ["remove", "add", "promote"]
+    assert raftkit.cluster.members["n3"][0].peer == "fake://n3"
+    assert raftkit.json("member", "rejoin", "n3", "--url", "fake://n3")["data"]["steps"] == []
 
 
 def test_a_member_with_its_own_store_needs_no_rejoin(raftkit: Any) -> None:

@@ -28,6 +28,8 @@ class NodeLog:
         self._node_id = node_id
         self._out = out
         self._before: dict[str, Any] = {}
+        self.address: str | None = None
+        """Where others reach this node, once that is known."""
 
     def capture_warnings(self) -> None:
         """Send what libraries and the core log to stderr: warnings, with -v informations, with -vv everything."""
@@ -67,9 +69,9 @@ class NodeLog:
         else:
             self.say(f"waits for {min(initial_cluster)} to begin the cluster")
 
-    def elsewhere(self, listed: str, own: str) -> None:
+    def elsewhere(self, listed: str) -> None:
         """The members will call this node where it does not listen: the usual slip in a list of addresses."""
-        self.say(f"WARNING: the initial cluster names {listed} for this node, which is reached at {own}")
+        self.say(f"WARNING: the initial cluster names {listed} for this node, which is reached at {self.address}")
 
     def stopped(self, reason: str) -> None:
         self._event("stopped", f"stopped ({reason})" if reason else "stopped")
@@ -84,6 +86,7 @@ class NodeLog:
             "term": metrics.current_term,
             "leader": metrics.current_leader,
             "members": _members(metrics),
+            "listed": self._listed(metrics),
             "snapshot": metrics.snapshot.index if metrics.snapshot is not None else None,
             "needs_rejoin": metrics.needs_rejoin,
             "fatal": metrics.fatal,
@@ -102,6 +105,9 @@ class NodeLog:
             is_member = self._node_id in metrics.membership.membership.nodes
             stranger = "" if is_member else f"; {self._node_id} is not one of them"
             self._event("membership", f"members: {now['members']}{stranger}", members=now["members"])
+        if now["listed"] != before["listed"] and now["listed"]:
+            here = f"it is at {self.address}; from any node: raftkit member rejoin {self._node_id} --url {self.address}"
+            self._event("moved", f"the members call this node at {now['listed']}, but {here}")
         if now["snapshot"] != before["snapshot"] and now["snapshot"] is not None:
             self._event("snapshot", f"snapshot up to {now['snapshot']}", index=now["snapshot"])
         if now["needs_rejoin"] != before["needs_rejoin"] and now["needs_rejoin"]:
@@ -109,6 +115,13 @@ class NodeLog:
             self._event("needs_rejoin", f"parked, needs to rejoin: {now['needs_rejoin']}; {next_step}")
         if now["fatal"] != before["fatal"] and now["fatal"]:
             self._event("fatal", f"fatal: {now['fatal']}")
+
+    def _listed(self, metrics: RaftMetrics) -> str | None:
+        """The address the membership has of this node, if that is another one than it has."""
+        node = metrics.membership.membership.nodes.get(self._node_id)
+        if node is None or self.address is None or bare_address(node.peer) == self.address:
+            return None
+        return node.peer
 
     def _event(self, event: str, text: str, **fields: Any) -> None:
         if self._out.as_json:
@@ -123,6 +136,13 @@ class NodeLog:
         if not self._out.quiet or event in ("fatal", "needs_rejoin"):
             with _unheard():
                 self._out.note(f"{clock} {self._node_id} {text}")
+
+
+def bare_address(url: str) -> str:
+    """What others call, without options."""
+    from raftkit_cli.endpoints import advertised
+
+    return advertised(url).rstrip("/").lower()
 
 
 def _without_known_traces(record: logging.LogRecord) -> bool:

@@ -50,9 +50,10 @@ class Rejoin:
             )
         answer = await _ask(client, node_id, node)
         goal = "learner" if as_learner else "voter"
-        is_same_store = member is not None and member.node.store_id in (None, answer.store_id)
+        is_same = member is not None and member.node.store_id in (None, answer.store_id)
+        is_same = is_same and member is not None and (url is None or member.node.peer == node.peer)
         steps: list[str] = []
-        if member is not None and not is_same_store:
+        if member is not None and not is_same:
             steps += ["remove", "add"]
         elif member is None:
             steps.append("add")
@@ -68,7 +69,7 @@ class Rejoin:
     @property
     def words(self) -> str:
         if not self.steps:
-            return f"{self.node_id}: the membership names the store it has"
+            return f"{self.node_id}: the membership names the store it has, and its address"
         return f"{self.node_id}: {', '.join(self.steps)}"
 
     @property
@@ -80,7 +81,7 @@ class Rejoin:
     ) -> None:
         for step in self.steps:
             if step == "remove":
-                tell(f"removing {self.node_id} with its old store")
+                tell(f"removing {self.node_id} as it was")
                 await self._remove(client)
             elif step == "add":
                 tell(f"adding {self.node_id} as a learner")

@@ -128,7 +128,7 @@ async def open_raft(
             await raft.shutdown()
 
 
-def _check_members(node_id: NodeId, members: Mapping[NodeId, Node]) -> None:
+def _check_members(node_id: NodeId, members: object) -> None:
     """Raises: ConfigError: it is no mapping of ids to nodes, or leaves this node out, which would wait for ever."""
     if not isinstance(members, Mapping) or not all(isinstance(node, Node) for node in members.values()):
         raise ConfigError(

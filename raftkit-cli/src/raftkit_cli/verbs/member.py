@@ -210,7 +210,7 @@ def rejoin(
     wait: float,
     dry_run: bool,
 ) -> None:
-    """Let NODE come back with an empty or restored store: remove it, add it as a learner, promote it.
+    """Let NODE come back with an empty or restored store, or at another address: remove, add as a learner, promote.
 
     Start it first. A node that lost its store has forgotten votes and entries, so its old membership must not count any
     more. Interrupted, run it again: it goes on with what is left to do.
@@ -226,7 +226,7 @@ def rejoin(
     invocation.out.note(plan.words)
     if plan.steps and not dry_run:
         if plan.removes_member:
-            invocation.confirm(f"Remove {node} and add it again with its new store?")
+            invocation.confirm(f"Remove {node} and add it again as it is now?")
 
         async def work(client: ClusterClient) -> None:
             await plan.carry_out(

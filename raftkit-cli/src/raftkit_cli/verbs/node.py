@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from raftkit_cli.event_loop import CHOICES, INSTALL, LoopChoice, loop_factory
-from raftkit_cli.node_log import NodeLog
+from raftkit_cli.node_log import NodeLog, bare_address
 from raftkit_cli.options import Invocation, NodeAssignment, VerbGroup, pass_invocation, split_client
 
 if TYPE_CHECKING:
@@ -205,11 +205,13 @@ async def _serve(settings: NodeSettings, log: NodeLog, stack: contextlib.ExitSta
             stop.opened()
             _reload_on_hangup(raft, log, stack)
             log.ready(settings.network, settings.config.cluster)
+            own = bare_address(settings.network)
+            log.address = own if "://" in own and not own.endswith(":0") else None
             log.waiting(raft.is_pristine, settings.initial_cluster)
             if raft.is_pristine and settings.initial_cluster is not None:
-                listed, own = (_bare(url) for url in (settings.initial_cluster[raft.id].peer, settings.network))
-                if listed != own and not own.endswith(":0"):
-                    log.elsewhere(listed, own)
+                listed = bare_address(settings.initial_cluster[raft.id].peer)
+                if log.address not in (None, listed):
+                    log.elsewhere(listed)
             # What is here now stays to the end. A full collection that walks over it stops the loop for 18 to 46 ms.
             gc.collect()
             gc.freeze()
@@ -221,13 +223,6 @@ async def _serve(settings: NodeSettings, log: NodeLog, stack: contextlib.ExitSta
     stop.end_countdown()
     log.stopped(stop.reason)
     return 0
-
-
-def _bare(url: str) -> str:
-    """The address that others call, without options."""
-    from raftkit_cli.endpoints import advertised
-
-    return advertised(url).rstrip("/").lower()
 
 
 def _accelerators() -> list[str]:
