@@ -87,9 +87,9 @@ GOLDEN_APPEND = (
     "92" + "9201a26e31" + "06"  # leader commit
     "cd01f4"  # lease
     "93"  # three runs
-    "96" + "01" + "a26e31" + "07" + "0501" + "91" + "c40161"
-    "96" + "02" + "a26e32" + "08" + "0600" + "91" + "c400"
-    "96" + "02" + "a26e32" + "09" + "0701" + "92" + "c40162" + "c40163"
+    "94" + "92" + "9201a26e31" + "07" + "0501" + "91" + "c40161"
+    "94" + "92" + "9202a26e32" + "08" + "0600" + "91" + "c400"
+    "94" + "92" + "9202a26e32" + "09" + "0701" + "92" + "c40162" + "c40163"
 )
 
 
@@ -223,22 +223,22 @@ def _append(**changes: Any) -> bytes:
         "prev": [[1, "n1"], 6],
         "commit": None,
         "lease": 500,
-        "runs": [[1, "n1", 7, 0, 1, [b"x"]]],
+        "runs": [[[[1, "n1"], 7], 0, 1, [b"x"]]],
     }
     parts |= changes
     return msgspec.msgpack.encode(list(parts.values()))
 
 
 BAD_APPENDS = {
-    "a gap": {"runs": [[1, "n1", 8, 0, 1, [b""]]]},
-    "a gap between runs": {"runs": [[1, "n1", 7, 0, 1, [b""]], [2, "n2", 9, 0, 1, [b""]]]},
-    "entries before prev": {"runs": [[1, "n1", 6, 0, 1, [b""]]]},
-    "not from zero": {"prev": None, "runs": [[1, "n1", 1, 0, 1, [b""]]]},
-    "an empty run": {"runs": [[1, "n1", 7, 0, 1, []]]},
-    "falling leader ids": {"runs": [[0, "n1", 7, 0, 1, [b""]]]},
-    "an unknown entry kind": {"runs": [[1, "n1", 7, 0, MEMBERSHIP + 1, [b""]]]},
-    "a negative time": {"runs": [[1, "n1", 7, -1, 1, [b""]]]},
-    "a text payload": {"runs": [[1, "n1", 7, 0, 1, ["text"]]]},
+    "a gap": {"runs": [[[[1, "n1"], 8], 0, 1, [b""]]]},
+    "a gap between runs": {"runs": [[[[1, "n1"], 7], 0, 1, [b""]], [[[2, "n2"], 9], 0, 1, [b""]]]},
+    "entries before prev": {"runs": [[[[1, "n1"], 6], 0, 1, [b""]]]},
+    "not from zero": {"prev": None, "runs": [[[[1, "n1"], 1], 0, 1, [b""]]]},
+    "an empty run": {"runs": [[[[1, "n1"], 7], 0, 1, []]]},
+    "falling leader ids": {"runs": [[[[0, "n1"], 7], 0, 1, [b""]]]},
+    "an unknown entry kind": {"runs": [[[[1, "n1"], 7], 0, MEMBERSHIP + 1, [b""]]]},
+    "a negative time": {"runs": [[[[1, "n1"], 7], -1, 1, [b""]]]},
+    "a text payload": {"runs": [[[[1, "n1"], 7], 0, 1, ["text"]]]},
     "a bool for an int": {"lease": True},
     "a float for an int": {"lease": 1.0},
     "an int of 64 bits": {"lease": 2**63},
@@ -246,7 +246,7 @@ BAD_APPENDS = {
     "a huge term": {"vote": [[2**63, "n2"], True]},
     "a bad node id": {"vote": [[1, "../n2"], True]},
     "an int for a bool": {"vote": [[1, "n2"], 1]},
-    "an index beyond all": {"prev": [[1, "n1"], 2**63 - 1], "runs": [[1, "n1", 2**63 - 1, 0, 1, [b""]]]},
+    "an index beyond all": {"prev": [[1, "n1"], 2**63 - 1], "runs": [[[[1, "n1"], 2**63 - 1], 0, 1, [b""]]]},
     "no vote": {"vote": None},
 }
 
@@ -260,8 +260,8 @@ def test_a_wrong_append_is_refused(changes: dict[str, Any]) -> None:
 
 def test_an_oversized_entry_is_refused() -> None:
     with pytest.raises(FrameError):
-        wire.decode_append(_append(runs=[[1, "n1", 7, 0, 1, [bytes(MAX_ENTRY_BYTES + 1)]]]))
-    wire.decode_append(_append(runs=[[1, "n1", 7, 0, 1, [bytes(MAX_ENTRY_BYTES)]]]))
+        wire.decode_append(_append(runs=[[[[1, "n1"], 7], 0, 1, [bytes(MAX_ENTRY_BYTES + 1)]]]))
+    wire.decode_append(_append(runs=[[[[1, "n1"], 7], 0, 1, [bytes(MAX_ENTRY_BYTES)]]]))
 
 
 def test_an_oversized_frame_is_neither_made_nor_read() -> None:

@@ -77,13 +77,9 @@ class IoState:
         self.flushed_io = io_id
         pending = self._pending
         flushed = self.flushed_log_id
-        while pending:
-            write = pending[0]
-            if write[0] > io_id:
-                break
-            pending.popleft()
-            self.unflushed_bytes -= write[4]
-            log_id = write[3]
+        while pending and pending[0][0] <= io_id:
+            _, _, _, log_id, size_bytes = pending.popleft()
+            self.unflushed_bytes -= size_bytes
             if log_id is not None and (flushed is None or log_id.index > flushed.index):
                 flushed = log_id
         self.flushed_log_id = flushed

@@ -92,8 +92,7 @@ class ProgressEntry:
         end = -1 if self.matching is None else self.matching.index
         news = acked > end
         if news:
-            self.matching = matching
-            end = acked
+            self.matching, end = matching, acked
         inflight = self.inflight
         if self.state is PIPELINE:
             while inflight and inflight[0].last_index <= acked:

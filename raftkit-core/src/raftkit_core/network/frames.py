@@ -57,9 +57,7 @@ _Payload = Annotated[bytes, msgspec.Meta(max_length=MAX_ENTRY_BYTES)]
 class AppendedRun(msgspec.Struct, array_like=True, gc=False):
     """Entries of one leader, time and kind."""
 
-    term: Natural
-    node_id: str
-    first_index: Natural
+    first: LogId
     time_ms: Natural
     kind: _EntryKind
     payloads: list[_Payload]

@@ -6,7 +6,7 @@ that id; every other kind is a request, ``timeout_ms`` says how long its caller 
 An append has a body of its own, because nearly every byte on the wire is one::
 
     [vote, prev_log_id, leader_commit, lease_ms, runs]
-    run = [term, node_id, first_index, time_ms, kind, [payload, …]]
+    run = [first_log_id, time_ms, kind, [payload, …]]
 
 Runs of entries of one leader, time and kind write these once: what was proposed together is one run. Indexes are
 consecutive by construction.
@@ -221,19 +221,11 @@ def encode_append(request: AppendEntriesRequest) -> bytes:
     """Raises: ValueError if the entries are not consecutive: ours must be."""
     entries = request.entries
     expected = next_index(request.prev_log_id)
-    runs: list[tuple[int, str, int, int, int, list[bytes]]] = []
+    runs: list[tuple[LogId, int, int, list[bytes]]] = []
     if type(entries) is Entries and entries.times is None:
-        first = entries.first
-        if first.index != expected:
-            raise ValueError(f"entry {first} where index {expected} was due")
-        leader = first.leader_id
-        runs.append((leader.term, leader.node_id, expected, entries.time_ms, entries.kind, entries.payloads))
-    elif len(entries) == 1:
-        entry = entries[0]
-        leader = entry.log_id.leader_id
-        if entry.log_id.index != expected:
-            raise ValueError(f"entry {entry.log_id} where index {expected} was due")
-        runs.append((leader.term, leader.node_id, expected, entry.time_ms, entry.kind, [entry.payload]))
+        if entries.first.index != expected:
+            raise ValueError(f"entry {entries.first} where index {expected} was due")
+        runs.append((entries.first, entries.time_ms, entries.kind, entries.payloads))
     else:
         shared: tuple[LeaderId, int, int] | None = None
         payloads: list[bytes] = []
@@ -243,10 +235,9 @@ def encode_append(request: AppendEntriesRequest) -> bytes:
                 raise ValueError(f"entry {log_id} where index {expected} was due")
             expected += 1
             if (log_id.leader_id, entry.time_ms, entry.kind) != shared:
-                leader = log_id.leader_id
-                shared = (leader, entry.time_ms, entry.kind)
+                shared = (log_id.leader_id, entry.time_ms, entry.kind)
                 payloads = []
-                runs.append((leader.term, leader.node_id, log_id.index, entry.time_ms, entry.kind, payloads))
+                runs.append((log_id, entry.time_ms, entry.kind, payloads))
             payloads.append(entry.payload)
     return _encode((request.vote, request.prev_log_id, request.leader_commit, request.lease_ms, runs))
 
@@ -257,45 +248,38 @@ def decode_append(body: bytes | msgspec.Raw) -> AppendEntriesRequest:
         raw = _decode_append(body)
     except _UNDECODABLE as error:
         raise FrameError(f"not a valid frame: {error}") from None
-    prev, commit, runs = raw.prev_log_id, raw.leader_commit, raw.runs
+    prev, commit = raw.prev_log_id, raw.leader_commit
     ours = raw.vote.leader_id
     _check_leader_id(ours)
-    last_leader: LeaderId | None = None
-    expected = 0
-    if prev is not None:
-        expected = prev.index + 1
-        last_leader = prev.leader_id
-        if last_leader == ours:
-            last_leader = ours
-        else:
-            _check_leader_id(last_leader)
     if commit is not None and commit.leader_id != ours:
         _check_leader_id(commit.leader_id)
+    leader: LeaderId | None = None
+    expected = 0
+    if prev is not None:
+        expected, leader = prev.index + 1, prev.leader_id
+        if leader != ours:
+            _check_leader_id(leader)
     entries: Sequence[Entry] = []
     joined: EntryLog | None = None
-    for run in runs:
-        if run.term == ours.term and run.node_id == ours.node_id:
-            leader = ours  # checked
-        else:
-            leader = LeaderId(run.term, run.node_id)
-            _check_leader_id(leader)
-        payloads = run.payloads
-        if run.first_index != expected or not payloads:
-            raise FrameError(f"a run of {len(payloads)} entries starts at {run.first_index}, {expected} was due")
-        if leader is not last_leader:
-            if last_leader is not None and leader < last_leader:
-                raise FrameError(f"entries of {leader} after entries of {last_leader}")
-            last_leader = leader
+    for run in raw.runs:
+        first, payloads = run.first, run.payloads
+        if first.index != expected or not payloads:
+            raise FrameError(f"a run of {len(payloads)} entries starts at {first.index}, {expected} was due")
+        if first.leader_id != leader:
+            _check_leader_id(first.leader_id)
+            if leader is not None and first.leader_id < leader:
+                raise FrameError(f"entries of {first.leader_id} after entries of {leader}")
+            leader = first.leader_id
         if run.kind == MEMBERSHIP:
             for payload in payloads:
                 _guarded(decode_membership, payload)  # it counts as soon as it is in the log: it must be one
-        together = proposed(LogId(leader, expected), run.time_ms, run.kind, payloads)
         expected += len(payloads)
-        if len(runs) == 1:
+        together = proposed(first, run.time_ms, run.kind, payloads)
+        if not entries:
             entries = together
-            break
+            continue
         if joined is None:
-            joined = EntryLog()
+            entries = joined = EntryLog(entries)
         joined.extend(together)
     if joined is not None:
         entries = joined[:]

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+import msgspec
+
 from raftkit_core.engine.commands import Replicate, ReplicateSnapshot
 from raftkit_core.errors import NetworkError, PayloadTooLarge, RPCError, RPCTimeout, StorageError
 from raftkit_core.network.interface import RaftNetwork
@@ -35,38 +37,19 @@ LOST_BEFORE_SHRINKING = 2
 """Appends in a row that got no answer."""
 
 
-class Outgoing:
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """One request, and what every stream that sends it has to know about it."""
 
-    __slots__ = (
-        "commit",
-        "count",
-        "last",
-        "last_index",
-        "request",
-        "session",
-        "size_bytes",
-        "start",
-        "stop",
-        "timeout",
-    )
-
-    def __init__(
-        self, command: Replicate, start: int, stop: int, request: AppendEntriesRequest, base_timeout: float
-    ) -> None:
-        self.session = command.session
-        self.commit = command.leader_commit
-        self.start = start
-        self.stop = stop
-        entries = request.entries
-        self.request = request
-        self.count = len(entries)
-        self.last = last_log_id(entries) if entries else request.prev_log_id
-        """The log id a peer has when it has taken this."""
-        self.last_index = index_of(self.last)
-        self.size_bytes = payload_bytes(entries)
-        self.timeout = base_timeout + self.size_bytes / (1024 * 1024)
-        """In seconds."""
+    session: int
+    start: int
+    stop: int
+    request: AppendEntriesRequest
+    last: LogId | None
+    last_index: int
+    """Where the log of a peer ends when it has taken this."""
+    size_bytes: int
+    timeout: float
+    """In seconds."""
 
 
 class RequestCache:
@@ -86,7 +69,7 @@ class RequestCache:
             and newest.start == start
             and newest.stop == stop
             and newest.session == command.session
-            and (newest.commit is command.leader_commit or newest.commit == command.leader_commit)
+            and newest.request.leader_commit == command.leader_commit
         ):
             return newest
         return None
@@ -103,7 +86,12 @@ class RequestCache:
     ) -> Outgoing:
         """A new one, of what was read."""
         request = AppendEntriesRequest(command.vote, prev, entries, command.leader_commit, lease_ms)
-        newest = self._newest = Outgoing(command, start, stop, request, base_timeout)
+        last = last_log_id(entries) if entries else prev
+        size_bytes = payload_bytes(entries)
+        timeout = base_timeout + size_bytes / (1024 * 1024)
+        newest = self._newest = Outgoing(
+            command.session, start, stop, request, last, index_of(last), size_bytes, timeout
+        )
         return newest
 
     def clear(self) -> None:
@@ -236,7 +224,7 @@ class ReplicationStream:
         response = reply.outcome
         if reply.failed:
             self._append.failed()
-            self._on_error(response, command.epoch, outgoing.count)
+            self._on_error(response, command.epoch, len(outgoing.request.entries))
             if self._queue:
                 self._pump()  # of a later epoch, which waited for the room this one took
             return

@@ -111,8 +111,7 @@ class ReplicationHandler:
         if entry.state is PIPELINE:
             last_index = self._parts.state.log.last_index
             config = self._parts.config
-            while entry.next_index <= last_index and len(entry.inflight) < config.max_inflight:
-                start = entry.next_index
+            while (start := entry.next_index) <= last_index and len(entry.inflight) < config.max_inflight:
                 end = start + config.max_payload_entries - 1
                 if end > last_index:
                     end = last_index
