@@ -11,7 +11,8 @@ import pytest
 from raftkit_cli.endpoints import all_contexts
 from raftkit_cli.node_log import NodeLog
 from raftkit_cli.output import Output
-from raftkit_core.errors import AccessDenied, StorageFull, Unreachable
+from raftkit_core.errors import AccessDenied, StorageFull, UnknownScheme, Unreachable
+from raftkit_core.plugins import LoadedPlugins
 
 
 @pytest.mark.parametrize(
@@ -101,3 +102,13 @@ def test_a_full_disk_is_told_in_words_and_with_v_where_it_was_found(capsys: pyte
     finally:
         root.handlers[:] = before[0]
         root.setLevel(before[1])
+
+
+def test_everything_that_is_missing_is_installed_by_one_command(raftkit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(_plugins: object, kind: str, scheme: str) -> None:
+        raise UnknownScheme(f"no {kind} is called {scheme}", hint=f"pip install raftkit-{scheme}")
+
+    monkeypatch.setattr(LoadedPlugins, "find", find)
+    error = raftkit.json("demo", code=9)["error"]
+    assert error["message"] == "no storage is called sqlite; no network is called http"
+    assert error["hint"] == "pip install raftkit-sqlite raftkit-http"

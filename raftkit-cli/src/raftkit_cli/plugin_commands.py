@@ -11,6 +11,7 @@ from raftkit_cli.options import Invocation
 
 if TYPE_CHECKING:
     from raftkit_core.plugins import LoadedPlugins
+    from raftkit_core.plugins.registry import Kind
 
 
 def loaded_plugins(invocation: Invocation) -> LoadedPlugins:
@@ -55,9 +56,9 @@ def check_schemes(invocation: Invocation, *, storage: str, network: str) -> bool
     from raftkit_core.plugins import AdapterUrl
 
     plugins = loaded_plugins(invocation)
-    plugins.find("storage", AdapterUrl.parse(storage.replace("{id}", "n1")).scheme)
     transport = AdapterUrl.parse(network).scheme
-    plugins.find("network", transport)
+    wanted: dict[Kind, str] = {"storage": AdapterUrl.parse(storage.replace("{id}", "n1")).scheme, "network": transport}
+    _find_all(plugins, wanted)
     if transport == "memory":
         raise ConfigError(
             "the memory network does not reach other processes", hint="leave --network out, or take --network http:"
@@ -66,3 +67,22 @@ def check_schemes(invocation: Invocation, *, storage: str, network: str) -> bool
         return True
     plugins.find("clients", "http")
     return False
+
+
+def _find_all(plugins: LoadedPlugins, wanted: dict[Kind, str]) -> None:
+    """Raises: PluginError; UnknownScheme that names all that is missing, so that one command installs it."""
+    from raftkit_core.errors import UnknownScheme
+
+    missing = []
+    for kind, scheme in wanted.items():
+        try:
+            plugins.find(kind, scheme)
+        except UnknownScheme as error:
+            missing.append(error)
+    if not missing:
+        return
+    install = "pip install "
+    if len(missing) == 1 or not all((error.hint or "").startswith(install) for error in missing):
+        raise missing[0]
+    names = " ".join((error.hint or "").removeprefix(install) for error in missing)
+    raise UnknownScheme("; ".join(error.message for error in missing), hint=install + names)
