@@ -220,6 +220,31 @@ class _Accepted:
         self.handler.drop()
 
 
+async def next_connection(listening: socket.socket) -> tuple[socket.socket, Any]:
+    """As ``loop.sock_accept``, but a caller that is cancelled leaves a connection that comes just then to the system,
+    which ends it, and holds it no more than the caller does. Raises: OSError."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            return listening.accept()
+        except (BlockingIOError, InterruptedError):
+            pass
+        came: asyncio.Future[None] = loop.create_future()
+        try:
+            loop.add_reader(listening, _wake, came)
+        except NotImplementedError:  # the loop of Windows
+            return await loop.sock_accept(listening)
+        try:
+            await came
+        finally:
+            loop.remove_reader(listening)
+
+
+def _wake(came: asyncio.Future[None]) -> None:
+    if not came.done():
+        came.set_result(None)
+
+
 async def _take_over(sock: socket.socket, handler: GuardedHandler, tls: ssl.SSLContext | None) -> None:
     """Have ``handler`` speak on ``sock``, behind ``tls``. Raises: OSError, TimeoutError."""
     loop = asyncio.get_running_loop()
@@ -317,12 +342,11 @@ class Listener:
         self._sockets = self._sockets[:0]
 
     async def _accept(self, sock: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
         complained = False
         failures = 0
         while True:
             try:
-                connection, address = await loop.sock_accept(sock)
+                connection, address = await next_connection(sock)
             except OSError as error:
                 if error.errno not in _OUT_OF_DESCRIPTORS:
                     # That connection was gone before it was accepted. What fails again and again must not spin.
@@ -353,20 +377,24 @@ class Listener:
         self._by_host.setdefault(host, {})[accepted] = None
         accepted.handler._on_lost = lambda: self._forget(accepted)
         accepted.handler._on_malformed = self._count_malformed
-        accepted.opening = asyncio.get_running_loop().create_task(self._connect(accepted), name="open connection")
+        taking_over = _take_over(connection, accepted.handler, self._tls)
+        accepted.opening = asyncio.get_running_loop().create_task(taking_over, name="open connection")
+        accepted.opening.add_done_callback(lambda task: self._opened(accepted, task))
 
-    async def _connect(self, accepted: _Accepted) -> None:
-        made = False
-        try:
-            await _take_over(accepted.socket, accepted.handler, self._tls)
-            made = True
-        except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
-            logger.debug("a connection from %s was not opened: %s", accepted.host, error)
-        finally:
-            accepted.opening = None
-            if not made:
-                accepted.socket.close()
-                self._forget(accepted)
+    def _opened(self, accepted: _Accepted, opening: asyncio.Task[None]) -> None:
+        """Not a part of the task: one that is cancelled before its first step runs none of its code."""
+        accepted.opening = None
+        error = None
+        if not opening.cancelled():
+            error = opening.exception()
+            if error is None:
+                return
+            if not isinstance(error, OSError | TimeoutError):  # ssl.SSLError is an OSError
+                logger.error("a connection from %s could not be opened", accepted.host, exc_info=error)
+            else:
+                logger.debug("a connection from %s was not opened: %s", accepted.host, error)
+        accepted.socket.close()
+        self._forget(accepted)
 
     def _forget(self, accepted: _Accepted) -> None:
         self._open.pop(accepted, None)
