@@ -68,7 +68,7 @@ _ALL = (
         "queues are bounded, and nothing is left when a node has ended",
         "oracle",
         "ending",
-        "tests/runtime/test_fail_stop.py",
+        "tests/runtime/test_hanging_adapters.py",
     ),
     _rule("S30", "one seed is one run, in every process", "tests/simulation/test_runtime_run.py"),
     _rule("S31", "a session is not ended while its client may count on it", "oracle"),
