@@ -67,6 +67,7 @@ SUCCESS = {
     "plugins trace": [],
     "plugins new": ["storage", "lmdb"],
     "plugins check": ["sqlite:n1.db", "-k", "test_l4"],
+    "doctor": [],
     "version": [],
     "sim": ["--ring", "engine", "--seeds", "1", "--seconds", "2"],
     "certs dev": ["n1", "--host", "n1.example"],

@@ -48,6 +48,7 @@ class Root(LazyGroup):
         ),
         "sim": ("raftkit_cli.verbs.sim:sim", "Simulate clusters under faults and check every step."),
         "plugins": ("raftkit_cli.verbs.plugins:plugins", "What is installed and what it provides."),
+        "doctor": ("raftkit_cli.verbs.doctor:doctor", "What is wrong here, and how to mend it."),
         "version": ("raftkit_cli.verbs.version:version", "Versions of raftkit and its parts."),
     }
 
