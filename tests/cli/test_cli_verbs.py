@@ -157,6 +157,18 @@ def test_member_add_waits_until_the_learner_has_caught_up(raftkit: Any) -> None:
     assert result.stdout == "n4 is a learner and has caught up. Make it a voter: raftkit member promote n4\n"
 
 
+def test_member_add_makes_a_voter_once_it_has_caught_up(raftkit: Any) -> None:
+    result = raftkit("member", "add", "n4", "fake://n4", "--voter")
+    assert "after : 4 voters (n1, n2, n3, n4), quorum 3, tolerates 1 failed" in result.stderr
+    assert result.stdout == "n4 has caught up and is a voter\n"
+    assert ("change_membership", (["n1", "n2", "n3", "n4"], True, False)) in raftkit.cluster.calls
+    both = raftkit.json("member", "add", "n5", "fake://n5", "--voter", "--no-wait", code=2)["error"]
+    assert "leave out --no-wait" in both["message"]
+    raftkit.cluster.learner_behind = [5000]
+    raftkit.json("member", "add", "n5", "fake://n5", "--voter", "--wait", "200ms", code=124)
+    assert raftkit.cluster.members["n5"][1] is False, "what does not catch up gets no vote"
+
+
 def test_member_add_that_does_not_catch_up_is_a_timeout_that_says_what_next(raftkit: Any) -> None:
     raftkit.cluster.learner_behind = [5000]
     document = raftkit.json("member", "add", "n4", "fake://n4", "--wait", "300ms", code=124)

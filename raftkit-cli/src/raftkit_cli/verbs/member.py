@@ -57,35 +57,55 @@ def list_members(invocation: Invocation) -> None:
 @click.option("--client", "client_url", metavar="URL", help="Where clients reach it, if that is another address.")
 @click.option("--wait", type=Duration(), default="60s", show_default=True, help="How long it may take to catch up.")
 @click.option("--no-wait", is_flag=True, help="Return as soon as the learner is a member.")
+@click.option("--voter", is_flag=True, help="Make it a voter as soon as it has caught up.")
 @_dry_run
 @pass_invocation
 def add(
-    invocation: Invocation, node: str, url: str, client_url: str | None, wait: float, no_wait: bool, dry_run: bool
+    invocation: Invocation,
+    node: str,
+    url: str,
+    client_url: str | None,
+    wait: float,
+    no_wait: bool,
+    voter: bool,
+    dry_run: bool,
 ) -> None:
     """Add NODE at URL as a learner, and wait until it has caught up.
 
-    Start it first: raftkit node run --id NODE --network URL …   Make it a voter afterwards: raftkit member promote.
+    Start it first: raftkit node run --id NODE --network URL …   Make it a voter at once by --voter, or afterwards by
+    raftkit member promote.
     """
     from raftkit_core.types.membership import Node
 
     check_node_id(node)
+    if voter and no_wait:
+        raise click.UsageError("a voter is made when it has caught up: leave out --no-wait, or --voter")
 
     async def work(client: ClusterClient) -> tuple[dict[str, Any], MembershipResult | None]:
         status = await leader_view(client)
-        change = _plan("add", node, _voters(status), _voters(status))
+        before = _voters(status)
+        change = _plan("add", node, before, sorted({*before, node}) if voter else before)
         if any(item.id == node and item.voter for item in status.members):
             raise CliError("CHANGE_MEMBERSHIP", f"{node} is a voter already", hint="raftkit member list")
+        if voter:
+            _tell(invocation, change)
         if dry_run:
             return change, None
         result = await client.add_learner(node, Node(url, client_url), blocking=False)
         if not no_wait:
             await _catch_up(invocation, client, node, wait)
+        if voter:
+            voters = _voters(await leader_view(client))
+            result = await client.change_membership(sorted({*voters, node}), retain=True)
         return change, result
 
-    limit = invocation.timeout_s if no_wait else wait + 2 * invocation.timeout_s
+    limit = invocation.timeout_s if no_wait else wait + 4 * invocation.timeout_s
     change, result = with_client(invocation, work, changes="the addition", limit_s=limit)
     done = "is a learner" if no_wait else "is a learner and has caught up"
-    _report(invocation, "member.add", change, result, f"{node} {done}. Make it a voter: raftkit member promote {node}")
+    text = f"{node} {done}. Make it a voter: raftkit member promote {node}"
+    if voter:
+        text = f"{node} has caught up and is a voter"
+    _report(invocation, "member.add", change, result, text)
 
 
 async def _catch_up(invocation: Invocation, client: ClusterClient, node: str, wait_s: float) -> None:
