@@ -152,9 +152,10 @@ class _Pipe:
     def flush(self) -> None:
         """Deliver what is ready, to a node that is corked; what is pushed meanwhile has its own turn."""
         frames, self._ready = self._ready, []
+        receive = self._receive
         try:
             for frame in frames:
-                self._receive(frame)
+                receive(frame)
         except FrameError as error:
             self._broken(error)
         except Exception as error:
@@ -211,8 +212,6 @@ class _MemoryLink(Link):
         )
         self._requests = _Pipe(hub, server.services[group], self.served.received, self._broken)
         self._answers = _Pipe(hub, service, connection.received, self._broken)
-        self._push = self._requests.push
-        self._push_answer = self._answers.push
 
     def send(self, frame: bytes, request_id: int) -> None:
         if self._aborted:
@@ -220,7 +219,7 @@ class _MemoryLink(Link):
         hub = self._hub
         if hub.is_undisturbed:
             hub.counts[KIND_NAMES[frame[1]]] += 1  # as kind_of
-            self._push(frame)
+            self._requests.push(frame)
             return
         try:
             verdict = hub.judge(self._src, self._dst, frame)
@@ -261,7 +260,7 @@ class _MemoryLink(Link):
         if self._aborted:
             return
         if self._hub.is_undisturbed:
-            self._push_answer(frame)
+            self._answers.push(frame)
             return
         if self._hub.fault(self._dst, self._src) is not None:
             return

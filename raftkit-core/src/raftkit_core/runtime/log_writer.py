@@ -222,24 +222,24 @@ class LogWriter:
     def kick(self) -> None:
         """Start writing what has gathered, unless a write is under way. One that finishes at once is followed by the
         next: ``written`` tells, and nobody is called."""
-        queue = self.queue
+        queue, now = self.queue, self._now
         while queue and self._task is None and not self._dead:
             head = queue[0]
             if type(head) is SaveLease:
                 queue.popleft()
-                self._began = self._now()
+                self._began = now()
                 self._start(self._save_lease(head.lease_ms), head.io_id, self.durable_index)
                 return
             io_id, batch, last_index = self._next_batch()
             storage = self.storage
-            began = self._began = self._now()
+            began = self._began = now()
             try:
                 result = storage.write(batch)
             except Exception as error:
                 self._stalls.ran(storage, "write", began)
                 self._fail(error)
                 return
-            seconds = self._now() - began
+            seconds = now() - began
             if seconds > STALL_SECONDS:
                 self._stalls.ran(storage, "write", began)
             if result is not None:
