@@ -136,7 +136,7 @@ async def test_a_damaged_entry_among_others_is_refused_alone_on_every_node() -> 
     async with memory_cluster(3) as cluster:
         leader = await cluster.leader()
         core = leader._core
-        good, _ = leader._payload_of(Put("k", b"v"))
+        good, _ = leader._envelopes.of(Put("k", b"v"))
         damaged = [
             encode_envelope(Envelope(1, "kv/1", 0, 0, 0, b"\x93\xa3put\xa1k")),
             encode_envelope(Envelope(1, "kv/1", 0, 0, 0, KvCodec().encode_command(Put("k", b"v")) + b"\xc0")),

@@ -152,7 +152,7 @@ async def test_a_caller_that_writes_alone_waits_for_no_turn_of_the_loop() -> Non
     """Nobody will join its write: it is in the log when the call returns."""
     async with memory_cluster(3) as cluster:
         core = (leader := await cluster.leader())._core
-        payload, _ = leader._payload_of(Put("a", b"1"))
+        payload, _ = leader._envelopes.of(Put("a", b"1"))
         for _ in range(3):
             await core.propose(payload, 1.0)
         before = core.engine.state.log.last_index
@@ -167,7 +167,7 @@ async def test_a_caller_that_writes_alone_waits_for_no_turn_of_the_loop() -> Non
 async def test_callers_that_write_side_by_side_share_an_append_from_the_first_round_on() -> None:
     async with memory_cluster(3) as cluster:
         core = (leader := await cluster.leader())._core
-        payload, _ = leader._payload_of(Put("a", b"1"))
+        payload, _ = leader._envelopes.of(Put("a", b"1"))
         appends: list[int] = []
         append = core.writer.append
         core.runner._actions[AppendInputEntries] = lambda order: appends.append(len(order.entries)) or append(order)
@@ -204,7 +204,7 @@ async def test_a_single_voter_whose_writes_need_nobody_leaves_others_their_time(
 async def test_an_engine_that_breaks_on_a_write_stops_the_node_and_whoever_wrote_is_told(alone: bool) -> None:
     async with memory_cluster(3) as cluster:
         core = (leader := await cluster.leader())._core
-        payload, _ = leader._payload_of(Put("a", b"1"))
+        payload, _ = leader._envelopes.of(Put("a", b"1"))
         for _ in range(3):
             await core.propose(payload, 1.0)
         if not alone:

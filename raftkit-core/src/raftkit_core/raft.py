@@ -92,8 +92,9 @@ class Raft:
         self._reads = LinearizableReads(core)
         self._members = MembershipChanges(core, identity, service, adapters.network, self.wait)
         self._sessions = SessionService(core, self._reads, lambda: identity.current.cluster_id)
-        envelopes = Envelopes(self.machine, self._sessions, max_entry_bytes=core.config.max_entry_bytes)
-        self._payload_of = envelopes.of
+        envelopes = self._envelopes = Envelopes(
+            self.machine, self._sessions, max_entry_bytes=core.config.max_entry_bytes
+        )
         self._operations = OperationRunner(core, self.machine, envelopes, self._members, self._sessions, self.report)
         self._forwarder = Forwarder(core, self._operations.run)
         self._surveyor = Surveyor(core, self._forwarder, self.report)
@@ -319,14 +320,14 @@ class Raft:
         Raises: ForwardToLeader, QuorumNotEnough, Overloaded, BadCommand, ConditionFailed (nothing entered the log);
         CommandRejected (the machine refused it); NotApplied; OutcomeUnknown (deadline, shutdown).
         """
-        payload, decoded = self._payload_of(command)
+        payload, decoded = self._envelopes.of(command)
         return await self._core.propose(payload, timeout, condition, decoded)
 
     def client_write_ff(
         self, command: Any, *, timeout: float = WRITE_TIMEOUT, condition: WriteCondition | None = None
     ) -> asyncio.Future[ClientWriteResponse]:
         """Propose ``command`` and return the future of its result at once."""
-        payload, decoded = self._payload_of(command)
+        payload, decoded = self._envelopes.of(command)
         return self._core.propose(payload, timeout, condition, decoded)
 
     async def client_write_many(

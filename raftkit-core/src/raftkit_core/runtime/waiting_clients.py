@@ -140,11 +140,7 @@ class WaitingClients:
                 continue
             log_ids = map(LogId, repeat(leader_id), range(writers.first, writers.first + count))
             if all_done:
-                for future, done in zip(futures, map(ClientWriteResponse, log_ids, their_results), strict=True):
-                    try:
-                        future.set_result(done)
-                    except InvalidStateError:
-                        assert future.done()  # whoever waited has given up
+                _set_results(futures, map(ClientWriteResponse, log_ids, their_results))
                 continue
             for future, log_id, result in zip(futures, log_ids, their_results, strict=True):
                 if not future.done():
@@ -287,3 +283,14 @@ class WaitingClients:
                 )
                 error.__cause__ = stopped
                 future.set_exception(error)
+
+
+def _set_results(futures: Sequence[asyncio.Future[Any]], results: Iterator[Any]) -> None:
+    """One for each; who has given up is passed over."""
+    told = map(asyncio.Future.set_result, futures, results)
+    while True:
+        try:
+            deque(told, maxlen=0)
+        except InvalidStateError:
+            continue
+        return

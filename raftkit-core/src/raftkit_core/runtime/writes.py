@@ -105,7 +105,7 @@ class Writes:
             return []
         payloads, commands = [payload for payload, _ in made], [command for _, command in made]
         loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[Any]] = [loop.create_future() for _ in payloads]
+        futures: list[asyncio.Future[Any]] = [asyncio.Future(loop=loop) for _ in payloads]
         size_bytes = sum(len(payload) for payload in payloads)
         size_bytes_max = self._core.config.max_uncommitted_bytes
         if size_bytes > size_bytes_max and len(payloads) > 1:

@@ -33,7 +33,8 @@ class KvCodec(MsgspecCodec):
             key = command.key
             if type(key) is str and key:
                 try:
-                    body = self._encode(command)
+                    encode = self._encode
+                    body = encode(command)
                 except ValueError as error:  # a key that is no text
                     raise BadCommand(f"the command cannot be encoded: {error}") from error
                 if len(body) <= MAX_KEY_BYTES or len(key) <= _CERTAINLY_SHORT:
