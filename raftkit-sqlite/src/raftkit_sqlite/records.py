@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from itertools import count, repeat
+from itertools import count
 from typing import TypeAlias
 from zlib import crc32
 
-from raftkit_core.types.entry import Entries, Entry
+from raftkit_core.types.entry import Entries, Entry, times_of
 from raftkit_core.types.ids import NodeId
 from raftkit_core.types.log_id import LogId
 from raftkit_core.types.vote import LeaderId
@@ -40,8 +40,9 @@ def rows_of(entries: Iterable[Entry], start: int) -> list[EntryRow]:
         kind, term, node_id = entries.kind, entries.first.term, entries.first.leader_id.node_id
         leader_bytes = node_id.encode()
         size = len(leader_bytes)
-        times = repeat(entries.time_ms) if entries.times is None else entries.times
-        for index, time_ms, payload in zip(count(entries.first.index), times, entries.payloads, strict=False):
+        for index, time_ms, payload in zip(
+            count(entries.first.index), times_of(entries), entries.payloads, strict=False
+        ):
             crc = crc32(payload, crc32(head(index, term, time_ms, kind, size) + leader_bytes, start))
             rows.append((index, term, node_id, time_ms, kind, payload, crc))
         return rows

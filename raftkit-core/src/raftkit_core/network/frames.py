@@ -60,7 +60,7 @@ class AppendedRun(msgspec.Struct, array_like=True, gc=False):
     first: LogId
     time_ms: Natural
     kind: _EntryKind
-    payloads: list[_Payload]
+    payloads: tuple[_Payload, ...]
 
 
 class AppendBody(msgspec.Struct, array_like=True, gc=False):

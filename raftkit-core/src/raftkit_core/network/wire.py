@@ -221,7 +221,7 @@ def encode_append(request: AppendEntriesRequest) -> bytes:
     """Raises: ValueError if the entries are not consecutive: ours must be."""
     entries = request.entries
     expected = next_index(request.prev_log_id)
-    runs: list[tuple[LogId, int, int, list[bytes]]] = []
+    runs: list[tuple[LogId, int, int, Sequence[bytes]]] = []
     if type(entries) is Entries and entries.times is None:
         if entries.first.index != expected:
             raise ValueError(f"entry {entries.first} where index {expected} was due")

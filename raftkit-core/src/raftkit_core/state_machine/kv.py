@@ -27,9 +27,9 @@ class Overwritten(NoneRefused[WriteResult]):
 
     __slots__ = ("_first", "_revisions")
 
-    def __init__(self, first: int, revisions: list[int]) -> None:
+    def __init__(self, first: int, revisions: Sequence[int]) -> None:
         self._first = first
-        self._revisions = revisions
+        self._revisions = tuple(revisions)  # it is kept for a while: see Entries
 
     def __len__(self) -> int:
         return len(self._revisions)
@@ -106,7 +106,7 @@ class KvStateMachine(RaftStateMachine):
                         self._keys.add(key)
         return results
 
-    def _overwrite(self, commands: Sequence[KvCommand], first: int) -> list[int]:
+    def _overwrite(self, commands: Sequence[KvCommand], first: int) -> Sequence[int]:
         """Carry out ``commands`` as long as each puts a new value to a key that is there: what nearly every command
         does. Gives the revision that each of them replaced. :func:`decide` says the same, for the price of a call."""
         cells = self._cells

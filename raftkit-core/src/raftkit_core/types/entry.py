@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import count, repeat
 from operator import attrgetter
@@ -51,12 +51,13 @@ class Entries(Sequence[Entry]):
     __slots__ = ("_only", "first", "kind", "last", "payloads", "size_bytes", "time_ms", "times")
 
     def __init__(
-        self, first: LogId, time_ms: int, kind: int, payloads: list[bytes], times: list[int] | None = None
+        self, first: LogId, time_ms: int, kind: int, payloads: Sequence[bytes], times: Sequence[int] | None = None
     ) -> None:
         self.first = first
         self.time_ms = time_ms
         self.kind = kind
-        self.payloads = payloads
+        # The garbage collector leaves a tuple of bytes alone once it has seen it, but looks at a list again and again.
+        self.payloads = payloads = tuple(payloads)
         self.times = times
         self._only: Entry | None = None
         length = len(payloads)
@@ -77,8 +78,7 @@ class Entries(Sequence[Entry]):
         if len(payloads) == 1:
             return iter((self[0],))
         log_ids = map(LogId, repeat(first.leader_id), count(first.index))
-        times = repeat(self.time_ms) if self.times is None else self.times
-        return map(Entry, log_ids, times, repeat(self.kind), payloads)
+        return map(Entry, log_ids, times_of(self), repeat(self.kind), payloads)
 
     @overload
     def __getitem__(self, at: int) -> Entry: ...
@@ -126,7 +126,12 @@ class Entries(Sequence[Entry]):
         return repr(list(self))
 
 
-def proposed(first: LogId, time_ms: int, kind: int, payloads: list[bytes]) -> Sequence[Entry]:
+def times_of(entries: Entries) -> Iterable[int]:
+    """The cluster time of each."""
+    return repeat(entries.time_ms, len(entries.payloads)) if entries.times is None else entries.times
+
+
+def proposed(first: LogId, time_ms: int, kind: int, payloads: Sequence[bytes]) -> Sequence[Entry]:
     """What is proposed together: of one payload a list, which is quicker to handle than an :class:`Entries` of one."""
     if len(payloads) == 1:
         return [Entry(first, time_ms, kind, payloads[0])]

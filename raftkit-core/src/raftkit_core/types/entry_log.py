@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, MutableSequence, Sequence
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from operator import attrgetter, eq
 from typing import overload
 
-from raftkit_core.types.entry import Entries, Entry
+from raftkit_core.types.entry import Entries, Entry, times_of
 from raftkit_core.types.log_id import LogId
-from raftkit_core.types.vote import LeaderId
 
 RUN_ENTRIES = 4096
 """A run that is as long is not added to: to cut off its begin moves the rest of it."""
+SHARED_ENTRIES = 64
+"""So many that were added together are a run as they are, which costs no copy of their columns."""
 
 FRESH_BATCHES = 64
 """So many additions are put into runs at once."""
@@ -25,24 +26,42 @@ _time_ms = attrgetter("time_ms")
 
 
 class _Run:
-    """Entries of one leader and kind with consecutive indexes."""
+    """Entries of one leader and kind with consecutive indexes, to which more are added."""
 
-    __slots__ = ("first_index", "kind", "leader_id", "payloads", "times")
+    __slots__ = ("first", "kind", "payloads", "times")
 
-    def __init__(self, leader_id: LeaderId, first_index: int, kind: int) -> None:
-        self.leader_id = leader_id
-        self.first_index = first_index
+    def __init__(self, first: LogId, kind: int, payloads: list[bytes], times: list[int]) -> None:
+        self.first = first
         self.kind = kind
-        self.payloads: list[bytes] = []
-        self.times: list[int] = []
+        self.payloads = payloads
+        self.times = times
 
-    def part(self, start: int, stop: int) -> Sequence[Entry]:
-        if start + 1 == stop:
-            log_id = LogId(self.leader_id, self.first_index + start)
-            return [Entry(log_id, self.times[start], self.kind, self.payloads[start])]
+    def part(self, start: int, stop: int) -> Entries:
         times = self.times[start:stop]
-        first = LogId(self.leader_id, self.first_index + start)
+        first = LogId(self.first.leader_id, self.first.index + start)
         return Entries(first, times[-1], self.kind, self.payloads[start:stop], times)
+
+
+def _joined(runs: Sequence[_Run | Entries], start: int, count: int) -> Sequence[Entry]:
+    """``count`` entries of consecutive ``runs``, from the place ``start`` of the first one on."""
+    stop = start + count
+    first, kind = runs[0].first, runs[0].kind
+    next_index = first.index
+    for run in runs:
+        if run.first.index != next_index or run.kind != kind or run.first.leader_id != first.leader_id:
+            return list(islice(chain.from_iterable(map(_all_of, runs)), start, stop))
+        next_index += len(run.payloads)
+    payloads = tuple(islice(chain.from_iterable([run.payloads for run in runs]), start, stop))
+    times = tuple(islice(chain.from_iterable(map(_times_of, runs)), start, stop))
+    return Entries(LogId(first.leader_id, first.index + start), times[-1], kind, payloads, times)
+
+
+def _all_of(run: _Run | Entries) -> Entries:
+    return run if type(run) is Entries else run.part(0, len(run.payloads))
+
+
+def _times_of(run: _Run | Entries) -> Iterable[int]:
+    return times_of(run) if isinstance(run, Entries) else run.times
 
 
 class EntryLog(MutableSequence[Entry]):
@@ -55,7 +74,7 @@ class EntryLog(MutableSequence[Entry]):
     __slots__ = ("_begin", "_end", "_fresh", "_next_index", "_runs", "_starts")
 
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
-        self._runs: list[_Run] = []
+        self._runs: list[_Run | Entries] = []
         self._starts: list[int] = []
         """How many entries were ever before each run."""
         self._fresh: list[Sequence[Entry]] = []
@@ -83,7 +102,7 @@ class EntryLog(MutableSequence[Entry]):
     def __iter__(self) -> Iterator[Entry]:
         self._settle()
         for run in self._runs:
-            yield from run.part(0, len(run.payloads))
+            yield from _all_of(run)
 
     @overload
     def __getitem__(self, at: int) -> Entry: ...
@@ -110,15 +129,9 @@ class EntryLog(MutableSequence[Entry]):
         number = bisect_right(starts, start) - 1
         run, before = self._runs[number], starts[number]
         if number + 1 == len(starts) or stop <= starts[number + 1]:
-            return run.part(start - before, stop - before)
-        found: list[Entry] = []
-        while True:
-            found += run.part(start - before, min(stop - before, len(run.payloads)))
-            number += 1
-            if number == len(starts) or stop <= starts[number]:
-                return found
-            run, start = self._runs[number], starts[number]
-            before = start
+            part = run.part(start - before, stop - before)
+            return part if stop - start > 1 else [part[0]]
+        return _joined(self._runs[number : bisect_left(starts, stop)], start - before, stop - start)
 
     def payloads(self) -> Iterator[bytes]:
         self._settle()
@@ -161,8 +174,10 @@ class EntryLog(MutableSequence[Entry]):
             if type(entries) is Entries:
                 self._settle_plain(plain)
                 plain = []
-                times = repeat(entries.time_ms, len(entries.payloads)) if entries.times is None else entries.times
-                self._add(entries.first, entries.kind, entries.payloads, times)
+                if len(entries.payloads) >= SHARED_ENTRIES:
+                    self._begin_run(entries)
+                else:
+                    self._add(entries.first, entries.kind, entries.payloads, times_of(entries))
             else:
                 plain += entries
         self._settle_plain(plain)
@@ -183,23 +198,28 @@ class EntryLog(MutableSequence[Entry]):
         for entry in entries:
             self._add(entry.log_id, entry.kind, [entry.payload], (entry.time_ms,))
 
-    def _add(self, first: LogId, kind: int, payloads: list[bytes], times: Iterable[int]) -> None:
+    def _add(self, first: LogId, kind: int, payloads: Sequence[bytes], times: Iterable[int]) -> None:
         """To the last run if ``first`` can follow in it, else to a new one."""
         last = self._runs[-1] if self._runs else None
         if (
-            last is None
+            type(last) is not _Run
             or first.index != self._next_index
             or kind != last.kind
             or len(last.payloads) >= RUN_ENTRIES
-            or first.leader_id != last.leader_id
+            or first.leader_id != last.first.leader_id
         ):
-            last = _Run(first.leader_id, first.index, kind)
-            self._runs.append(last)
-            self._starts.append(self._end)
+            self._begin_run(_Run(first, kind, [*payloads], [*times]))
+            return
         last.payloads += payloads
         last.times += times
         self._end += len(payloads)
-        self._next_index = first.index + len(payloads)
+        self._next_index += len(payloads)
+
+    def _begin_run(self, run: _Run | Entries) -> None:
+        self._runs.append(run)
+        self._starts.append(self._end)
+        self._end += len(run.payloads)
+        self._next_index = run.first.index + len(run.payloads)
 
     def __delitem__(self, at: int | slice) -> None:
         self._settle()
@@ -226,9 +246,12 @@ class EntryLog(MutableSequence[Entry]):
         self._end = end
         if runs:
             last, left = runs[-1], end - starts[-1]
-            del last.payloads[left:]
-            del last.times[left:]
-            self._next_index = last.first_index + left
+            if type(last) is _Run:
+                del last.payloads[left:]
+                del last.times[left:]
+            elif left < len(last.payloads):
+                runs[-1] = last.part(0, left)
+            self._next_index = last.first.index + left
 
     def _cut_before(self, begin: int) -> None:
         """Keep what is from the place ``begin`` on; that is something."""
@@ -237,9 +260,12 @@ class EntryLog(MutableSequence[Entry]):
         del starts[:number]
         del runs[:number]
         first, left = runs[0], begin - starts[0]
-        del first.payloads[:left]
-        del first.times[:left]
-        first.first_index += left
+        if type(first) is _Run:
+            del first.payloads[:left]
+            del first.times[:left]
+            first.first = LogId(first.first.leader_id, first.first.index + left)
+        elif left:
+            runs[0] = first.part(left, len(first.payloads))
         self._begin = starts[0] = begin
 
     @overload
