@@ -10,7 +10,6 @@ import asyncio
 import inspect
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from itertools import islice
 from typing import Any
 
 from raftkit_core.engine.commands import (
@@ -89,8 +88,7 @@ class LogTail:
 
     def purge(self, upto: int) -> None:
         """Forget everything up to ``upto``; the log may now begin beyond what was here."""
-        count = min(max(0, upto + 1 - self._first), len(self._entries))
-        self._drop(count, sum(map(len, islice(self._entries.payloads(), count))))
+        self._drop(*self._entries.head(max(0, upto + 1 - self._first)))
         self._first = max(self._first, upto + 1)
         self.end = max(self.end, self._first)
 
@@ -99,14 +97,7 @@ class LogTail:
         size_bytes = self.end_bytes - self._begin_bytes
         if size_bytes <= TRIM_ABOVE_BYTES:
             return
-        durable = durable_index + 1 - self._first
-        drop, dropped_bytes = 0, 0
-        for payload in self._entries.payloads():
-            if size_bytes - dropped_bytes <= TAIL_BYTES or drop >= durable:
-                break
-            dropped_bytes += len(payload)
-            drop += 1
-        self._drop(drop, dropped_bytes)
+        self._drop(*self._entries.head(durable_index + 1 - self._first, size_bytes - TAIL_BYTES))
 
     def _drop(self, count: int, size_bytes: int) -> None:
         """Forget the first ``count`` entries."""

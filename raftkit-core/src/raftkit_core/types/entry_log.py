@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, MutableSequence, Sequence
-from itertools import chain, islice, repeat
+from itertools import accumulate, chain, islice, repeat
+from math import inf
 from operator import attrgetter, eq
 from typing import overload
 
@@ -133,9 +134,23 @@ class EntryLog(MutableSequence[Entry]):
             return part if stop - start > 1 else [part[0]]
         return _joined(self._runs[number : bisect_left(starts, stop)], start - before, stop - start)
 
-    def payloads(self) -> Iterator[bytes]:
+    def head(self, count: int, enough_bytes: float = inf) -> tuple[int, int]:
+        """How many entries at the begin have ``enough_bytes`` of payload together, or ``count``; and how many bytes
+        these have. Whole runs of shared columns are not looked into."""
         self._settle()
-        return chain.from_iterable([run.payloads for run in self._runs])
+        found = size_bytes = 0
+        for run in self._runs:
+            if found >= count or size_bytes >= enough_bytes:
+                break
+            length = len(run.payloads)
+            run_bytes = run.size_bytes if isinstance(run, Entries) else sum(map(len, run.payloads))
+            if found + length > count or size_bytes + run_bytes > enough_bytes:
+                sizes = list(accumulate(map(len, run.payloads)))
+                length = min(bisect_left(sizes, enough_bytes - size_bytes) + 1, count - found)
+                run_bytes = sizes[length - 1]
+            found += length
+            size_bytes += run_bytes
+        return found, size_bytes
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, EntryLog | Entries | list):
