@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import hashlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import msgspec
@@ -304,6 +307,48 @@ def test_rows_survive_any_cut(cells: dict[str, tuple[bytes, int]], size: int) ->
 SOME_COMMANDS = st.builds(
     Put, st.text(st.characters(codec="utf-8"), min_size=1, max_size=9), st.binary(max_size=9), st.none() | st.just(3)
 )
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32))
+async def test_snapshots_are_views_of_their_moments_whatever_happens_until_they_are_written(seed: int) -> None:
+    """Commands are applied, other snapshots asked for, read on, given up, and the machine is restored meanwhile."""
+    random = Random(seed)
+    machine, index = KvStateMachine(), 0
+    under_way: list[tuple[Any, bytes, list[bytes]]] = []
+
+    def now() -> bytes:
+        rows = [(key, value, revision) for key, (value, revision) in sorted(machine._cells.items())]
+        return b"".join(encode_rows(iter(rows)))
+
+    for _ in range(random.randrange(5, 60)):
+        match random.randrange(8):
+            case 0 | 1:
+                under_way.append((machine.snapshot(), now(), []))
+            case 2 if under_way:
+                under_way.pop(random.randrange(len(under_way)))
+            case 3 if under_way:
+                stream, expected, chunks = random.choice(under_way)
+                if (chunk := await anext(stream, None)) is not None:
+                    chunks.append(chunk)
+                    assert expected.startswith(b"".join(chunks))
+            case 4 if random.random() < 0.3:
+                chunks = [chunk async for chunk in machine.snapshot()]
+                await machine.restore(_meta(index), _stream(chunks))
+            case _:
+                count = random.choice([1, 2, 9])
+                keys = random.choices("abcdefghij", k=count)
+                value = bytes(random.choice([1, 300_000]))
+                commands = [random.choice([Put(key, value), Put(key, b"x"), Delete(key)]) for key in keys]
+                machine.apply(_Batch(index + 1, commands))
+                index += count
+    for stream, expected, chunks in under_way:
+        assert b"".join([*chunks, *[chunk async for chunk in stream]]) == expected
+    under_way, stream = [], None
+    gc.collect()
+    for _ in range(5):
+        await asyncio.sleep(0)  # the loop ends those that were given up on the way
+    assert machine._views == [], "nothing is kept for snapshots that are written or given up"
 
 
 @given(

@@ -19,7 +19,10 @@ def test_random_changes_match_a_sorted_set(monkeypatch: pytest.MonkeyPatch, spli
     random = Random(split_count)
     model = {str(number) for number in range(50)}
     keys = OrderedKeys(sorted(model))
-    for _ in range(5000):
+    given: list[tuple[list[list[str]], list[str]]] = []
+    for step in range(5000):
+        if step % 250 == 0:
+            given.append((keys.parts(), sorted(model)))
         key = str(random.randrange(300))
         if key in model:
             keys.remove(key)
@@ -31,6 +34,8 @@ def test_random_changes_match_a_sorted_set(monkeypatch: pytest.MonkeyPatch, spli
         assert list(keys.iterate_from(start)) == sorted(known for known in model if known >= start)
         assert list(keys.iterate_from(start, inclusive=False)) == sorted(known for known in model if known > start)
     assert list(chain.from_iterable(keys.parts())) == sorted(model)
+    for parts, as_it_was in given:
+        assert list(chain.from_iterable(parts)) == as_it_was
 
 
 @given(st.sets(st.text()))

@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from itertools import chain, count, takewhile
+from itertools import count, takewhile
 from typing import Any, overload
+from weakref import ref
 
-from raftkit_core.state_machine.interface import AppliedEntries, ApplyBatch, NoneRefused, RaftStateMachine
+from raftkit_core.state_machine.interface import AppliedEntries, AppliedEntry, ApplyBatch, NoneRefused, RaftStateMachine
 from raftkit_core.state_machine.kv_codec import KvCodec
-from raftkit_core.state_machine.kv_rules import Cell, KvResult, check_query, check_revision, cut, decide
-from raftkit_core.state_machine.kv_stream import Row, RowDecoder, encode_rows
+from raftkit_core.state_machine.kv_rules import KvResult, check_query, check_revision, cut, decide
+from raftkit_core.state_machine.kv_stream import RowDecoder, encode_rows
+from raftkit_core.state_machine.kv_view import Cells, KvView
 from raftkit_core.state_machine.ordered_keys import OrderedKeys
 from raftkit_core.types.kv import KV_MACHINE, Get, KeyValue, KvCommand, ListKeys, Put, WriteResult
 from raftkit_core.types.log_id import index_of
 from raftkit_core.types.snapshot import SnapshotMeta
-
-Cells = dict[str, Cell]
-"""Value and revision by key. Never changed in place, so a shallow copy is a consistent view."""
 
 
 class Overwritten(NoneRefused[WriteResult]):
@@ -68,6 +67,8 @@ class KvStateMachine(RaftStateMachine):
         self.codec = KvCodec()
         self._cells: Cells = {}
         self._keys = OrderedKeys()
+        self._views: list[ref[KvView]] = []
+        """Those from which snapshots are written at the moment."""
 
     def __len__(self) -> int:
         return len(self._cells)
@@ -78,6 +79,8 @@ class KvStateMachine(RaftStateMachine):
         results: list[KvResult] = []
         give = results.append
         entries = batch.entries
+        if self._views:
+            self._keep(entries)
         commands: Iterable[tuple[int, KvCommand]]
         if type(entries) is AppliedEntries:
             first, listed = entries.first_index, entries.commands
@@ -142,8 +145,18 @@ class KvStateMachine(RaftStateMachine):
         return cut((KeyValue(key=key, value=cells[key][0], revision=cells[key][1]) for key in keys), query)
 
     def snapshot(self) -> AsyncIterator[bytes]:
-        """The view is taken here, at the call, by copying references; the values are never copied."""
-        return _stream(self._rows(self._cells.copy(), self._keys.parts()))
+        """The view is taken here, at the call; neither keys nor values are copied."""
+        view = KvView(self._cells, self._keys.parts())
+        self._views.append(ref(view, self._views.remove))
+        return _stream(view)
+
+    def _keep(self, entries: Sequence[AppliedEntry]) -> None:
+        """Have the views keep what ``entries`` may change."""
+        commands = entries.commands if type(entries) is AppliedEntries else [entry.command for entry in entries]
+        for reference in self._views:
+            view = reference()
+            if view is not None:
+                view.keep(self._cells, [command.key for command in commands])
 
     async def restore(self, meta: SnapshotMeta, chunks: AsyncIterator[bytes]) -> None:
         """See :meth:`RaftStateMachine.restore`. Raises: StorageCorrupt, and the state is as before."""
@@ -162,16 +175,13 @@ class KvStateMachine(RaftStateMachine):
     def digest(self) -> str:
         """sha256 over the snapshot stream."""
         digest = hashlib.sha256()
-        for chunk in encode_rows(self._rows(self._cells, self._keys.parts())):
+        for chunk in encode_rows(KvView(self._cells, self._keys.parts()).rows()):
             digest.update(chunk)
         return digest.hexdigest()
 
-    @staticmethod
-    def _rows(cells: Cells, parts: list[list[str]]) -> Iterator[Row]:
-        return ((key, *cells[key]) for key in chain.from_iterable(parts))
 
-
-async def _stream(rows: Iterator[Row]) -> AsyncIterator[bytes]:
-    for chunk in encode_rows(rows):
+async def _stream(view: KvView) -> AsyncIterator[bytes]:
+    """The machine knows the view as long as this is not at its end, nor given up."""
+    for chunk in encode_rows(view.rows()):
         yield chunk
         await asyncio.sleep(0)  # whoever takes the chunks may never wait, and apply must go on in between

@@ -20,14 +20,17 @@ class OrderedKeys:
         self._lists = [keys[start : start + half] for start in range(0, len(keys), half)]
         self._firsts = [part[0] for part in self._lists]
         """The first key of each list, or a lower one that was removed: no key of the list before is above it."""
+        self._is_shared = [False] * len(self._lists)
+        """Whether somebody was given the list: it is copied before it is changed."""
 
     def add(self, key: str) -> None:
         if not self._lists:
             self._lists.append([key])
             self._firsts.append(key)
+            self._is_shared.append(False)
             return
         at = max(bisect_right(self._firsts, key) - 1, 0)
-        part = self._lists[at]
+        part = self._own(at)
         insort(part, key)
         if key < self._firsts[at]:
             self._firsts[at] = key
@@ -35,6 +38,7 @@ class OrderedKeys:
             half = len(part) // 2
             self._lists.insert(at + 1, part[half:])
             self._firsts.insert(at + 1, part[half])
+            self._is_shared.insert(at + 1, False)
             del part[half:]
 
     def remove(self, key: str) -> None:
@@ -44,11 +48,18 @@ class OrderedKeys:
             part = self._lists[at]
             position = bisect_left(part, key)
             if position < len(part) and part[position] == key:
-                del part[position]
-                if not part:
-                    del self._lists[at], self._firsts[at]
+                del self._own(at)[position]
+                if not self._lists[at]:
+                    del self._lists[at], self._firsts[at], self._is_shared[at]
                 return
         raise KeyError(key)
+
+    def _own(self, at: int) -> list[str]:
+        """A list that may be changed."""
+        if self._is_shared[at]:
+            self._lists[at] = self._lists[at].copy()
+            self._is_shared[at] = False
+        return self._lists[at]
 
     def iterate_from(self, start: str, *, inclusive: bool = True) -> Iterator[str]:
         """Keys from ``start`` on, in order. The set must not change meanwhile."""
@@ -59,5 +70,7 @@ class OrderedKeys:
             yield from part[bisect(part, start) :] if index == at else part
 
     def parts(self) -> list[list[str]]:
-        """A copy, as sorted lists in order: quick to take, so that a snapshot's view holds nothing up."""
-        return [part.copy() for part in self._lists]
+        """What is in the set now, as sorted lists in order, which are not to be changed; the set does not change them
+        either. Quick to take, so that a snapshot's view holds nothing up."""
+        self._is_shared = [True] * len(self._lists)
+        return self._lists.copy()
