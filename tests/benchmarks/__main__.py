@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -43,22 +44,13 @@ def main() -> None:
         os.environ[NATIVE] = arguments.native
     pace = QUICK_PACE if arguments.quick else FULL
     names = arguments.case or list(TARGETS if arguments.targets else CASES)
-    kept = _kept(arguments.into, pace.name)
+    kept = [line for line in _kept(arguments.into) if line.pace == pace.name]
     names = [name for name in names if name not in {line.case for line in kept}]
-    report = Report(
-        started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        python=platform.python_version(),
-        machine=platform.machine(),
-        cores=os.cpu_count() or 0,
-        pace=pace.name,
-        load_before=max([line.load_before for line in kept], default=os.getloadavg()[0]),
-        rows=[],
-    )
     done, failed = asyncio.run(_run(names, pace, arguments.into, arguments.minutes))
-    order = list(CASES)
-    report.rows = [row for line in sorted([*kept, *done], key=lambda line: order.index(line.case)) for row in line.rows]
+    report = report_of(pace.name, [*kept, *done])
     if arguments.page is not None:
-        write_page(report, arguments.page)
+        others = [line for line in _kept(arguments.into) if line.pace != pace.name]
+        write_page(reports_of(pace.name, [*kept, *done, *others]), arguments.page)
     if arguments.json:
         sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
     else:
@@ -110,22 +102,46 @@ def _tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _kept(into: Path | None, pace: str) -> list[Done]:
-    """The cases of the same pace that an earlier run has measured."""
+def _kept(into: Path | None) -> list[Done]:
+    """The cases that an earlier run has measured."""
     if into is None or not into.exists():
         return []
-    lines = [msgspec.json.decode(line, type=Done) for line in into.read_bytes().splitlines()]
-    return [line for line in lines if line.pace == pace]
+    return [msgspec.json.decode(line, type=Done) for line in into.read_bytes().splitlines()]
+
+
+def report_of(pace: str, lines: Sequence[Done]) -> Report:
+    """What was measured at one pace, in the order of the cases."""
+    order = list(CASES)
+    return Report(
+        started_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        python=platform.python_version(),
+        machine=platform.machine(),
+        cores=os.cpu_count() or 0,
+        pace=pace,
+        load_before=max([line.load_before for line in lines], default=os.getloadavg()[0]),
+        rows=[row for line in sorted(lines, key=lambda line: order.index(line.case)) for row in line.rows],
+    )
+
+
+def reports_of(pace: str, lines: Sequence[Done]) -> list[Report]:
+    """Of ``pace``, and of other paces for the cases that were measured at those only."""
+    measured = {line.case for line in lines if line.pace == pace}
+    paces = [pace, *sorted({line.pace for line in lines if line.case not in measured})]
+    return [
+        report_of(each, [line for line in lines if line.pace == each and (each == pace or line.case not in measured)])
+        for each in paces
+    ]
 
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
-def write_page(report: Report, page: Path) -> None:
-    """Replace what is between the marks of ``page`` by the figures of ``report``."""
+def write_page(reports: Sequence[Report], page: Path) -> None:
+    """Replace what is between the marks of ``page`` by the figures of ``reports``, a table for each pace."""
+    tables = "\n\n".join(markdown(report) for report in reports)
     head, _, rest = page.read_text().partition(BEGIN)
     _, _, tail = rest.partition(END)
-    page.write_text(f"{head}{BEGIN}\n\n{markdown(report)}\n\n{END}{tail}")
+    page.write_text(f"{head}{BEGIN}\n\n{tables}\n\n{END}{tail}")
 
 
 def markdown(report: Report) -> str:
