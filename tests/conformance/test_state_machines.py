@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from raftkit_core.errors import CommandRejected
-from raftkit_core.state_machine.interface import RaftStateMachine
+from raftkit_core.state_machine.interface import ApplyBatch, NoneRefused, RaftStateMachine
 from raftkit_core.state_machine.kv import KvStateMachine
 from raftkit_core.state_machine.simple import SimpleStateMachine
-from raftkit_core.testing.conformance.machine_case import Opener
+from raftkit_core.testing.conformance.machine_case import Opener, apply, batch_of
 from raftkit_core.testing.conformance.state_machine import StateMachineConformance
+from raftkit_core.types.kv import Put
 from raftkit_sqlite import SqliteKvStateMachine
 
 
@@ -86,3 +88,17 @@ class TestSqliteKv(StateMachineConformance):
         assert isinstance(machine, SqliteKvStateMachine)
         _, database = machine._opened()
         await database.run(lambda connection: connection.execute("PRAGMA max_page_count=1").fetchall())
+
+
+class _Promised(list[Any], NoneRefused[Any]):
+    """A list that says that nothing in it is a refusal."""
+
+
+async def test_a_promise_that_nothing_was_refused_must_be_kept() -> None:
+    class Careless(KvStateMachine):
+        def apply(self, batch: ApplyBatch) -> Sequence[Any]:
+            return _Promised(super().apply(batch))
+
+    await apply(Careless(), batch_of(1, [Put("a", b"1")]))
+    with pytest.raises(AssertionError, match="M2"):
+        await apply(Careless(), batch_of(1, [Put("a", b"1", if_revision=7)]))

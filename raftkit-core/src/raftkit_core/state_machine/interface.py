@@ -125,7 +125,8 @@ class AppliedEntries(Sequence[AppliedEntry]):
 
 
 class NoneRefused(Sequence[T]):
-    """Results of commands none of which was refused: whoever tells the clients need not look at each of them."""
+    """Results of commands none of which was refused: whoever tells the clients need not look at each of them. A machine
+    may give such a sequence where it knows that; the conformance kit checks that it keeps its word."""
 
     __slots__ = ()
 

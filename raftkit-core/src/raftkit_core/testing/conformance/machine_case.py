@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from raftkit_core.plugins import load_plugins
-from raftkit_core.state_machine.interface import AppliedEntry, RaftStateMachine
+from raftkit_core.state_machine.interface import AppliedEntry, NoneRefused, RaftStateMachine
 from raftkit_core.testing.conformance.kit import ConformanceKit
 from raftkit_core.types.adapter import AdapterContext
 from raftkit_core.types.kv import CompareAndSet, Delete, Put
@@ -73,7 +73,10 @@ def meta_at(index: int, membership: StoredMembership | None = None) -> SnapshotM
 async def apply(machine: RaftStateMachine, batch: MadeBatch) -> Sequence[Any]:
     """Apply and wait, whether the machine finishes at once or later."""
     results = machine.apply(batch)
-    return await results if isinstance(results, Awaitable) else results
+    done: Sequence[Any] = await results if isinstance(results, Awaitable) else results
+    if isinstance(done, NoneRefused):
+        assert not any(isinstance(result, Exception) for result in done), "M2: a refusal among results without refusals"
+    return done
 
 
 async def apply_all(machine: RaftStateMachine, batches: Iterable[MadeBatch]) -> list[Any]:
