@@ -12,6 +12,7 @@ import ssl
 import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -378,6 +379,30 @@ async def test_a_connection_dropped_before_its_task_begins_is_closed() -> None:
         assert there.fileno() == -1
         assert listener.connections == 0
         here.close()
+
+
+async def test_a_loop_without_readers_accepts_in_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+
+    class WithoutReaders:
+        """As the usual loop of Windows is."""
+
+        create_future, sock_accept = loop.create_future, loop.sock_accept
+
+        def add_reader(self, *args: Any) -> None:
+            raise NotImplementedError
+
+    with socket.create_server(("127.0.0.1", 0)) as listening_socket, socket.socket() as caller:
+        listening_socket.setblocking(False)
+        caller.setblocking(False)
+        monkeypatch.setattr(listener_module, "asyncio", SimpleNamespace(get_running_loop=WithoutReaders))
+        async with asyncio.timeout(5):
+            accepting = asyncio.ensure_future(listener_module.next_connection(listening_socket))
+            await asyncio.sleep(0)  # nobody calls yet: it has to wait
+            await loop.sock_connect(caller, listening_socket.getsockname())
+            connection, address = await accepting
+        assert address == caller.getsockname()
+        connection.close()
 
 
 async def test_an_accept_that_keeps_failing_does_not_spin(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,7 +232,9 @@ async def next_connection(listening: socket.socket) -> tuple[socket.socket, Any]
         came: asyncio.Future[None] = loop.create_future()
         try:
             loop.add_reader(listening, _wake, came)
-        except NotImplementedError:  # the loop of Windows
+        except NotImplementedError:
+            # The usual loop of Windows has no readers. A connection that comes just when its accept is cancelled may
+            # stay open there until the process ends.
             return await loop.sock_accept(listening)
         try:
             await came

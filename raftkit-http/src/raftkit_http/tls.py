@@ -33,6 +33,10 @@ def certified_ids(certificate: Mapping[str, Any] | None) -> frozenset[NodeId]:
     return said or frozenset(name for kind, name in names if kind == "DNS" and name != "localhost")
 
 
+HANDSHAKE_ROUNDS_MAX = 16
+"""Of messages there and back; TLS 1.3 needs three."""
+
+
 def check_own(security: Security, node_id: NodeId) -> None:
     """Whether peers with the same CA will take this node's certificate for that of ``node_id``: by a handshake with
     itself, in memory. One that no CA here has signed is only warned of: others may know its CA.
@@ -47,8 +51,11 @@ def check_own(security: Security, node_id: NodeId) -> None:
     called = caller.wrap_bio(to_caller, to_server)
     server = _server_context(security, ssl.CERT_NONE).wrap_bio(to_server, to_caller, server_side=True)
     try:
-        while not (_step(called) & _step(server)):
-            pass
+        for _ in range(HANDSHAKE_ROUNDS_MAX):
+            if _step(called) & _step(server):
+                break
+        else:
+            raise ssl.SSLError("the handshake does not end")
     except ssl.SSLError as error:
         reason = getattr(error, "verify_message", None) or _reason(error)
         logger.warning("%s is not trusted by %s (%s): peers will refuse it", security.cert, security.ca, reason)
