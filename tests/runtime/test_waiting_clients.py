@@ -145,6 +145,28 @@ class Caller:
         return future.result().log_id, future.result().data
 
 
+async def test_commands_are_asked_for_nothing_but_whether_they_are_known() -> None:
+    class Undecided:
+        def __bool__(self) -> bool:
+            raise ValueError("neither true nor false")
+
+        def __eq__(self, other: object) -> bool:
+            raise ValueError("equal to nothing")
+
+        __hash__ = None  # type: ignore[assignment]
+
+    waiting, commands = WaitingClients(), [Undecided(), 0, ""]
+    waiting.wait_for_all(LogId(N1, 5), [writes(3, commands=commands)])
+    assert waiting.commands_of(LogId(N1, 5), LogId(N1, 7)) is commands
+
+
+async def test_a_batch_that_says_nothing_was_refused_has_a_result_for_each() -> None:
+    waiting = WaitingClients()
+    waiting.wait_for_all(LogId(N1, 5), [writes(3)])
+    with pytest.raises(AssertionError, match="a result for each entry"):
+        waiting.resolve_all(entries(N1, 5, 7), Overwritten(5, [1, 2]))
+
+
 async def test_commands_are_those_of_all_entries_or_of_none() -> None:
     waiting = WaitingClients()
     waiting.wait_for_all(LogId(N1, 5), [writes(3, commands=["e", "f", "g"]), writes(2, commands=["h", "i"])])

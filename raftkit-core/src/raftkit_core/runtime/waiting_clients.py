@@ -12,6 +12,7 @@ from asyncio import InvalidStateError
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
+from operator import is_not
 from typing import Any
 
 from raftkit_core.errors import NotApplied, OutcomeUnknown, RaftError, RPCTimeout
@@ -113,8 +114,7 @@ class WaitingClients:
                 commands = writers.commands
                 break
             commands += writers.commands[skipped : stop - writers.first]
-        # One that is false may be one that is not known.
-        return commands if len(commands) == stop - start and all(commands) else None
+        return commands if len(commands) == stop - start and all(map(is_not, commands, repeat(None))) else None
 
     def resolve_all(self, log: Sequence[Entry], results: Sequence[Any]) -> None:
         """Every entry of ``log`` was applied, with the result at its place; an error is a refusal."""
@@ -128,6 +128,7 @@ class WaitingClients:
             count = len(futures)
             start, stop = writers.first - first.index, writers.first - first.index + count
             their_results = results if count == len(results) else results[start:stop]
+            assert len(their_results) == count, "a result for each entry"
             if type(log) is Entries:
                 is_theirs = first.leader_id == leader_id
             else:
