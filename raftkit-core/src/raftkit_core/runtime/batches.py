@@ -26,6 +26,7 @@ from raftkit_core.types.entry import (
     decode_envelope,
     decode_membership,
     ends_of,
+    last_log_id,
     payloads_of,
     plain_decoder,
 )
@@ -77,7 +78,7 @@ class Batch:
     def __init__(self, log: Sequence[Entry], entries: Sequence[AppliedEntry], system: SystemMachine) -> None:
         self.log = log
         self.entries = entries
-        self.last_log_id = log.last if type(log) is Entries else log[-1].log_id
+        self.last_log_id = last_log_id(log)
         self._system = system
 
     def commands(self) -> Sequence[Entry]:

@@ -17,7 +17,6 @@ class Envelopes:
     """Makes the payloads of commands for one machine."""
 
     def __init__(self, machine: RaftStateMachine, sessions: SessionService, *, max_entry_bytes: int) -> None:
-        self._machine = machine
         self._machine_name = machine.name
         self.encode = checked_encoder_of(machine.codec)
         """The body of a command's envelope, and the command as it decodes; None where the codec does not say."""

@@ -64,12 +64,15 @@ class MsgspecCodec:
         self._result = msgspec.msgpack.Decoder(result_type)
 
     def encode_command(self, command: Any) -> bytes:
+        return self._encode_and_decode(command)[0]
+
+    def _encode_and_decode(self, command: Any) -> tuple[bytes, Any]:
+        """The body, and what it decodes to. Raises: BadCommand."""
         try:
             body = self._encoder.encode(command)
-            self._command.decode(body)
+            return body, self._command.decode(body)
         except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
             raise BadCommand(f"the command cannot be encoded: {error}") from error
-        return body
 
     def decode_command(self, body: bytes) -> Any:
         try:

@@ -40,12 +40,11 @@ class KvCodec(MsgspecCodec):
                 if len(body) <= MAX_KEY_BYTES or len(key) <= _CERTAINLY_SHORT:
                     return body, command  # either way the key is not too long, and decoding gives its equal
         try:
-            body = super().encode_command(command)
+            body, decoded = self._encode_and_decode(command)
         except BadCommand:
             if isinstance(command, Put | Delete | CompareAndSet) and isinstance(command.key, str):
                 check_command(command)  # says it better
             raise
-        decoded = self._command.decode(body)
         check_command(decoded)
         return body, decoded
 
